@@ -1,0 +1,3 @@
+//! Capture and restore, one module per kind of kernel object.
+
+pub mod fd;

@@ -1,0 +1,1 @@
+//! POLICY: what a stop means.

@@ -1,0 +1,292 @@
+//! Every unsafe block of the tracer: ptrace(2), wait4(2), process_vm_readv(2), pidfds, kcmp(2).
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Options every tracee gets: new threads and children are followed, exec is reported,
+/// syscall-stops are told apart. No EXITKILL: a job outlives its supervisor.
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACEEXEC
+    | libc::PTRACE_O_TRACESECCOMP
+    | libc::PTRACE_O_TRACESYSGOOD;
+
+/// General-purpose registers, `struct user_regs_struct`.
+pub type Regs = libc::user_regs_struct;
+
+fn check(result: libc::c_long) -> io::Result<i64> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A ptrace request whose `addr` and `data` are plain numbers.
+fn ptrace(request: u32, tid: i32, addr: usize, data: usize) -> io::Result<i64> {
+    // SAFETY: every caller passes a request for which addr and data are numbers, or data is
+    // the address of a live object of the size that ptrace(2) documents for it.
+    check(unsafe { libc::ptrace(request as _, tid, addr, data) })
+}
+
+/// PTRACE_SEIZE with [`OPTIONS`].
+///
+/// # Errors
+/// `EPERM` (not allowed or already traced), `ESRCH`.
+pub fn seize(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SEIZE, tid, 0, OPTIONS as usize).map(drop)
+}
+
+/// PTRACE_SETOPTIONS: [`OPTIONS`], with PTRACE_O_EXITKILL when `exitkill`.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped.
+pub fn set_exitkill(tid: i32, exitkill: bool) -> io::Result<()> {
+    let options = OPTIONS | if exitkill { libc::PTRACE_O_EXITKILL } else { 0 };
+    ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
+}
+
+/// PTRACE_INTERRUPT.
+///
+/// # Errors
+/// `ESRCH` when the thread is gone.
+pub fn interrupt(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0).map(drop)
+}
+
+/// PTRACE_CONT, delivering `signal` (0: none).
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn cont(tid: i32, signal: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// PTRACE_SYSCALL: runs to the next syscall entry or exit.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn syscall_step(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+}
+
+/// PTRACE_SINGLESTEP.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn single_step(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
+}
+
+/// PTRACE_LISTEN: stays in group-stop, but reports what ends it.
+///
+/// # Errors
+/// `EIO` when the thread is not in group-stop.
+pub fn listen(tid: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_LISTEN, tid, 0, 0).map(drop)
+}
+
+/// PTRACE_DETACH, delivering `signal`.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn detach(tid: i32, signal: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+}
+
+/// PTRACE_GETEVENTMSG.
+///
+/// # Errors
+/// `ESRCH` when the thread is gone.
+pub fn event_message(tid: i32) -> io::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    ptrace(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message)
+}
+
+/// PTRACE_GETREGS.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn regs(tid: i32) -> io::Result<Regs> {
+    // SAFETY: user_regs_struct is plain numbers; all zeroes is a value of it.
+    let mut regs: Regs = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, tid, 0, &raw mut regs as usize)?;
+    Ok(regs)
+}
+
+/// PTRACE_SETREGS.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone, `EIO` for values the kernel refuses.
+pub fn set_regs(tid: i32, regs: &Regs) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(regs) as usize).map(drop)
+}
+
+/// PTRACE_GETREGSET of `note` (NT_X86_XSTATE: 0x202) into a buffer of at most `max` bytes.
+///
+/// # Errors
+/// `ENODEV` when there is no such set.
+pub fn regset(tid: i32, note: usize, max: usize) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0u8; max];
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: max };
+    ptrace(libc::PTRACE_GETREGSET, tid, note, &raw mut iov as usize)?;
+    buf.truncate(iov.iov_len);
+    Ok(buf)
+}
+
+/// PTRACE_SETREGSET.
+///
+/// # Errors
+/// `EINVAL` when the CPU does not have what the set holds.
+pub fn set_regset(tid: i32, note: usize, data: &[u8]) -> io::Result<()> {
+    let mut iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    ptrace(libc::PTRACE_SETREGSET, tid, note, &raw mut iov as usize).map(drop)
+}
+
+/// PTRACE_GETSIGMASK: blocked signals, bit n-1 for signal n. For a thread inside
+/// sigsuspend(2) and the like it is the mask that will be put back.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn sigmask(tid: i32) -> io::Result<u64> {
+    let mut mask = 0u64;
+    ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// PTRACE_SETSIGMASK.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn set_sigmask(tid: i32, mask: u64) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as usize).map(drop)
+}
+
+/// A `siginfo_t` as its 128 bytes.
+pub type SigInfo = [u8; 128];
+
+/// PTRACE_GETSIGINFO: of the signal about to be delivered.
+///
+/// # Errors
+/// `EINVAL` when the thread is in group-stop.
+pub fn siginfo(tid: i32) -> io::Result<SigInfo> {
+    let mut info: SigInfo = [0; 128];
+    ptrace(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
+    Ok(info)
+}
+
+/// PTRACE_PEEKSIGINFO: all signals queued for the thread, or (`shared`) for its process.
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped or gone.
+pub fn queued_signals(tid: i32, shared: bool) -> io::Result<Vec<SigInfo>> {
+    let mut all = Vec::new();
+    loop {
+        let mut batch = [[0u8; 128]; 32];
+        let args = libc::ptrace_peeksiginfo_args {
+            off: all.len() as u64,
+            flags: u32::from(shared),
+            nr: 32,
+        };
+        let got = ptrace(
+            libc::PTRACE_PEEKSIGINFO,
+            tid,
+            &raw const args as usize,
+            batch.as_mut_ptr() as usize,
+        )? as usize;
+        all.extend_from_slice(&batch[..got]);
+        if got == 0 {
+            return Ok(all);
+        }
+    }
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13): address, size, signature, flags.
+///
+/// # Errors
+/// `EIO` on kernels without it.
+pub fn rseq(tid: i32) -> io::Result<(u64, u32, u32, u32)> {
+    const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+    #[repr(C)]
+    struct Config {
+        pointer: u64,
+        size: u32,
+        signature: u32,
+        flags: u32,
+        pad: u32,
+    }
+    let mut c = Config { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
+    ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<Config>(), &raw mut c as usize)?;
+    Ok((c.pointer, c.size, c.signature, c.flags))
+}
+
+/// wait4(2): `None` when WNOHANG found nothing.
+///
+/// # Errors
+/// `ECHILD`, `EINTR`.
+pub fn wait4(tid: i32, flags: i32) -> io::Result<Option<(i32, i32)>> {
+    let mut status = 0;
+    // SAFETY: status lives through the call; no rusage is asked for.
+    let got = unsafe { libc::wait4(tid, &raw mut status, flags, std::ptr::null_mut()) };
+    check(got.into()).map(|_| (got != 0).then_some((got, status)))
+}
+
+/// process_vm_readv(2) of one range; short when the range ends in unreadable memory.
+///
+/// # Errors
+/// `EFAULT` when not even the first byte can be read, `ESRCH`, `EPERM`.
+pub fn read_memory(pid: i32, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let remote = libc::iovec { iov_base: addr as *mut _, iov_len: buf.len() };
+    // SAFETY: local describes buf; the remote address is checked by the kernel.
+    let n = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    check(n as _).map(|n| n as usize)
+}
+
+/// process_vm_writev(2) of one range.
+///
+/// # Errors
+/// As [`read_memory`]; also for memory that is not writable.
+pub fn write_memory(pid: i32, addr: u64, buf: &[u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+    let remote = libc::iovec { iov_base: addr as *mut _, iov_len: buf.len() };
+    // SAFETY: local describes buf, which is only read; the remote address is checked by the kernel.
+    let n = unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    check(n as _).map(|n| n as usize)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = check(fd)? as RawFd;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_open(2).
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// pidfd_getfd(2): a duplicate of the process's descriptor `fd` (close-on-exec).
+///
+/// # Errors
+/// `EBADF` when the process has no such descriptor, `EPERM`.
+pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// kcmp(2) KCMP_FILE: do two descriptors share one open file description?
+///
+/// # Errors
+/// `EPERM`, `ESRCH`, `EBADF`.
+pub fn same_description(pid1: i32, fd1: i32, pid2: i32, fd2: i32) -> io::Result<bool> {
+    // SAFETY: numbers only; KCMP_FILE is 0.
+    check(unsafe { libc::syscall(libc::SYS_kcmp, pid1, pid2, 0, fd1, fd2) }).map(|n| n == 0)
+}

@@ -1,0 +1,115 @@
+//! Wait statuses decoded, with raw signal numbers.
+//!
+//! nix 0.31 fails on a stop by a real-time signal and loses it; see ptrace(2) for the
+//! encoding of the events.
+
+use std::io;
+
+use super::raw;
+
+/// What happened to a traced (or child) thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    pub tid: i32,
+    pub stop: Stop,
+}
+
+/// One wait status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Signal-delivery-stop: the signal is not delivered yet.
+    Signal(i32),
+    /// Group-stop by this signal (PTRACE_EVENT_STOP with a stopping signal).
+    Group(i32),
+    /// PTRACE_EVENT_STOP without a group-stop: PTRACE_INTERRUPT, or a new thread's first stop.
+    Interrupt,
+    /// Syscall-stop under PTRACE_SYSCALL (TRACESYSGOOD).
+    Syscall,
+    /// seccomp RET_TRACE.
+    Seccomp,
+    /// PTRACE_EVENT_CLONE, FORK or VFORK: the new tid.
+    Clone(i32),
+    Fork(i32),
+    Vfork(i32),
+    VforkDone,
+    /// PTRACE_EVENT_EXEC: the former tid of the thread that called execve.
+    Exec(i32),
+    /// PTRACE_EVENT_EXIT.
+    Exiting,
+    /// Plain job-control stop of an untraced child (WUNTRACED).
+    ChildStopped(i32),
+    Continued,
+    /// The thread is gone.
+    Exited(Exit),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// The shell's exit code: the code itself, or 128 + signal.
+    #[must_use]
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(c) => (c & 0xff) as u8,
+            Self::Signal(s) => (128 + (s & 0x7f)) as u8,
+        }
+    }
+}
+
+/// Decodes a wait4(2) status. Reads the event message of the tid where there is one.
+///
+/// # Errors
+/// When the event message cannot be read (the thread died meanwhile).
+pub fn decode(tid: i32, status: i32) -> io::Result<Wait> {
+    let stop = if libc::WIFEXITED(status) {
+        Stop::Exited(Exit::Code(libc::WEXITSTATUS(status)))
+    } else if libc::WIFSIGNALED(status) {
+        Stop::Exited(Exit::Signal(libc::WTERMSIG(status)))
+    } else if libc::WIFCONTINUED(status) {
+        Stop::Continued
+    } else {
+        let sig = (status >> 8) & 0xff;
+        let message = || raw::event_message(tid).map(|m| m as i32);
+        match status >> 16 {
+            0 if sig == libc::SIGTRAP | 0x80 => Stop::Syscall,
+            0 => Stop::Signal(sig),
+            libc::PTRACE_EVENT_STOP if sig == libc::SIGTRAP => Stop::Interrupt,
+            libc::PTRACE_EVENT_STOP => Stop::Group(sig),
+            libc::PTRACE_EVENT_SECCOMP => Stop::Seccomp,
+            libc::PTRACE_EVENT_CLONE => Stop::Clone(message()?),
+            libc::PTRACE_EVENT_FORK => Stop::Fork(message()?),
+            libc::PTRACE_EVENT_VFORK => Stop::Vfork(message()?),
+            libc::PTRACE_EVENT_VFORK_DONE => Stop::VforkDone,
+            libc::PTRACE_EVENT_EXEC => Stop::Exec(message()?),
+            libc::PTRACE_EVENT_EXIT => Stop::Exiting,
+            _ => Stop::Signal(sig),
+        }
+    };
+    Ok(Wait { tid, stop })
+}
+
+/// Waits for one status of `tid` (`-1`: any), `__WALL`. `None` with `block == false` and
+/// nothing to report.
+///
+/// # Errors
+/// `ECHILD` when there is nothing to wait for.
+pub fn wait(tid: i32, block: bool) -> io::Result<Option<Wait>> {
+    let flags = libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    loop {
+        match raw::wait4(tid, flags) {
+            Ok(Some((tid, status))) => match decode(tid, status) {
+                // The thread was killed between its stop and our question; its exit follows.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                other => return other.map(Some),
+            },
+            Ok(None) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
