@@ -29,7 +29,7 @@ int main(int argc, char **argv)
         run_children();
         if (step == 0)
             CHECK_EQ(SYS(dup2(SYS(open("/dev/null", O_RDWR)), 55)), 55, "dup2");
-        char next[8], pid[16];
+        char next[16], pid[16];
         snprintf(next, sizeof(next), "%d", step + 1);
         snprintf(pid, sizeof(pid), "%d", getpid());
         execl("/proc/self/exe", argv[0], next, pid, (char *)NULL);
