@@ -43,9 +43,8 @@ static void *caller(void *unused)
             CHECK(kernel_ns >= vdso_ns && kernel_ns - vdso_ns < MAX_CLOCK_JUMP_NS,
                   "CLOCK_MONOTONIC: vdso %llu, kernel %llu", (unsigned long long)vdso_ns,
                   (unsigned long long)kernel_ns);
-            unsigned cpu, node;
-            SYS(getcpu(&cpu, &node));
-            CHECK(cpu < 4096, "getcpu says %u", cpu);
+            int cpu = SYS(sched_getcpu());
+            CHECK(cpu < 4096, "getcpu says %d", cpu);
         }
         sched_yield();
     }

@@ -1,0 +1,363 @@
+//! Two or three hosts on this machine, each with a node daemon.
+//!
+//! As root a host is a set of namespaces (network, mount, pid, uts, ipc, time) with its own
+//! host name and its own CLOCK_MONOTONIC; every pair of hosts has a veth link. As an ordinary
+//! user a host is only a state folder and an address on loopback.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{chown, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+
+use super::build::{self, Flavour};
+use super::procs::{self, Done};
+use super::{is_root, until, Who, ORDINARY, SOON};
+
+/// Node names, and the letters of hosts.
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
+const PORT: u16 = 7701;
+
+/// One host.
+#[derive(Debug)]
+pub struct Host {
+    pub name: &'static str,
+    pub state_dir: PathBuf,
+    address: String,
+    node: RefCell<Option<Child>>,
+    space: Option<Space>,
+}
+
+/// The namespaces of a host.
+#[derive(Debug)]
+struct Space {
+    /// `unshare`, which waits for `init` and is killed with it.
+    holder: Child,
+    /// The first process of the pid namespace, as seen from here.
+    init: i32,
+}
+
+/// The hosts of one worker, with everything that their programs share.
+#[derive(Debug)]
+pub struct Hosts {
+    pub who: Who,
+    pub dir: PathBuf,
+    pub hosts: Vec<Host>,
+    vosrun: PathBuf,
+}
+
+impl Hosts {
+    /// Makes `count` hosts whose nodes know each other.
+    pub fn start(who: Who, count: usize) -> Result<Self> {
+        Self::start_with(who, count, |_, _| {})
+    }
+
+    /// As [`Hosts::start`]; `alter` may change the command of each node's daemon, which gets
+    /// the host's index.
+    pub fn start_with(who: Who, count: usize, alter: impl Fn(usize, &mut Command)) -> Result<Self> {
+        let hosts = Self::bare(who, count)?;
+        for index in 0..count {
+            hosts.start_node(index, &alter)?;
+        }
+        hosts.await_acquainted()?;
+        Ok(hosts)
+    }
+
+    /// The hosts without daemons.
+    pub fn bare(who: Who, count: usize) -> Result<Self> {
+        anyhow::ensure!(who == Who::User || is_root(), "hosts with namespaces need root");
+        let name = format!("{}-{}-{}", who.word(), std::process::id(), unique());
+        let dir = super::run_dir().join(name);
+        make_dir(&dir, who)?;
+        let mut hosts = Self { who, dir, hosts: Vec::new(), vosrun: build::vosrun()? };
+        for (index, name) in NAMES.iter().enumerate().take(count) {
+            let space = if who == Who::Root { Some(Space::start(index, name)?) } else { None };
+            let state_dir = hosts.dir.join(name);
+            make_dir(&state_dir, who)?;
+            let address = hosts.address(index);
+            hosts.hosts.push(Host { name, state_dir, address, node: RefCell::new(None), space });
+        }
+        if who == Who::Root {
+            hosts.connect()?;
+        }
+        Ok(hosts)
+    }
+
+    /// Addresses of namespaces are their own; on loopback each worker has a /24.
+    fn address(&self, index: usize) -> String {
+        let id = std::process::id() as usize;
+        let last = index + 1;
+        match self.who {
+            Who::Root => format!("10.99.0.{last}"),
+            Who::User => {
+                let run = 1 + (id >> 8) % 254;
+                format!("127.{run}.{}.{}", id % 256, last + 4 * (unique() % 60))
+            }
+        }
+    }
+
+    /// A veth pair for each two hosts, and a route to the other's address on it.
+    fn connect(&self) -> Result<()> {
+        for (i, own) in self.hosts.iter().enumerate() {
+            self.ip(i, &["link", "set", "lo", "up"])?;
+            self.ip(i, &["addr", "add", &format!("{}/32", own.address), "dev", "lo"])?;
+        }
+        for i in 0..self.hosts.len() {
+            for j in i + 1..self.hosts.len() {
+                self.link(i, j)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, i: usize, j: usize) -> Result<()> {
+        let names = [link_name(j), link_name(i)];
+        let peer = self.init(j)?.to_string();
+        self.ip(
+            i,
+            &["link", "add", &names[0], "type", "veth", "peer", "name", &names[1], "netns", &peer],
+        )?;
+        for (own, other, name) in [(i, j, &names[0]), (j, i, &names[1])] {
+            let address = &self.hosts[own].address;
+            let to = format!("{}/32", self.hosts[other].address);
+            self.ip(own, &["link", "set", name, "up"])?;
+            self.ip(own, &["route", "add", &to, "dev", name, "src", address])?;
+        }
+        Ok(())
+    }
+
+    fn init(&self, index: usize) -> Result<i32> {
+        self.hosts[index].space.as_ref().map(|s| s.init).context("the host has no namespaces")
+    }
+
+    fn ip(&self, index: usize, args: &[&str]) -> Result<()> {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.init(index)?.to_string(), "-n", "ip"]).args(args);
+        procs::run(&mut command, SOON)?.good(&format!("ip {}", args.join(" ")))?;
+        Ok(())
+    }
+
+    /// Cuts or mends the link between two hosts (only with namespaces).
+    pub fn set_link(&self, i: usize, j: usize, up: bool) -> Result<()> {
+        let word = if up { "up" } else { "down" };
+        self.ip(i, &["link", "set", &link_name(j), word])?;
+        if up {
+            // The kernel takes the route away with the link.
+            let to = format!("{}/32", self.hosts[j].address);
+            let own = self.hosts[i].address.clone();
+            self.ip(i, &["route", "replace", &to, "dev", &link_name(j), "src", &own])?;
+        }
+        Ok(())
+    }
+
+    /// A command on a host, as the right user, with a small environment.
+    pub fn command(&self, index: usize, program: &Path) -> Command {
+        let host = &self.hosts[index];
+        let mut command = match &host.space {
+            None => Command::new(program),
+            Some(space) => {
+                let mut command = Command::new("nsenter");
+                let target = space.init.to_string();
+                command.args(["-t", &target, "-n", "-m", "-p", "-u", "-i", "-T", "--"]);
+                command.arg(program);
+                command
+            }
+        };
+        command.env_clear();
+        command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
+        command.env("LANG", "C.UTF-8").env("TERM", "xterm").env("HOME", &host.state_dir);
+        if let Some(filter) = std::env::var_os("VOSRUN_LOG") {
+            command.env("VOSRUN_LOG", filter);
+        }
+        command.current_dir(&self.dir);
+        if self.who == Who::User && is_root() {
+            command.uid(ORDINARY).gid(ORDINARY);
+        }
+        command
+    }
+
+    /// `vosrun --state-dir …` on a host.
+    pub fn vosrun(&self, index: usize) -> Command {
+        let mut command = self.command(index, &self.vosrun);
+        command.arg("--state-dir").arg(&self.hosts[index].state_dir);
+        command
+    }
+
+    /// Runs `vosrun ARGS` on a host to its end.
+    pub fn run(&self, index: usize, args: &[&str]) -> Result<Done> {
+        procs::run(self.vosrun(index).args(args), Duration::from_secs(60))
+    }
+
+    /// Starts the daemon of a host; all but the first join the first.
+    pub fn start_node(&self, index: usize, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
+        let host = &self.hosts[index];
+        let joined = host.state_dir.join("node/peers.json").exists();
+        until(SOON, &format!("start of node {}", host.name), || {
+            let token = if index == 0 || joined { None } else { Some(self.token(0)?) };
+            let mut child = self.spawn_node(index, token.as_deref(), alter)?;
+            let answers = until(SOON, "an answer of the node", || {
+                Ok(match child.try_wait()? {
+                    Some(_) => Some(false),
+                    None => self.run(index, &["nodes", "--json"])?.status.success().then_some(true),
+                })
+            })?;
+            *host.node.borrow_mut() = answers.then_some(child);
+            Ok(answers.then_some(()))
+        })
+        .with_context(|| self.log(index))
+    }
+
+    fn token(&self, index: usize) -> Result<String> {
+        until(SOON, "a join token", || {
+            let done = self.run(index, &["token"])?;
+            Ok(done.status.success().then(|| done.stdout.trim().to_owned()))
+        })
+    }
+
+    fn spawn_node(
+        &self,
+        index: usize,
+        token: Option<&str>,
+        alter: &impl Fn(usize, &mut Command),
+    ) -> Result<Child> {
+        let host = &self.hosts[index];
+        let listen = format!("{}:{PORT}", host.address);
+        let log = fs::File::options().create(true).append(true).open(self.log_path(index))?;
+        let mut command = self.vosrun(index);
+        command.args(["node", "--name", host.name, "--listen", &listen]);
+        if let Some(token) = token {
+            command.args(["--join", token]);
+        }
+        alter(index, &mut command);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        Ok(command.spawn()?)
+    }
+
+    /// Waits until every node lists every other one.
+    fn await_acquainted(&self) -> Result<()> {
+        for index in 0..self.hosts.len() {
+            until(SOON, &format!("node {} knows the others", self.hosts[index].name), || {
+                let list = self.run(index, &["nodes", "--json"])?.stdout;
+                let known = |h: &Host| list.contains(&format!("\"{}\"", h.name));
+                Ok(self.hosts.iter().all(known).then_some(()))
+            })
+            .with_context(|| self.log(index))?;
+        }
+        Ok(())
+    }
+
+    fn log_path(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("{}.log", self.hosts[index].name))
+    }
+
+    /// The end of the log of a host's daemon.
+    pub fn log(&self, index: usize) -> String {
+        let text = fs::read_to_string(self.log_path(index)).unwrap_or_default();
+        format!("log of {}:\n{}", self.hosts[index].name, tail(&text, 15))
+    }
+
+    /// What a person would look at when a test fails.
+    pub fn diagnosis(&self) -> String {
+        let mut text = String::new();
+        for (index, host) in self.hosts.iter().enumerate() {
+            text += &format!("{}\n", self.log(index));
+            let jobs = fs::read_dir(host.state_dir.join("jobs")).into_iter().flatten().flatten();
+            for job in jobs {
+                let log = fs::read_to_string(job.path().join("log")).unwrap_or_default();
+                text += &format!("{}:\n{}\n", job.path().display(), tail(&log, 12));
+            }
+        }
+        text
+    }
+
+    /// Kills the daemon of a host (SIGKILL) and waits for its end.
+    pub fn kill_node(&self, index: usize) -> Result<()> {
+        if let Some(mut child) = self.hosts[index].node.borrow_mut().take() {
+            let pids = procs::descendants(child.id() as i32);
+            let daemon = if self.who == Who::Root { pids.first().copied() } else { None };
+            let pid = nix::unistd::Pid::from_raw(daemon.unwrap_or(child.id() as i32));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+            procs::wait(&mut child, SOON, "the node")?;
+        }
+        Ok(())
+    }
+
+    /// A fresh folder that the programs of these hosts may write to.
+    pub fn fresh_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(format!("{name}-{}", unique()));
+        make_dir(&dir, self.who)?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in &mut self.hosts {
+            if let Some(mut node) = host.node.borrow_mut().take() {
+                procs::kill_tree(node.id() as i32);
+                let _ = node.wait();
+            }
+            if let Some(mut space) = host.space.take() {
+                drop(space.holder.stdin.take());
+                let _ = procs::wait(&mut space.holder, SOON, "a host");
+                let _ = space.holder.kill();
+            }
+        }
+        if std::env::var_os("VOSRUN_TEST_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Space {
+    fn start(index: usize, name: &str) -> Result<Self> {
+        let init = build::guest("host_init", Flavour::Plain)?;
+        let offset = (index * 100_000).to_string();
+        let mut command = Command::new("unshare");
+        command.args(["-n", "-m", "-p", "-u", "-i", "-T", "--fork", "--kill-child"]);
+        command.args(["--mount-proc", "--monotonic", &offset, "--boottime", &offset]);
+        command.args(["sh", "-c", "hostname \"$1\" && exec \"$2\"", "sh", &format!("host-{name}")]);
+        command.arg(init).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = command.spawn().context("unshare")?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        let init = procs::descendants(holder.id() as i32).first().copied();
+        match init {
+            Some(init) if line.trim() == "READY" => Ok(Self { holder, init }),
+            _ => {
+                procs::kill_tree(holder.id() as i32);
+                bail!("unshare does not make a host here")
+            }
+        }
+    }
+}
+
+fn link_name(other: usize) -> String {
+    format!("to-{}", NAMES[other])
+}
+
+fn make_dir(dir: &Path, who: Who) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    if who == Who::User && is_root() {
+        chown(dir, Some(ORDINARY), Some(ORDINARY))?;
+    }
+    Ok(())
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// A number that this process has not used before.
+pub fn unique() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,327 @@
+//! One program on the hosts: launched, attached or without vosrun.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use serde_json::Value;
+
+use super::hosts::{unique, Hosts};
+use super::procs::{self, Collected, Done};
+use super::{until, SOON};
+
+/// How a job comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Without vosrun: what the guest does by itself.
+    Native,
+    /// `vosrun -- PROGRAM`.
+    Launched,
+    /// Started natively, then `vosrun --attach PID --detach`.
+    Attached,
+}
+
+/// A program with its arguments and surroundings.
+#[derive(Debug)]
+pub struct Program {
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub stdin: Stdio,
+    /// None: a pipe that the test reads.
+    pub stdout: Option<Stdio>,
+}
+
+impl Program {
+    /// The program with no arguments and no input.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { path, args: Vec::new(), env: Vec::new(), stdin: Stdio::null(), stdout: None }
+    }
+
+    /// With these arguments.
+    pub fn args<S: ToString>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// With a variable more in its environment.
+    pub fn env(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+        self.env.push((name.into(), value.as_ref().display().to_string()));
+        self
+    }
+}
+
+/// A running job. Dropping it kills what is left of its program.
+#[derive(Debug)]
+pub struct Job<'h> {
+    hosts: &'h Hosts,
+    pub name: String,
+    /// Index of the host it runs on.
+    pub at: usize,
+    /// `vosrun`, or the program itself when it was not launched by it.
+    pub child: Child,
+    pub dir: PathBuf,
+    pub stdout: Collected,
+    pub stderr: Collected,
+    readers: Vec<JoinHandle<()>>,
+    /// Sum of the pauses so far, milliseconds.
+    pub pauses_ms: f64,
+    /// All processes of the worker before the job started.
+    before: Vec<i32>,
+}
+
+/// What `migrate --json` said.
+#[derive(Debug)]
+pub struct Moved {
+    pub pause_ms: f64,
+    pub document: Value,
+}
+
+impl<'h> Job<'h> {
+    /// Starts `program` on the first host. Does not wait for anything but an attach.
+    pub fn start(hosts: &'h Hosts, start: Start, mut program: Program) -> Result<Self> {
+        let label = program.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("{label}-{}", unique());
+        let dir = hosts.fresh_dir(&label)?;
+        let before = procs::descendants(std::process::id() as i32);
+        let mut command = match start {
+            Start::Launched => {
+                let mut command = hosts.vosrun(0);
+                command.args(["--name", &name, "--"]).arg(&program.path);
+                command
+            }
+            _ => hosts.command(0, &program.path),
+        };
+        command.args(&program.args).envs(program.env.drain(..)).current_dir(&dir);
+        command.env("GUEST_STATUS", dir.join("status")).env("GUEST_STOP", dir.join("stop"));
+        command.env("GUEST_PAUSES", dir.join("pauses"));
+        let stdout = program.stdout.take().unwrap_or_else(Stdio::piped);
+        command.stdin(program.stdin).stdout(stdout).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let mut readers = Vec::new();
+        let stdout = child.stdout.take().map(|from| collect(from, &mut readers));
+        let stderr = child.stderr.take().map(|from| collect(from, &mut readers));
+        let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
+        let mut job = Self {
+            hosts,
+            name,
+            at: 0,
+            child,
+            dir,
+            stdout,
+            stderr,
+            readers,
+            pauses_ms: 0.0,
+            before,
+        };
+        if start == Start::Attached {
+            job.await_ready()?;
+            job.attach()?;
+        }
+        Ok(job)
+    }
+
+    /// Takes the pipe to the program's stdin, when it has one.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    fn attach(&self) -> Result<()> {
+        let pid = self.program_pid().context("the program to attach to")?;
+        let inside = self.pid_on_host(pid)?;
+        let args = ["--attach", &inside.to_string(), "--detach", "--name", &self.name];
+        self.hosts.run(0, &args)?.good("attach")?;
+        Ok(())
+    }
+
+    /// The pid of the program itself when it was not launched by vosrun, as seen from here.
+    pub fn program_pid(&self) -> Option<i32> {
+        let own = self.child.id() as i32;
+        let below = procs::descendants(own);
+        // With namespaces the child is nsenter, which has forked.
+        if self.hosts.who == super::Who::Root {
+            below.first().copied()
+        } else {
+            Some(own)
+        }
+    }
+
+    /// The number that a process has in the innermost pid namespace.
+    fn pid_on_host(&self, pid: i32) -> Result<i32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find(|l| l.starts_with("NSpid:")).context("no NSpid")?;
+        Ok(line.split_whitespace().last().context("no pid")?.parse()?)
+    }
+
+    fn status(&self) -> Option<(u64, String)> {
+        let text = fs::read_to_string(self.dir.join("status")).ok()?;
+        let (count, word) = text.split_once(' ')?;
+        Some((count.parse().ok()?, word.trim().to_owned()))
+    }
+
+    /// How many checks the guest has made; fails when it has failed or is gone.
+    pub fn progress(&mut self) -> Result<u64> {
+        let status = self.status();
+        if let Some((_, word)) = &status {
+            ensure!(word != "FAIL", "the guest failed: {}", self.said());
+        }
+        if let Some(end) = self.child.try_wait()? {
+            match procs::exit_code(end) {
+                77 => bail!("{}", self.stdout.text().trim()),
+                code => bail!("ended too early with {code}: {}", self.said()),
+            }
+        }
+        Ok(status.map_or(0, |(count, _)| count))
+    }
+
+    /// Waits until the guest has its state set up.
+    pub fn await_ready(&mut self) -> Result<()> {
+        until(SOON, "READY", || Ok((self.progress()? >= 1).then_some(())))
+            .with_context(|| self.said())
+    }
+
+    /// Waits until the guest has made `more` further checks.
+    pub fn await_progress(&mut self, more: u64) -> Result<()> {
+        let from = self.progress()?;
+        until(SOON, "progress of the guest", || Ok((self.progress()? >= from + more).then_some(())))
+            .with_context(|| self.said())
+    }
+
+    /// `vosrun migrate` with whatever end it has.
+    pub fn try_migrate(&self, to: usize) -> Result<Done> {
+        let target = self.hosts.hosts[to].name;
+        self.hosts.run(self.at, &["migrate", &self.name, "--to", target, "--json"])
+    }
+
+    /// Moves the job and checks the answer.
+    pub fn migrate(&mut self, to: usize) -> Result<Moved> {
+        let route = format!("{}→{}", self.hosts.hosts[self.at].name, self.hosts.hosts[to].name);
+        let done = self.try_migrate(to)?;
+        if done.code() != 0 {
+            let _ = self.progress()?;
+        }
+        let text = done.good(&format!("move {route}"))?;
+        let document: Value = serde_json::from_str(&text)
+            .with_context(|| format!("migrate --json printed: {text}"))?;
+        ensure!(document["result"] == "moved", "result of the move: {text}");
+        let pause_ms = document["pause_ms"].as_f64().context("no pause_ms")?;
+        let processes = document["processes"].as_array().context("no processes")?;
+        ensure!(!processes.is_empty(), "no processes in {text}");
+        let there = |p: &Value| p["node"] == self.hosts.hosts[to].name;
+        ensure!(processes.iter().all(there), "not all processes are at the target: {text}");
+        self.at = to;
+        self.pauses_ms += pause_ms;
+        self.write_pauses()?;
+        Ok(Moved { pause_ms, document })
+    }
+
+    fn write_pauses(&self) -> Result<()> {
+        let part = self.dir.join("pauses.part");
+        fs::write(&part, format!("{}\n", self.pauses_ms.ceil()))?;
+        Ok(fs::rename(part, self.dir.join("pauses"))?)
+    }
+
+    /// Asks the guest to end and checks that it does so well.
+    pub fn finish(mut self) -> Result<String> {
+        self.progress()?;
+        fs::write(self.dir.join("stop"), "")?;
+        let code = self.end(SOON)?;
+        let said = self.said();
+        ensure!(code == 0, "exit code {code}: {said}");
+        let out = self.stdout.text();
+        ensure!(out.ends_with("EXIT-SUCCESS\n"), "no EXIT-SUCCESS: {said}");
+        self.await_nothing_left()?;
+        Ok(out)
+    }
+
+    /// Waits for the end of the program; gives its exit code.
+    pub fn end(&mut self, limit: Duration) -> Result<i32> {
+        let what = format!("the job {}", self.name);
+        let status = procs::wait(&mut self.child, limit, &what).with_context(|| self.said())?;
+        let start = Instant::now();
+        while self.readers.iter().any(|r| !r.is_finished()) && start.elapsed() < SOON {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ensure!(self.readers.iter().all(JoinHandle::is_finished), "an output pipe stays open");
+        Ok(procs::exit_code(status))
+    }
+
+    /// No process of the job, no supervisor and no home agent may be left.
+    pub fn await_nothing_left(&self) -> Result<()> {
+        let mut left = Vec::new();
+        let clean = until(SOON, "nothing left", || {
+            left = procs::descendants(std::process::id() as i32);
+            left.retain(|pid| !self.before.contains(pid));
+            Ok(left.is_empty().then_some(()))
+        });
+        let names: Vec<_> = left.iter().map(|pid| procs::command_line(*pid)).collect();
+        clean.with_context(|| format!("left behind: {}", names.join("; ")))
+    }
+
+    /// What the program has printed, cut short.
+    pub fn said(&self) -> String {
+        let cut = |text: String| {
+            let from = text.len().saturating_sub(1500);
+            let from = (from..).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+            text[from..].trim().to_owned()
+        };
+        format!("stdout: {} stderr: {}", cut(self.stdout.text()), cut(self.stderr.text()))
+    }
+
+    /// The document of `ps --json` for this job, as the host it runs on gives it.
+    pub fn ps(&self) -> Result<Value> {
+        let text = self.hosts.run(self.at, &["ps", "--json"])?.good("ps")?;
+        let document: Value = serde_json::from_str(&text)?;
+        let jobs = document["jobs"].as_array().context("no jobs in ps --json")?;
+        let own = jobs.iter().find(|j| j["name"] == self.name.as_str());
+        own.cloned().with_context(|| format!("{} is not in {text}", self.name))
+    }
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        let _ = fs::write(self.dir.join("stop"), "");
+        for pid in procs::descendants(std::process::id() as i32) {
+            if !self.before.contains(&pid) {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(
+    from: impl std::io::Read + Send + 'static,
+    readers: &mut Vec<JoinHandle<()>>,
+) -> Collected {
+    let (collected, reader) = Collected::start(from);
+    readers.push(reader);
+    collected
+}
+
+/// Writes all bytes and closes the pipe.
+pub fn feed(mut to: ChildStdin, bytes: &[u8]) -> Result<()> {
+    to.write_all(bytes)?;
+    Ok(())
+}
+
+/// Is the program there? For tests that need one of Debian's packages.
+pub fn needs(program: &str) -> Result<PathBuf> {
+    super::build::find_program(program).with_context(|| format!("SKIP {program} is not installed"))
+}
+
+/// Runs a command on the first host without vosrun, for comparison.
+pub fn unmoved(hosts: &Hosts, program: &Program, limit: Duration) -> Result<Done> {
+    let mut command: Command = hosts.command(0, &program.path);
+    command.args(&program.args).envs(program.env.iter().cloned());
+    procs::run(&mut command, limit)
+}
