@@ -5,6 +5,7 @@
 //! user a host is only a state folder and an address on loopback.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{chown, PermissionsExt};
@@ -157,24 +158,31 @@ impl Hosts {
 
     /// A command on a host, as the right user, with a small environment.
     pub fn command(&self, index: usize, program: &Path) -> Command {
+        self.command_in(index, &self.dir, &[], program)
+    }
+
+    /// As [`Hosts::command`], in another directory; the words `via` stand before the program.
+    pub fn command_in(&self, index: usize, dir: &Path, via: &[&str], program: &Path) -> Command {
         let host = &self.hosts[index];
-        let mut command = match &host.space {
-            None => Command::new(program),
-            Some(space) => {
-                let mut command = Command::new("nsenter");
-                let target = space.init.to_string();
-                command.args(["-t", &target, "-n", "-m", "-p", "-u", "-i", "-T", "--"]);
-                command.arg(program);
-                command
-            }
-        };
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(space) = &host.space {
+            let target = space.init.to_string();
+            let enter = ["nsenter", "-t", &target, "-n", "-m", "-p", "-u", "-i", "-T", "--"];
+            words.extend(enter.map(OsString::from));
+            // Entering a mount namespace changes to its root.
+            words.extend(["env".into(), "-C".into(), dir.into()]);
+        }
+        words.extend(via.iter().map(OsString::from));
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command.env_clear();
         command.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
         command.env("LANG", "C.UTF-8").env("TERM", "xterm").env("HOME", &host.state_dir);
         if let Some(filter) = std::env::var_os("VOSRUN_LOG") {
             command.env("VOSRUN_LOG", filter);
         }
-        command.current_dir(&self.dir);
+        command.current_dir(dir);
         if self.who == Who::User && is_root() {
             command.uid(ORDINARY).gid(ORDINARY);
         }
@@ -183,7 +191,12 @@ impl Hosts {
 
     /// `vosrun --state-dir …` on a host.
     pub fn vosrun(&self, index: usize) -> Command {
-        let mut command = self.command(index, &self.vosrun);
+        self.vosrun_in(index, &self.dir, &[])
+    }
+
+    /// As [`Hosts::vosrun`], in another directory; the words `via` stand before it.
+    pub fn vosrun_in(&self, index: usize, dir: &Path, via: &[&str]) -> Command {
+        let mut command = self.command_in(index, dir, via, &self.vosrun);
         command.arg("--state-dir").arg(&self.hosts[index].state_dir);
         command
     }

@@ -1,9 +1,8 @@
 //! One program on the hosts: launched, attached or without vosrun.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use serde_json::Value;
 
 use super::hosts::{unique, Hosts};
 use super::procs::{self, Collected, Done};
+use super::pty::Terminal;
 use super::{until, SOON};
 
 /// How a job comes to be.
@@ -61,6 +61,7 @@ impl Program {
 pub struct Job<'h> {
     hosts: &'h Hosts,
     pub name: String,
+    pub start: Start,
     /// Index of the host it runs on.
     pub at: usize,
     /// `vosrun`, or the program itself when it was not launched by it.
@@ -84,32 +85,73 @@ pub struct Moved {
 
 impl<'h> Job<'h> {
     /// Starts `program` on the first host. Does not wait for anything but an attach.
-    pub fn start(hosts: &'h Hosts, start: Start, mut program: Program) -> Result<Self> {
+    pub fn start(hosts: &'h Hosts, start: Start, program: Program) -> Result<Self> {
+        let mut job = Self::start_early(hosts, start, program)?;
+        if start == Start::Attached {
+            job.await_ready()?;
+            job.attach()?;
+        }
+        Ok(job)
+    }
+
+    /// As [`Job::start`], but the caller attaches when it is time to.
+    pub fn start_early(hosts: &'h Hosts, start: Start, program: Program) -> Result<Self> {
+        Self::start_on(hosts, start, program, None)
+    }
+
+    /// Starts `program` as the leader of a session with a terminal of its own. The caller
+    /// attaches.
+    pub fn in_terminal(
+        hosts: &'h Hosts,
+        start: Start,
+        program: Program,
+    ) -> Result<(Self, Terminal)> {
+        let (terminal, slave) = Terminal::open(hosts.who)?;
+        Ok((Self::start_on(hosts, start, program, Some(slave))?, terminal))
+    }
+
+    fn start_on(
+        hosts: &'h Hosts,
+        start: Start,
+        mut program: Program,
+        tty: Option<File>,
+    ) -> Result<Self> {
         let label = program.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = format!("{label}-{}", unique());
         let dir = hosts.fresh_dir(&label)?;
         let before = procs::descendants(std::process::id() as i32);
+        let via: &[&str] = if tty.is_some() { &["setsid", "--ctty", "--wait"] } else { &[] };
         let mut command = match start {
             Start::Launched => {
-                let mut command = hosts.vosrun(0);
+                let mut command = hosts.vosrun_in(0, &dir, via);
                 command.args(["--name", &name, "--"]).arg(&program.path);
                 command
             }
-            _ => hosts.command(0, &program.path),
+            _ => hosts.command_in(0, &dir, via, &program.path),
         };
-        command.args(&program.args).envs(program.env.drain(..)).current_dir(&dir);
+        command.args(&program.args).envs(program.env.drain(..));
         command.env("GUEST_STATUS", dir.join("status")).env("GUEST_STOP", dir.join("stop"));
         command.env("GUEST_PAUSES", dir.join("pauses"));
-        let stdout = program.stdout.take().unwrap_or_else(Stdio::piped);
-        command.stdin(program.stdin).stdout(stdout).stderr(Stdio::piped());
+        match tty {
+            Some(tty) => {
+                command.stdin(tty.try_clone()?).stdout(tty.try_clone()?).stderr(tty);
+            }
+            None => {
+                let stdout = program.stdout.take().unwrap_or_else(Stdio::piped);
+                command.stdin(program.stdin).stdout(stdout).stderr(Stdio::piped());
+            }
+        }
         let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        // The command keeps this side's copies of the program's descriptors.
+        drop(command);
         let mut readers = Vec::new();
         let stdout = child.stdout.take().map(|from| collect(from, &mut readers));
         let stderr = child.stderr.take().map(|from| collect(from, &mut readers));
         let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
-        let mut job = Self {
+        Ok(Self {
             hosts,
             name,
+            start,
             at: 0,
             child,
             dir,
@@ -118,12 +160,7 @@ impl<'h> Job<'h> {
             readers,
             pauses_ms: 0.0,
             before,
-        };
-        if start == Start::Attached {
-            job.await_ready()?;
-            job.attach()?;
-        }
-        Ok(job)
+        })
     }
 
     /// Takes the pipe to the program's stdin, when it has one.
@@ -131,7 +168,8 @@ impl<'h> Job<'h> {
         self.child.stdin.take()
     }
 
-    fn attach(&self) -> Result<()> {
+    /// Adopts the program, which was started natively.
+    pub fn attach(&self) -> Result<()> {
         let pid = self.program_pid().context("the program to attach to")?;
         let inside = self.pid_on_host(pid)?;
         let args = ["--attach", &inside.to_string(), "--detach", "--name", &self.name];
@@ -308,20 +346,7 @@ fn collect(
     collected
 }
 
-/// Writes all bytes and closes the pipe.
-pub fn feed(mut to: ChildStdin, bytes: &[u8]) -> Result<()> {
-    to.write_all(bytes)?;
-    Ok(())
-}
-
 /// Is the program there? For tests that need one of Debian's packages.
 pub fn needs(program: &str) -> Result<PathBuf> {
     super::build::find_program(program).with_context(|| format!("SKIP {program} is not installed"))
-}
-
-/// Runs a command on the first host without vosrun, for comparison.
-pub fn unmoved(hosts: &Hosts, program: &Program, limit: Duration) -> Result<Done> {
-    let mut command: Command = hosts.command(0, &program.path);
-    command.args(&program.args).envs(program.env.iter().cloned());
-    procs::run(&mut command, limit)
 }

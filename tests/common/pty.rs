@@ -2,15 +2,15 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::fchown;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::pty::{openpty, Winsize};
 
 use super::procs::Collected;
-use super::until;
+use super::{is_root, until, Who, ORDINARY};
 
 /// The master side, with everything that has been shown so far.
 #[derive(Debug)]
@@ -22,30 +22,26 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// A terminal of 24 lines of 80 characters, and its slave side.
-    pub fn open() -> Result<(Self, OwnedFd)> {
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(&size, None).context("openpty")?;
-        let master = File::from(pty.master);
+    /// A terminal of 24 lines of 80 characters, and its slave side, which belongs to the
+    /// user `who`.
+    pub fn open(who: Who) -> Result<(Self, File)> {
+        let pty = openpty(&size(24, 80), None).context("openpty")?;
+        let (master, slave) = (File::from(pty.master), File::from(pty.slave));
+        if who == Who::User && is_root() {
+            fchown(&slave, Some(ORDINARY), None)?;
+        }
         let (screen, _) = Collected::start(master.try_clone()?);
-        Ok((Self { master, screen, seen: 0 }, pty.slave))
+        Ok((Self { master, screen, seen: 0 }, slave))
     }
 
-    /// Starts `command` as the leader of a session with this terminal.
-    pub fn spawn(slave: OwnedFd, command: &Command) -> Result<Child> {
-        let mut leader = Command::new("setsid");
-        leader.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
-        leader.env_clear();
-        for (name, value) in command.get_envs() {
-            leader.env(name, value.unwrap_or_default());
-        }
-        if let Some(dir) = command.get_current_dir() {
-            leader.current_dir(dir);
-        }
-        let slave = File::from(slave);
-        leader.stdin(Stdio::from(slave.try_clone()?)).stdout(Stdio::from(slave.try_clone()?));
-        leader.stderr(Stdio::from(slave));
-        leader.spawn().with_context(|| format!("start {leader:?}"))
+    /// Changes the window size (TIOCSWINSZ): the foreground group gets SIGWINCH.
+    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<()> {
+        let rows_and_columns = [rows.to_string(), columns.to_string()];
+        let mut stty = Command::new("stty");
+        stty.args(["rows", &rows_and_columns[0], "cols", &rows_and_columns[1]]);
+        stty.stdin(self.master.try_clone()?);
+        anyhow::ensure!(stty.status()?.success(), "stty");
+        Ok(())
     }
 
     /// Types bytes.
@@ -74,6 +70,10 @@ impl Terminal {
     pub fn shown(&self) -> String {
         self.screen.text()
     }
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 fn find(all: &[u8], what: &[u8]) -> Option<usize> {

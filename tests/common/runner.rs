@@ -96,7 +96,7 @@ impl Outcome {
                 match text.find("SKIP ") {
                     Some(at) => {
                         let why = text[at + 5..].lines().next().unwrap_or_default();
-                        Self::Skipped(why.split(": ").next().unwrap_or(why).to_owned())
+                        Self::Skipped(why.split(" stderr").next().unwrap_or(why).to_owned())
                     }
                     None => Self::Failed(text),
                 }
