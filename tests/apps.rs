@@ -15,7 +15,7 @@ use common::hosts::Hosts;
 use common::job::{needs, Job, Program, Start};
 use common::procs;
 use common::runner::{Cell, Worker};
-use common::{is_root, until, Who};
+use common::{until, Who};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -232,9 +232,7 @@ fn vim(hosts: &Hosts, start: Start) -> Result<()> {
     let dir = hosts.fresh_dir("vim")?;
     let file = dir.join("text");
     fs::write(&file, "first\nsecond\nthird\n")?;
-    if is_root() && hosts.who == Who::User {
-        std::os::unix::fs::chown(&file, Some(common::ORDINARY), Some(common::ORDINARY))?;
-    }
+    hosts.give(&file)?;
     let args = ["-u", "NONE", "-N", "-i", "NONE", &file.display().to_string()].map(String::from);
     let program = Program::new(vim).args(args);
     let (mut job, mut tty) = Job::in_terminal(hosts, start, program)?;

@@ -1,17 +1,20 @@
 //! The matrix: each guest × how it starts × as whom × how it moves.
 //!
-//! Cells are called `native/root/GUEST`, `one/root/GUEST`, `ten/user/GUEST`, `random/user/GUEST`
+//! Cells are called `native/root/GUEST`, `still/user/GUEST`, `one/root/GUEST`, `ten/user/GUEST`, `random/user/GUEST`
 //! and `attached/user/GUEST`; arguments choose cells by substrings.
 
 mod common;
 
-use std::process::ExitCode;
+use std::io::Write;
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use common::build::{self, Flavour};
 use common::job::{Job, Program, Start};
+use common::procs;
 use common::runner::{Cell, Worker};
 use common::Who;
 
@@ -124,6 +127,8 @@ impl Guest {
 /// How a job moves in a cell.
 #[derive(Debug, Clone, Copy)]
 enum Way {
+    /// Not at all: what supervision alone changes.
+    Still,
     /// From a to b.
     One,
     /// a → b → c → a → … ten times.
@@ -158,6 +163,7 @@ fn seed() -> Result<u64> {
 
 fn moves(job: &mut Job<'_>, way: Way) -> Result<()> {
     match way {
+        Way::Still => job.await_progress(5),
         Way::One => {
             job.await_progress(2)?;
             job.migrate(1)?;
@@ -203,7 +209,11 @@ fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) ->
         anyhow::bail!("SKIP {why}");
     }
     let program = guest.program()?;
-    let mut job = Job::start(worker.hosts(who)?, start, program)?;
+    let hosts = match way {
+        Way::Still => worker.bare_hosts(who)?,
+        _ => worker.hosts(who)?,
+    };
+    let mut job = Job::start(hosts, start, program)?;
     job.await_ready()?;
     moves(&mut job, way)?;
     check_output(guest, &job.finish()?)
@@ -224,8 +234,133 @@ fn check_output(guest: Guest, out: &str) -> Result<()> {
     Ok(())
 }
 
-fn cells() -> Vec<Cell> {
+/// Bytes that no other position has: each 8 say where they are.
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size as u64 / 8)
+        .flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes())
+        .collect()
+}
+
+fn same_bytes(got: &[u8], want: &[u8]) -> Result<()> {
+    let differ = got.iter().zip(want).position(|(a, b)| a != b);
+    anyhow::ensure!(
+        differ.is_none() && got.len() == want.len(),
+        "{} bytes of {}; the first wrong one is {differ:?}",
+        got.len(),
+        want.len()
+    );
+    Ok(())
+}
+
+/// The end of a relay: it is told to end when `arrived` says that all has come.
+fn end_relay(
+    mut job: Job<'_>,
+    size: usize,
+    arrived: impl Fn(&Job<'_>) -> Result<usize>,
+) -> Result<()> {
+    common::until(common::SOON, "all bytes of the relay", || {
+        job.progress()?;
+        Ok((arrived(&job)? >= size).then_some(()))
+    })?;
+    std::fs::write(job.dir.join("stop"), "")?;
+    let code = job.end(common::SOON)?;
+    anyhow::ensure!(code == 0, "exit code {code}: {}", job.said());
+    job.await_nothing_left()
+}
+
+/// `vosrun -- relay < pipe | pipe`, ten moves: no byte lost, none twice.
+fn pipes(start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    let mut program = Program::new(build::guest("relay", Flavour::Plain)?);
+    program.stdin = Stdio::piped();
+    let mut job = Job::start(worker.hosts(who)?, start, program)?;
+    job.await_ready()?;
+    let bytes = pattern(8 << 20);
+    let (mut input, sent) = (job.stdin().context("no stdin")?, bytes.clone());
+    let feeder = std::thread::spawn(move || {
+        let mut random = Random(1);
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(1 + random.next(50_000) as usize));
+            if input.write_all(now).is_err() {
+                return;
+            }
+            rest = later;
+        }
+    });
+    for turn in 1..=10 {
+        job.migrate(turn % 3).with_context(|| format!("move {turn} of 10"))?;
+    }
+    let out = job.stdout.clone();
+    end_relay(job, bytes.len(), |job| Ok(job.stdout.bytes().len()))?;
+    same_bytes(&out.bytes(), &bytes)?;
+    feeder.join().map_err(|_| anyhow::anyhow!("the feeder panicked"))
+}
+
+/// The same with regular files, one of them opened for appending.
+fn files(start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(who)?;
+    let dir = hosts.fresh_dir("files")?;
+    let (from, to) = (dir.join("in"), dir.join("out"));
+    let bytes = pattern(16 << 20);
+    std::fs::write(&from, &bytes)?;
+    std::fs::write(&to, "")?;
+    hosts.give(&to)?;
+    let mut program = Program::new(build::guest("relay", Flavour::Plain)?);
+    program.stdin = Stdio::from(std::fs::File::open(&from)?);
+    program.stdout = Some(Stdio::from(std::fs::File::options().append(true).open(&to)?));
+    let mut job = Job::start(hosts, start, program)?;
+    job.await_ready()?;
+    for turn in 1..=10 {
+        job.migrate(turn % 3).with_context(|| format!("move {turn} of 10"))?;
+    }
+    end_relay(job, bytes.len(), |_| Ok(std::fs::metadata(&to)?.len() as usize))?;
+    same_bytes(&std::fs::read(&to)?, &bytes)
+}
+
+fn stream_cells() -> Vec<Cell> {
+    type Stream = fn(Start, Who, &mut Worker) -> Result<()>;
+    let streams: [(&str, Stream); 2] = [("pipes", pipes), ("files", files)];
     let mut cells = Vec::new();
+    for (name, run) in streams {
+        for (word, start, who) in [
+            ("ten/root", Start::Launched, Who::Root),
+            ("ten/user", Start::Launched, Who::User),
+            ("attached/user", Start::Attached, Who::User),
+        ] {
+            let run = move |w: &mut Worker| run(start, who, w);
+            cells.push(Cell::new(format!("{word}/stream-{name}"), run));
+        }
+    }
+    cells
+}
+
+/// The hosts themselves: names, clocks and links are what the tests take them for.
+fn hosts_differ(worker: &mut Worker) -> Result<()> {
+    let hosts = worker.bare_three(Who::Root)?;
+    let mut names = Vec::new();
+    for (index, host) in hosts.hosts.iter().enumerate() {
+        let script = "hostname; cut -d. -f1 /proc/uptime";
+        let mut show = hosts.command(index, Path::new("/bin/sh"));
+        let out = procs::run(show.args(["-c", script]), common::SOON)?.good("sh")?;
+        let mut lines = out.lines().map(str::to_owned);
+        names.push(lines.next().context("no host name")?);
+        let up: u64 = lines.next().context("no uptime")?.parse()?;
+        anyhow::ensure!(up / 100_000 == index as u64, "host {} is up {up} s", host.name);
+        for other in &hosts.hosts {
+            // Nobody listens: over a working link the answer is a refusal, at once.
+            let script = format!("exec 3<>/dev/tcp/{}/9", other.address);
+            let mut connect = hosts.command(index, Path::new("/bin/bash"));
+            let said = procs::run(connect.args(["-c", &script]), common::SOON)?.stderr;
+            anyhow::ensure!(said.contains("refused"), "{} to {}: {said}", host.name, other.name);
+        }
+    }
+    anyhow::ensure!(names == ["host-a", "host-b", "host-c"], "host names: {names:?}");
+    Ok(())
+}
+
+fn cells() -> Vec<Cell> {
+    let mut cells = stream_cells();
+    cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for guest in GUESTS.iter().copied() {
         let name = guest.name();
         for who in [Who::Root, Who::User] {
@@ -233,6 +368,7 @@ fn cells() -> Vec<Cell> {
             cells.push(Cell::new(format!("native/{}/{name}", who.word()), run));
         }
         let ways = [
+            ("still/user", Start::Launched, Who::User, Way::Still),
             ("one/root", Start::Launched, Who::Root, Way::One),
             ("ten/root", Start::Launched, Who::Root, Way::Ten),
             ("one/user", Start::Launched, Who::User, Way::One),

@@ -5,6 +5,7 @@
 //! user a host is only a state folder and an address on loopback.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,6 +16,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use serde_json::Value;
 
 use super::build::{self, Flavour};
 use super::procs::{self, Done};
@@ -29,7 +33,7 @@ const PORT: u16 = 7701;
 pub struct Host {
     pub name: &'static str,
     pub state_dir: PathBuf,
-    address: String,
+    pub address: String,
     node: RefCell<Option<Child>>,
     space: Option<Space>,
 }
@@ -62,11 +66,27 @@ impl Hosts {
     /// the host's index.
     pub fn start_with(who: Who, count: usize, alter: impl Fn(usize, &mut Command)) -> Result<Self> {
         let hosts = Self::bare(who, count)?;
-        for index in 0..count {
-            hosts.start_node(index, &alter)?;
-        }
-        hosts.await_acquainted()?;
+        hosts.start_nodes(&alter)?;
         Ok(hosts)
+    }
+
+    /// As [`Hosts::start`]; `prepare` runs before the first daemon.
+    pub fn start_prepared(
+        who: Who,
+        count: usize,
+        prepare: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
+        let hosts = Self::bare(who, count)?;
+        prepare(&hosts)?;
+        hosts.start_nodes(&|_, _| {})?;
+        Ok(hosts)
+    }
+
+    fn start_nodes(&self, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
+        for index in 0..self.hosts.len() {
+            self.start_node(index, alter)?;
+        }
+        self.await_acquainted()
     }
 
     /// The hosts without daemons.
@@ -208,28 +228,38 @@ impl Hosts {
 
     /// Starts the daemon of a host; all but the first join the first.
     pub fn start_node(&self, index: usize, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
-        let host = &self.hosts[index];
-        let joined = host.state_dir.join("node/peers.json").exists();
-        until(SOON, &format!("start of node {}", host.name), || {
-            let token = if index == 0 || joined { None } else { Some(self.token(0)?) };
-            let mut child = self.spawn_node(index, token.as_deref(), alter)?;
-            let answers = until(SOON, "an answer of the node", || {
-                Ok(match child.try_wait()? {
-                    Some(_) => Some(false),
-                    None => self.run(index, &["nodes", "--json"])?.status.success().then_some(true),
-                })
-            })?;
-            *host.node.borrow_mut() = answers.then_some(child);
-            Ok(answers.then_some(()))
-        })
-        .with_context(|| self.log(index))
+        let token = match index {
+            0 => None,
+            _ => Some(self.run(0, &["token"])?.good("token")?.trim().to_owned()),
+        };
+        let mut child = self.spawn_node(index, token.as_deref(), alter)?;
+        let own = self.hosts[index].name;
+        let ready = until(SOON, &format!("node {own} is ready"), || {
+            if let Some(end) = child.try_wait()? {
+                bail!("the daemon ended: {end}");
+            }
+            Ok(self.ready_nodes(index)?.contains(own).then_some(()))
+        });
+        *self.hosts[index].node.borrow_mut() = Some(child);
+        ready.with_context(|| self.log(index))
     }
 
-    fn token(&self, index: usize) -> Result<String> {
-        until(SOON, "a join token", || {
-            let done = self.run(index, &["token"])?;
-            Ok(done.status.success().then(|| done.stdout.trim().to_owned()))
-        })
+    /// Names of the nodes that answer, as `vosrun nodes` on a host has them.
+    fn ready_nodes(&self, index: usize) -> Result<HashSet<String>> {
+        let done = self.run(index, &["nodes", "--json"])?;
+        let document: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+        let nodes = document["nodes"].as_array().cloned().unwrap_or_default();
+        let ready = nodes.iter().filter(|n| n["state"] == "ready");
+        Ok(ready.filter_map(|n| n["name"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// The pid of a host's daemon, as seen from here.
+    pub fn node_pid(&self, index: usize) -> Option<i32> {
+        let own = self.hosts[index].node.borrow().as_ref()?.id() as i32;
+        match self.who {
+            Who::User => Some(own),
+            Who::Root => procs::descendants(own).first().copied(),
+        }
     }
 
     fn spawn_node(
@@ -251,13 +281,11 @@ impl Hosts {
         Ok(command.spawn()?)
     }
 
-    /// Waits until every node lists every other one.
+    /// Waits until every node reaches every other one.
     fn await_acquainted(&self) -> Result<()> {
         for index in 0..self.hosts.len() {
             until(SOON, &format!("node {} knows the others", self.hosts[index].name), || {
-                let list = self.run(index, &["nodes", "--json"])?.stdout;
-                let known = |h: &Host| list.contains(&format!("\"{}\"", h.name));
-                Ok(self.hosts.iter().all(known).then_some(()))
+                Ok((self.ready_nodes(index)?.len() == self.hosts.len()).then_some(()))
             })
             .with_context(|| self.log(index))?;
         }
@@ -290,12 +318,18 @@ impl Hosts {
 
     /// Kills the daemon of a host (SIGKILL) and waits for its end.
     pub fn kill_node(&self, index: usize) -> Result<()> {
+        let pid = self.node_pid(index).context("the node is not running")?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         if let Some(mut child) = self.hosts[index].node.borrow_mut().take() {
-            let pids = procs::descendants(child.id() as i32);
-            let daemon = if self.who == Who::Root { pids.first().copied() } else { None };
-            let pid = nix::unistd::Pid::from_raw(daemon.unwrap_or(child.id() as i32));
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
             procs::wait(&mut child, SOON, "the node")?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file to the user that the programs of these hosts run as.
+    pub fn give(&self, path: &Path) -> Result<()> {
+        if self.who == Who::User && is_root() {
+            chown(path, Some(ORDINARY), Some(ORDINARY))?;
         }
         Ok(())
     }

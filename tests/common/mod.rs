@@ -5,6 +5,7 @@
 //! build    tests/guests/*.c ─► executables, compiled once per content
 //! hosts    two or three hosts: namespaces and veth (root), or nodes on loopback (user)
 //! job      one program on them: launch or attach, move, wait, end
+//! gate     stops a supervisor at a point of a move
 //! pty      a terminal that a test types into
 //! procs    commands with deadlines, process trees, /proc
 //! ```
@@ -12,6 +13,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod build;
+pub mod gate;
 pub mod hosts;
 pub mod job;
 pub mod procs;

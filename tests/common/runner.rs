@@ -56,24 +56,32 @@ pub struct Worker {
 impl Worker {
     /// Three hosts, made at the first call.
     pub fn hosts(&mut self, who: Who) -> Result<&Hosts> {
-        if who == Who::Root && !is_root() {
-            anyhow::bail!("SKIP needs root");
-        }
-        let word = who.word();
-        if !self.hosts.contains_key(word) {
-            self.hosts.insert(word, Hosts::start(who, 3)?);
-        }
-        self.hosts.get(word).context("no hosts")
+        self.kept(who.word(), who, |who| Hosts::start(who, 3))
     }
 
-    /// One host with no daemon, for what runs without vosrun.
+    /// One host with no daemon, for what does not move.
     pub fn bare_hosts(&mut self, who: Who) -> Result<&Hosts> {
+        let word = if who == Who::Root { "bare root" } else { "bare user" };
+        self.kept(word, who, |who| Hosts::bare(who, 1))
+    }
+
+    /// Three hosts with no daemons.
+    pub fn bare_three(&mut self, who: Who) -> Result<&Hosts> {
+        let word = if who == Who::Root { "three root" } else { "three user" };
+        self.kept(word, who, |who| Hosts::bare(who, 3))
+    }
+
+    fn kept(
+        &mut self,
+        word: &'static str,
+        who: Who,
+        make: impl FnOnce(Who) -> Result<Hosts>,
+    ) -> Result<&Hosts> {
         if who == Who::Root && !is_root() {
             anyhow::bail!("SKIP needs root");
         }
-        let word = if who == Who::Root { "bare root" } else { "bare user" };
         if !self.hosts.contains_key(word) {
-            self.hosts.insert(word, Hosts::bare(who, 1)?);
+            self.hosts.insert(word, make(who)?);
         }
         self.hosts.get(word).context("no hosts")
     }
