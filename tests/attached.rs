@@ -147,9 +147,18 @@ fn ten_moves(hosts: &Hosts) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// Where a cell runs: what does not move needs no daemon.
+fn hosts_for(worker: &mut Worker, still: bool) -> Result<&Hosts> {
+    match still {
+        true => worker.bare_hosts(Who::User),
+        false => worker.hosts(Who::User),
+    }
+}
+
 fn cells() -> Vec<Cell> {
-    let cell = |name: &str, run: fn(&Hosts) -> Result<()>| {
-        Cell::new(name, move |w: &mut Worker| run(w.hosts(Who::User)?))
+    let cell = |name: &'static str, run: fn(&Hosts) -> Result<()>| {
+        let still = name.starts_with("refused");
+        Cell::new(name, move |w: &mut Worker| run(hosts_for(w, still)?))
     };
     let mut cells = vec![
         cell("signals", signals),
@@ -169,7 +178,8 @@ fn cells() -> Vec<Cell> {
     ];
     for (place, route) in places {
         for (end, signal, code) in ends {
-            let run = move |w: &mut Worker| status(w.hosts(Who::User)?, route, signal, code);
+            let run =
+                move |w: &mut Worker| status(hosts_for(w, route.is_empty())?, route, signal, code);
             cells.push(Cell::new(format!("status/{place}/{end}"), run));
         }
     }

@@ -19,8 +19,10 @@ use super::{until, SOON};
 pub enum Start {
     /// Without vosrun: what the guest does by itself.
     Native,
-    /// `vosrun -- PROGRAM`.
+    /// `vosrun -- PROGRAM`, to be moved.
     Launched,
+    /// `vosrun -- PROGRAM`, left where it is.
+    Still,
     /// Started natively, then `vosrun --attach PID --detach`.
     Attached,
 }
@@ -122,7 +124,7 @@ impl<'h> Job<'h> {
         let before = procs::descendants(std::process::id() as i32);
         let via: &[&str] = if tty.is_some() { &["setsid", "--ctty", "--wait"] } else { &[] };
         let mut command = match start {
-            Start::Launched => {
+            Start::Launched | Start::Still => {
                 let mut command = hosts.vosrun_in(0, &dir, via);
                 command.args(["--name", &name, "--"]).arg(&program.path);
                 command

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::fchown;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::pty::{openpty, Winsize};
 
 use super::procs::Collected;
-use super::{is_root, until, Who, ORDINARY};
+use super::{is_root, until, Who, ORDINARY, SOON};
 
 /// The master side, with everything that has been shown so far.
 #[derive(Debug)]
@@ -64,6 +64,20 @@ impl Terminal {
         })?;
         self.seen = from + at + text.len();
         Ok(before)
+    }
+
+    /// Types `keys` twice a second until `text` is shown.
+    pub fn insist(&mut self, keys: &str, text: &str) -> Result<()> {
+        let from = self.seen;
+        let mut typed = None::<Instant>;
+        until(SOON, &format!("{text:?} after {keys:?}"), || {
+            if typed.is_none_or(|at| at.elapsed() > Duration::from_millis(500)) {
+                self.master.write_all(keys.as_bytes())?;
+                typed = Some(Instant::now());
+            }
+            Ok(find(&self.screen.bytes()[from..], text.as_bytes()).map(drop))
+        })?;
+        self.expect(text).map(drop)
     }
 
     /// Everything shown so far.

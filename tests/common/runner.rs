@@ -10,8 +10,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -23,12 +24,14 @@ use super::{is_root, Who};
 /// Workers at a time.
 const WORKERS: usize = 2;
 
+type Run = dyn Fn(&mut Worker) -> Result<()> + Send + Sync;
+
 /// One test: its name and what it does.
 pub struct Cell {
     pub name: String,
     /// The cell's worker is killed after this time.
     pub limit: Duration,
-    run: Box<dyn Fn(&mut Worker) -> Result<()> + Send + Sync>,
+    run: Box<Run>,
 }
 
 impl Cell {
@@ -273,21 +276,47 @@ fn worker(cells: &[Cell]) -> ExitCode {
         eprintln!("PR_SET_CHILD_SUBREAPER: {e}");
         return ExitCode::FAILURE;
     }
+    let busy = Arc::new(AtomicBool::new(false));
+    let names = orders(Arc::clone(&busy));
     let mut worker = Worker::default();
-    for name in std::io::stdin().lock().lines().map_while(Result::ok) {
+    for name in names {
         let outcome = match cells.iter().find(|c| c.name == name) {
             Some(cell) => one(cell, &mut worker),
             None => Outcome::Failed(format!("no cell named {name}")),
         };
-        let failed = matches!(outcome, Outcome::Failed(_));
-        println!("{}", outcome.encode());
-        if failed {
+        let told = writeln!(std::io::stdout(), "{}", outcome.encode());
+        if matches!(outcome, Outcome::Failed(_)) || told.is_err() {
             break;
         }
+        busy.store(false, Ordering::SeqCst);
     }
     drop(worker);
     procs::kill_below(std::process::id() as i32);
     ExitCode::SUCCESS
+}
+
+/// Reads the names of cells. When the runner is gone in the middle of a cell, everything
+/// that the cell has started is killed.
+fn orders(busy: Arc<AtomicBool>) -> Receiver<String> {
+    let (send, names) = mpsc::channel();
+    std::thread::spawn(move || {
+        for name in std::io::stdin().lock().lines().map_while(Result::ok) {
+            busy.store(true, Ordering::SeqCst);
+            if send.send(name).is_err() {
+                return;
+            }
+        }
+        if busy.load(Ordering::SeqCst) {
+            procs::kill_below(std::process::id() as i32);
+            if let (Some(dir), None) =
+                (std::env::var_os("VOSRUN_TEST_DIR"), std::env::var_os("VOSRUN_TEST_KEEP"))
+            {
+                let _ = fs::remove_dir_all(dir);
+            }
+            std::process::exit(1);
+        }
+    });
+    names
 }
 
 fn one(cell: &Cell, worker: &mut Worker) -> Outcome {
