@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
@@ -211,6 +211,7 @@ impl<'h> Job<'h> {
             ensure!(word != "FAIL", "the guest failed: {}", self.said());
         }
         if let Some(end) = self.child.try_wait()? {
+            self.await_outputs();
             match procs::exit_code(end) {
                 77 => bail!("{}", self.stdout.text().trim()),
                 code => bail!("ended too early with {code}: {}", self.said()),
@@ -283,12 +284,14 @@ impl<'h> Job<'h> {
     pub fn end(&mut self, limit: Duration) -> Result<i32> {
         let what = format!("the job {}", self.name);
         let status = procs::wait(&mut self.child, limit, &what).with_context(|| self.said())?;
-        let start = Instant::now();
-        while self.readers.iter().any(|r| !r.is_finished()) && start.elapsed() < SOON {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        ensure!(self.readers.iter().all(JoinHandle::is_finished), "an output pipe stays open");
+        ensure!(self.await_outputs(), "an output pipe stays open");
         Ok(procs::exit_code(status))
+    }
+
+    /// Waits until all output of an ended program is read; false when a pipe stays open.
+    fn await_outputs(&self) -> bool {
+        let all = || self.readers.iter().all(JoinHandle::is_finished);
+        until(SOON, "", || Ok(all().then_some(()))).is_ok()
     }
 
     /// No process of the job, no supervisor and no home agent may be left.
