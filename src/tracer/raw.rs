@@ -290,3 +290,100 @@ pub fn same_description(pid1: i32, fd1: i32, pid2: i32, fd2: i32) -> io::Result<
     // SAFETY: numbers only; KCMP_FILE is 0.
     check(unsafe { libc::syscall(libc::SYS_kcmp, pid1, pid2, 0, fd1, fd2) }).map(|n| n == 0)
 }
+
+/// tgkill(2) of a thread whose tgid is read from /proc.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn tgkill(tid: i32, signal: i32) -> io::Result<()> {
+    let tgid = super::memory::tgid(tid)?;
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, tgid, tid, signal) }).map(drop)
+}
+
+/// The PAGEMAP_SCAN ioctl (Linux 6.7, include/uapi/linux/fs.h).
+///
+/// # Errors
+/// `ENOTTY` on kernels without it.
+pub fn pagemap_scan(
+    pagemap: RawFd,
+    start: u64,
+    end: u64,
+    pages: super::memory::Pages,
+) -> io::Result<Vec<(u64, u64)>> {
+    match pagemap_scan_with(pagemap, start, end, pages, true) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            if pages == super::memory::Pages::Guard {
+                return Ok(Vec::new());
+            }
+            pagemap_scan_with(pagemap, start, end, pages, false)
+        }
+        other => other,
+    }
+}
+
+fn pagemap_scan_with(
+    pagemap: RawFd,
+    start: u64,
+    end: u64,
+    pages: super::memory::Pages,
+    has_guard: bool,
+) -> io::Result<Vec<(u64, u64)>> {
+    use super::memory::Pages;
+    const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
+    const FILE: u64 = 1 << 2;
+    const PRESENT: u64 = 1 << 3;
+    const SWAPPED: u64 = 1 << 4;
+    const ZERO: u64 = 1 << 5;
+    const GUARD: u64 = 1 << 8;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arg {
+        size: u64,
+        flags: u64,
+        start: u64,
+        end: u64,
+        walk_end: u64,
+        vec: u64,
+        vec_len: u64,
+        max_pages: u64,
+        category_inverted: u64,
+        category_mask: u64,
+        category_anyof_mask: u64,
+        return_mask: u64,
+    }
+    // A guard region looks swapped. Before Linux 6.15 there is no such category.
+    let (not, any) = match pages {
+        Pages::Private if has_guard => (FILE | ZERO | GUARD, PRESENT | SWAPPED),
+        Pages::Private => (FILE | ZERO, PRESENT | SWAPPED),
+        Pages::Present => (0, PRESENT | SWAPPED),
+        Pages::Guard => (0, GUARD),
+    };
+    let mut regions = [[0u64; 3]; 256];
+    let mut ranges = Vec::new();
+    let mut at = start;
+    while at < end {
+        let mut arg = Arg {
+            size: size_of::<Arg>() as u64,
+            start: at,
+            end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            category_inverted: not,
+            category_mask: not,
+            category_anyof_mask: any,
+            return_mask: any,
+            ..Arg::default()
+        };
+        // SAFETY: arg and the regions it points to live through the call and have the sizes told.
+        let n = check(unsafe { libc::ioctl(pagemap, PAGEMAP_SCAN, &raw mut arg) }.into())? as usize;
+        for region in &regions[..n] {
+            super::memory::push_range(&mut ranges, region[0], region[1]);
+        }
+        if arg.walk_end <= at {
+            break;
+        }
+        at = arg.walk_end;
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,94 @@
+//! Directories (opendir(3), getdents(2)) with their read position.
+//!
+//! The position is a cookie of the file system. At another file system it means nothing:
+//! a directory that is being read moves only when the target has the very same one.
+
+use std::os::fd::OwnedFd;
+
+use super::regular::{has_its_name, Named};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+
+pub(super) const NAME: &str = "directory";
+
+pub(super) struct Directory;
+
+impl FdKind for Directory {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        view.file_type() == libc::S_IFDIR && view.link.starts_with('/')
+    }
+
+    fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        if !has_its_name(view) {
+            let cause = "its name does not lead to the directory any more";
+            let remedy = "let the program close it";
+            return Err(view.refuse("VOS-FILE-UNLINKED", cause, remedy));
+        }
+        encode(&Named::read(view).map_err(view.failed("examine"))?)
+    }
+
+    fn restore(
+        &self,
+        _object: u32,
+        state: &[u8],
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        decode::<Named>(NAME, state)?.open(libc::O_DIRECTORY).map(|(fd, _)| fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use nix::dir::Dir;
+
+    use super::super::regular::{same_file, Sameness};
+    use super::super::testing::{moved, Here};
+    use super::*;
+
+    fn names(dir: Dir) -> Vec<String> {
+        let names = dir.into_iter().map(|e| e.expect("entry").file_name().to_owned());
+        names.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn reading_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().expect("dir");
+        for i in 0..2000 {
+            fs::write(dir.path().join(format!("a-rather-long-name-{i}")), "").expect("write");
+        }
+        let fd = File::open(dir.path()).expect("open");
+        let mut reader = Dir::from_fd(fd.try_clone().expect("dup").into()).expect("dir");
+        assert!(reader.iter().next().is_some());
+        // The library has read one buffer; the description stands behind it.
+        let here = Here::of(&[&fd]);
+        assert!(here.view(&fd).pos > 0);
+        let copy = Dir::from_fd(moved(&fd)).expect("dir");
+        let rest = Dir::from_fd(fd.into()).expect("dir");
+        let (copy, rest) = (names(copy), names(rest));
+        assert!(copy.len() > 100 && copy.len() < 2000);
+        assert_eq!(copy, rest);
+    }
+
+    #[test]
+    fn half_read_it_moves_only_to_itself() {
+        let fd = File::open("/usr").expect("open");
+        let mut named = Named::read(&Here::of(&[&fd]).view(&fd)).expect("named");
+        named.identity.boot = "another".into();
+        assert_eq!(same_file(&named).expect("ask"), Sameness::SameContent);
+        named.pos = 5;
+        assert_eq!(same_file(&named).expect("ask"), Sameness::Differs);
+    }
+
+    #[test]
+    fn a_removed_directory_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let fd = File::open(dir.path()).expect("open");
+        drop(dir);
+        assert_eq!(Here::of(&[&fd]).refusal(&fd), "VOS-FILE-UNLINKED");
+    }
+}
