@@ -69,16 +69,15 @@ fn measure(nodes: &Nodes, guest: &Path, unit: &Path, size: u32, moves: usize) ->
     let job = Job::start(nodes, guest, size)?;
     let mut series = Series::default();
     series.weigh("supervisor of a job that never moved", job.supervisor()?)?;
-    for turn in 0..moves.max(1).next_multiple_of(2) + 2 {
+    // The nodes may not know each other yet: the first move is tried again.
+    let first = retry(Duration::from_secs(10), || nodes.migrate(&job.name, 0))?;
+    series.weigh("home agent", job.pid()?)?;
+    series.weigh("supervisor at the target", supervisor_of(&first)?)?;
+    nodes.migrate(&job.name, 1)?;
+    for turn in 0..moves.max(1).next_multiple_of(2) {
         let report = nodes.migrate(&job.name, turn % 2)?;
         let spawn = number(&run(Command::new(unit).arg("11"), LIMIT)?)? / 1e3;
-        if turn == 0 {
-            series.weigh("home agent", job.pid()?)?;
-            series.weigh("supervisor at the target", supervisor_of(&report)?)?;
-        }
-        if turn >= 2 {
-            series.add(&report, spawn)?;
-        }
+        series.add(&report, spawn)?;
     }
     job.end()?;
     Ok(series)
@@ -188,27 +187,27 @@ impl Nodes {
         let mut command = self.vosrun(node);
         command.args(["node", "--name", name, "--listen", &format!("127.0.0.1:{port}")]);
         command.args(token.into_iter().flat_map(|token| ["--join", token]));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let log = self.states[node].join("bench.log");
+        let stderr = fs::File::create(&log).with_context(|| log.display().to_string())?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
         self.daemons.push(child);
         retry(Duration::from_secs(10), || Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))
+            .with_context(|| fs::read_to_string(&log).unwrap_or_default())
             .with_context(|| format!("node {name} does not listen on 127.0.0.1:{port}"))?;
         Ok(())
     }
 
     /// Moves a job from one node (0 is `a`) to the other; the report of `migrate --json`.
-    /// The first move may find that the nodes do not know each other yet: it tries again.
     fn migrate(&self, job: &str, from: usize) -> Result<Value> {
+        let mut command = self.vosrun(from);
         let to = ["b", "a"][from];
-        retry(Duration::from_secs(if from == 0 { 10 } else { 2 }), || {
-            let mut command = self.vosrun(from);
-            let ended = output(command.args(["migrate", job, "--to", to, "--json"]), LIMIT)?;
-            let errors = String::from_utf8_lossy(&ended.stderr);
-            let text = || format!("{}: {}: {}", words(&command), ended.status, errors.trim());
-            let report: Value = serde_json::from_slice(&ended.stdout).with_context(text)?;
-            ensure!(ended.status.success() && report["result"] == "moved", text());
-            Ok(report)
-        })
+        let ended = output(command.args(["migrate", job, "--to", to, "--json"]), LIMIT)?;
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        let failure = || format!("{}: {}: {}", words(&command), ended.status, errors.trim());
+        let report: Value = serde_json::from_slice(&ended.stdout).with_context(failure)?;
+        ensure!(ended.status.success() && report["result"] == "moved", failure());
+        Ok(report)
     }
 }
 
