@@ -9,10 +9,12 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
@@ -223,7 +225,7 @@ impl Drop for Nodes {
 struct Job {
     name: String,
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    lines: mpsc::Receiver<String>,
     guest: PathBuf,
 }
 
@@ -237,11 +239,19 @@ impl Job {
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
-        let mut job = Self { name, child, stdout, guest: guest.to_owned() };
-        let mut line = String::new();
-        job.stdout.read_line(&mut line).context("the job's standard output")?;
-        ensure!(line.trim() == "ready", "{} printed {line:?}, not ready", words(&command));
+        let (send, lines) = mpsc::channel();
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
+        let job = Self { name, child, lines, guest: guest.to_owned() };
+        job.says("ready").with_context(|| words(&command))?;
         Ok(job)
+    }
+
+    /// Waits for the job's next line, which must begin so.
+    fn says(&self, expected: &str) -> Result<()> {
+        let line = self.lines.recv_timeout(Duration::from_secs(10));
+        let line = line.with_context(|| format!("the job does not say {expected:?}"))?;
+        ensure!(line.starts_with(expected), "the job says {line:?}, not {expected:?}");
+        Ok(())
     }
 
     fn pid(&self) -> Result<i32> {
@@ -262,10 +272,7 @@ impl Job {
     /// and asks for its verdict on its memory.
     fn end(mut self) -> Result<()> {
         terminate(&mut self.child)?;
-        let mut verdict = String::new();
-        self.stdout.read_to_string(&mut verdict).context("the job's standard output")?;
-        ensure!(verdict.starts_with("intact"), "after its moves the holder printed {verdict:?}");
-        Ok(())
+        self.says("intact")
     }
 }
 
