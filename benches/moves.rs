@@ -102,8 +102,8 @@ impl Series {
         self.pauses.push(pause);
         self.spawns.push(spawn);
         self.totals.extend(report["total_ms"].as_f64());
-        for (name, took) in parts(&report["parts"]) {
-            self.parts.entry(name).or_default().push(took);
+        for (name, took) in report["pause_parts_ms"].as_object().into_iter().flatten() {
+            self.parts.entry(name.clone()).or_default().extend(took.as_f64());
         }
         Ok(())
     }
@@ -141,18 +141,6 @@ fn print_weights(name: &str, weights: &[(&str, u64)]) {
         let mib = *kib as f64 / 1024.0;
         let verdict = Wanted::AtMost(8.0).verdict(mib);
         println!("{:<58}{mib:>10.2}  MiB private{:>10}{verdict}", format!("{what} ({name})"), "");
-    }
-}
-
-/// The parts of a pause, from `[["freeze", 0.2], …]` or `{"freeze": 0.2, …}`.
-fn parts(value: &Value) -> Vec<(String, f64)> {
-    let pair = |item: &Value| Some((item[0].as_str()?.to_owned(), item[1].as_f64()?));
-    match value {
-        Value::Array(items) => items.iter().filter_map(pair).collect(),
-        Value::Object(fields) => {
-            fields.iter().filter_map(|(name, v)| Some((name.clone(), v.as_f64()?))).collect()
-        }
-        _ => Vec::new(),
     }
 }
 
