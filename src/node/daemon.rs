@@ -413,18 +413,24 @@ impl Daemon {
     // ---- links of the daemon's own ----
 
     fn serve(&mut self, mut link: Link) -> Result<Next, Reason> {
-        let driven = link.drive();
-        if let Some(peer) = link.peer() {
-            while let Some(frame) = link.next_frame() {
-                let question = frame.decode().map_err(text)?;
-                self.answer(&mut link, peer, question)?;
-            }
-        }
-        driven.map_err(text)?;
-        if link.paused() || link.queued() > MAX_MESSAGE {
-            return Err("it asks faster than it takes the answers".to_owned());
+        self.answer_all(&mut link)?;
+        while link.paused() {
+            self.answer_all(&mut link)?;
         }
         Ok(if link.closed() { close(link) } else { Next::Keep(Kind::Node(link)) })
+    }
+
+    fn answer_all(&mut self, link: &mut Link) -> Result<(), Reason> {
+        link.drive().map_err(text)?;
+        let Some(peer) = link.peer() else { return Ok(()) };
+        while let Some(frame) = link.next_frame() {
+            let question = frame.decode().map_err(text)?;
+            self.answer(link, peer, question)?;
+        }
+        if link.queued() > MAX_MESSAGE {
+            return Err("it asks faster than it takes the answers".to_owned());
+        }
+        Ok(())
     }
 
     fn answer(&mut self, link: &mut Link, peer: NodeId, question: NodeMsg) -> Result<(), Reason> {
@@ -437,9 +443,9 @@ impl Daemon {
     }
 
     fn answer_for_job(&mut self, mut link: Link, job: JobId) -> Result<Next, Reason> {
-        let driven = link.drive();
+        link.drive().map_err(text)?;
         let Some(frame) = link.next_frame() else {
-            return driven.map(|()| Next::Keep(Kind::Orphan(link, job))).map_err(text);
+            return Ok(Next::Keep(Kind::Orphan(link, job)));
         };
         let answer = orphan::answer(&self.host.state, job, &frame.header)
             .ok_or_else(|| format!("job {job} has no supervisor here"))?;
@@ -471,9 +477,8 @@ impl Daemon {
     }
 
     fn exchange(&mut self, mut link: Link, peer: NodeId) -> Result<Next, Reason> {
-        let driven = link.drive();
+        link.drive().map_err(text)?;
         let Some(frame) = link.next_frame() else {
-            driven.map_err(text)?;
             return match link.closed() {
                 true => Err("closed without an answer".to_owned()),
                 false => Ok(Next::Keep(Kind::Exchange(link, peer))),

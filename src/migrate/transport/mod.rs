@@ -86,7 +86,10 @@ pub struct Link<T = TcpStream> {
     remote: String,
     /// The peer that this side insists on (client side).
     expected: Option<NodeId>,
+    /// Nothing more can be read.
     eof: bool,
+    /// Why, when the end was not in order; told once the frames before it are taken.
+    broken: Option<LinkErrorKind>,
     /// The last [`Self::drive`] read its share and left the rest.
     left_some: bool,
     bytes_sent: u64,
@@ -217,6 +220,7 @@ impl<T: Transport> Link<T> {
             remote,
             expected,
             eof: false,
+            broken: None,
             left_some: false,
             bytes_sent: 0,
             bytes_received: 0,
@@ -227,8 +231,8 @@ impl<T: Transport> Link<T> {
     /// after taking frames when [`Self::paused`]. Never blocks.
     ///
     /// # Errors
-    /// When the connection or the session has failed; the link is of no further use, but
-    /// frames received before can still be taken.
+    /// When the connection or the session has failed; the link is of no further use. That the
+    /// peer's end is missing is told only when all frames before it have been taken.
     pub fn drive(&mut self) -> Result<(), LinkError> {
         self.flush()?;
         let stop = self.bytes_received + DRIVE_LIMIT as u64;
@@ -240,7 +244,12 @@ impl<T: Transport> Link<T> {
             }
             self.flush()?;
         }
-        Ok(())
+        match &mut self.broken {
+            Some(kind) if self.session.inbox() == 0 => {
+                Err(std::mem::replace(kind, LinkErrorKind::Cut).at(&self.remote))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Encrypts one frame, queues it and writes as much as the transport takes now. Frames
@@ -285,12 +294,13 @@ impl<T: Transport> Link<T> {
         self.session.next_frame()
     }
 
-    /// The last [`Self::drive`] stopped reading though more may be there: because frames of
-    /// [`INBOX_LIMIT`] bytes wait to be taken, or to give others their turn. An event loop has
-    /// to drive again without waiting for the transport.
+    /// The last [`Self::drive`] has left something to be done: because frames of
+    /// [`INBOX_LIMIT`] bytes wait to be taken, to give others their turn, or because an error is
+    /// to be told after the frames. An event loop has to take the frames and drive again
+    /// without waiting for the transport.
     #[must_use]
     pub fn paused(&self) -> bool {
-        self.left_some || self.inbox_full()
+        self.left_some || self.broken.is_some() || self.inbox_full()
     }
 
     fn inbox_full(&self) -> bool {
@@ -365,7 +375,7 @@ impl<T: Transport> Link<T> {
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, LinkError> {
         let before = self.progress();
         self.drive()?;
-        if self.progress() != before {
+        if self.progress() != before || (self.broken.is_some() && self.queued() == 0) {
             return Ok(true);
         }
         let ready = self.poll(timeout).map_err(|e| self.error(e))?;
@@ -415,24 +425,24 @@ impl<T: Transport> Link<T> {
     /// One read; false when there is nothing to read now.
     fn read(&mut self) -> Result<bool, LinkError> {
         match self.io.read(self.session.space()) {
-            Ok(0) => self.end_of_file().map(|()| false),
+            Ok(0) => self.end(LinkErrorKind::Cut),
             Ok(n) => {
                 self.bytes_received += n as u64;
                 self.session.received(n).map_err(|e| self.session_error(e))?;
-                Ok(true)
+                return Ok(true);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(e) => Err(self.error(e)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) => self.end(e.into()),
         }
+        Ok(false)
     }
 
-    fn end_of_file(&mut self) -> Result<(), LinkError> {
+    /// Nothing comes any more; an error unless the peer has said so before.
+    fn end(&mut self, why: LinkErrorKind) {
         self.eof = true;
-        if self.closed() && !self.session.in_frame() {
-            Ok(())
-        } else {
-            Err(LinkErrorKind::Cut.at(&self.remote))
+        if !self.closed() || self.session.in_frame() {
+            self.broken = Some(why);
         }
     }
 
