@@ -2,7 +2,7 @@
 
 use std::io::{IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use vosrun::control::{read_frame, Request};
 use vosrun::ids::{JobId, NodeId};
 use vosrun::migrate::transport::{
-    Frame, Link, LinkError, LinkErrorKind, Service, TlsConfig, MAX_PAYLOAD,
+    Frame, Link, LinkError, LinkErrorKind, Service, TlsConfig, Transport, MAX_PAYLOAD,
 };
 use vosrun::node::client::{self, JoinError};
 use vosrun::node::daemon::{Config, Daemon};
@@ -81,8 +81,8 @@ fn frame(link: &mut Link) -> Result<Frame, LinkError> {
     }
 }
 
-/// Drives both until one fails; returns its error and the other link's later one.
-fn until_failure(link: &mut Link) -> LinkError {
+/// Drives until it fails.
+fn until_failure<T: Transport>(link: &mut Link<T>) -> LinkError {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         if let Err(e) = link.wait(PATIENCE) {
@@ -147,6 +147,70 @@ fn a_server_with_another_key_is_refused() {
     let expected = LinkErrorKind::WrongPeer { expected: c.id(), shown: b.id() };
     assert_eq!(refused.kind.to_string(), expected.to_string());
     server.join().unwrap();
+}
+
+#[test]
+fn a_copied_certificate_without_its_key_is_refused() {
+    let (a, b, thief) = (Node::new("a"), Node::new("b"), Node::new("thief"));
+    b.trust(&a);
+    let certificate = |of: &Node| of.state.node().join("cert");
+    std::fs::copy(certificate(&a), certificate(&thief)).unwrap();
+    let thief = Node { tls: tls(&thief.state).unwrap(), ..thief };
+    assert_eq!(thief.id(), a.id());
+    let (mut to_b, mut to_a) = links(&thief, &b, b.id());
+    let server = std::thread::spawn(move || {
+        let error = until_failure(&mut to_a);
+        assert!(!to_a.established() && to_a.peer().is_none());
+        error
+    });
+    until_failure(&mut to_b);
+    let refused = server.join().unwrap();
+    assert!(refused.to_string().contains("BadSignature"), "{refused}");
+}
+
+/// Feeds `bytes` to a server over a socket pair, which is a transport as well.
+fn feed(node: &Node, bytes: &[u8]) -> LinkError {
+    let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+    server.set_nonblocking(true).unwrap();
+    let server = mio::net::UnixStream::from_std(server);
+    let mut link = Link::server(server, "a socket pair".to_owned(), &node.tls, true).unwrap();
+    client.write_all(bytes).unwrap();
+    drop(client);
+    until_failure(&mut link)
+}
+
+#[test]
+fn no_bytes_of_a_stranger_make_a_server_panic() {
+    let node = Node::new("a");
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let bytes = proptest::collection::vec(proptest::num::u8::ANY, 0..4000);
+    runner
+        .run(&(bytes, proptest::num::u8::ANY), |(mut bytes, kind)| {
+            feed(&node, &bytes);
+            // Once more with the header of a record in front, of a handshake half the time.
+            let kind = if kind < 128 { 22 } else { kind };
+            let len = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+            bytes.splice(0..0, [kind, 3, 3, len[0], len[1]]);
+            feed(&node, &bytes);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_noticed() {
+    let (a, b) = (Node::new("a"), Node::new("b"));
+    b.trust(&a);
+    let (mut to_b, mut to_a) = links(&a, &b, b.id());
+    while !to_a.established() {
+        to_b.drive().unwrap();
+        to_a.drive().unwrap();
+    }
+    let mut socket = TcpStream::from(to_b.as_fd().try_clone_to_owned().unwrap());
+    socket.write_all(&[23, 3, 3, 0, 32]).unwrap();
+    socket.write_all(&[0x5a; 32]).unwrap();
+    assert!(until_failure(&mut to_a).to_string().contains("decrypt"));
+    assert!(to_a.next_frame().is_none());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `vosrun node`, `vosrun token`, `vosrun nodes`.
 
+use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -80,7 +81,9 @@ pub fn node(state: &StateDir, args: NodeArgs) -> anyhow::Result<u8> {
 
 fn join_failure(error: anyhow::Error) -> anyhow::Result<u8> {
     let join: JoinError = error.downcast()?;
-    eprintln!("vosrun: {join}");
+    // One write(2), so that the line stays whole among those of other processes.
+    let line = format!("vosrun: {join}\n");
+    std::io::stderr().write_all(line.as_bytes())?;
     Ok(join.exit_code())
 }
 

@@ -1,6 +1,6 @@
 //! The node daemon: one thread, one event loop, no state that is not in its files.
 //!
-//! Each connection is one [`Conn`]. It begins as [`Kind::Hello`] and is given away, or
+//! Each connection is one `Conn`. It begins as `Kind::Hello` and is given away, or
 //! becomes a link of the daemon's own; each has a deadline by which it must get on.
 
 use std::collections::HashMap;

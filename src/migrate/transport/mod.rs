@@ -11,9 +11,9 @@
 //! What a connection is for is said in its first bytes, as TLS server name ([`Service`]),
 //! so that a node can hand it on before anything was decrypted.
 
-mod codec;
+pub mod codec;
 mod service;
-mod session;
+pub mod session;
 mod tls;
 
 use std::io;

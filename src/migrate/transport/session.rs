@@ -26,7 +26,7 @@ const INCOMING_MAX: usize = 512 << 10;
 /// Smallest size of the outgoing buffer, bytes.
 const OUTGOING_MIN: usize = 18 << 10;
 /// The outgoing buffer is given back when it is empty and larger than this, bytes.
-const OUTGOING_KEEP: usize = 4 << 20;
+const OUTGOING_KEEP: usize = 2 << 20;
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
