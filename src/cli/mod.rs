@@ -1,4 +1,6 @@
 //! The command line.
+pub mod node;
+
 use std::process::ExitCode;
 /// Runs the command line.
 #[must_use]
