@@ -9,6 +9,9 @@
 //! All of ptrace is used from one thread, the one that seized. `raw` holds every unsafe
 //! block of this module.
 
+pub mod attach;
+pub mod filter;
+pub mod launch;
 pub mod raw;
 pub mod stop;
 
