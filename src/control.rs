@@ -266,7 +266,9 @@ pub fn read_frame<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> io::Resul
 /// `NotFound` or `ConnectionRefused` when no supervisor listens there.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     let (_dir, short) = short_path(socket)?;
-    UnixStream::connect(short)
+    let stream = UnixStream::connect(short)?;
+    crate::supervisor::wake(&stream);
+    Ok(stream)
 }
 
 /// A name below 108 bytes for `path`, valid as long as the returned file is open.

@@ -11,6 +11,9 @@
 
 pub mod inject;
 pub mod memory;
+pub mod attach;
+pub mod filter;
+pub mod launch;
 pub mod raw;
 pub mod stop;
 

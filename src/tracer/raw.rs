@@ -1,7 +1,9 @@
-//! Every unsafe block of the tracer: ptrace(2), wait4(2), process_vm_readv(2), pidfds, kcmp(2).
+//! Every unsafe block of the tracer: ptrace(2), wait4(2), process_vm_readv(2), pidfds, kcmp(2),
+//! fork(2) and what a launched program inherits.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Options every tracee gets: new threads and children are followed, exec is reported,
 /// syscall-stops are told apart. No EXITKILL: a job outlives its supervisor.
@@ -386,4 +388,139 @@ fn pagemap_scan_with(
         at = arg.walk_end;
     }
     Ok(ranges)
+}
+
+/// What vosrun inherited of what Rust's runtime changes before `main`: SIGPIPE is set to
+/// ignored and closed standard descriptors are opened on /dev/null.
+static INHERITED: AtomicU8 = AtomicU8::new(0);
+const SIGPIPE_IGNORED: u8 = 1 << 7;
+
+/// An initialiser, which runs before Rust's runtime; see elf(5), `.init_array`.
+#[used]
+#[link_section = ".init_array"]
+static RECORD_INHERITED: extern "C" fn() = record_inherited;
+
+extern "C" fn record_inherited() {
+    let mut bits = 0;
+    for fd in 0..3 {
+        // SAFETY: F_GETFD takes numbers only and changes nothing.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            bits |= 1 << fd;
+        }
+    }
+    // SAFETY: sigaction is plain numbers, all zeroes is a value of it; a null new action
+    // only asks.
+    let ignored = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
+    };
+    INHERITED.store(bits | if ignored { SIGPIPE_IGNORED } else { 0 }, Ordering::Relaxed);
+}
+
+/// Standard descriptors (0 to 2) that were closed when vosrun was started.
+#[must_use]
+pub fn closed_at_start() -> Vec<RawFd> {
+    let bits = INHERITED.load(Ordering::Relaxed);
+    (0..3).filter(|fd| bits & (1 << fd) != 0).collect()
+}
+
+/// Gives SIGPIPE the disposition back that vosrun was started with.
+///
+/// # Errors
+/// None that sigaction(2) documents for a valid signal.
+pub fn restore_sigpipe() -> io::Result<()> {
+    let ignored = INHERITED.load(Ordering::Relaxed) & SIGPIPE_IGNORED != 0;
+    set_disposition(libc::SIGPIPE, if ignored { libc::SIG_IGN } else { libc::SIG_DFL })
+}
+
+/// Gives `signal` its default action.
+///
+/// # Errors
+/// `EINVAL` for SIGKILL, SIGSTOP and numbers that are no signal.
+pub fn set_default(signal: i32) -> io::Result<()> {
+    set_disposition(signal, libc::SIG_DFL)
+}
+
+fn set_disposition(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: callers pass SIG_DFL or SIG_IGN only, so no function is ever called.
+    let old = unsafe { libc::signal(signal, handler) };
+    if old == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Closes a descriptor by number; one that is not open is no error.
+pub fn close(fd: RawFd) {
+    // SAFETY: called only with descriptors that no object of this process owns: inherited
+    // ones, or any one in a fresh child that owns nothing.
+    unsafe { libc::close(fd) };
+}
+
+/// Closes every descriptor from `first` on (close_range(2)); for a fresh child.
+pub fn close_from(first: u32) {
+    // SAFETY: as in `close`; numbers only.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// fork(2): the child's pid, or `None` in the child.
+///
+/// # Errors
+/// `EAGAIN`, `ENOMEM`; `Unsupported` when this process has other threads: their locks
+/// would stay locked for ever in the child.
+pub fn fork() -> io::Result<Option<i32>> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork with several threads"));
+    }
+    // SAFETY: the only thread is this one, so the child may do whatever the parent may.
+    let pid = unsafe { libc::fork() };
+    check(pid.into()).map(|_| (pid != 0).then_some(pid))
+}
+
+/// _exit(2): ends a forked child without running what belongs to its parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: does not return; nothing of this process is used afterwards.
+    unsafe { libc::_exit(code) }
+}
+
+/// seccomp(2) SECCOMP_SET_MODE_FILTER on the calling thread. SPEC_ALLOW keeps kernels
+/// before 5.16 from slowing the program down with speculation mitigations.
+///
+/// # Errors
+/// `EACCES` without CAP_SYS_ADMIN and no_new_privs, `EINVAL` where there is no seccomp.
+pub fn set_filter(program: &[libc::sock_filter]) -> io::Result<()> {
+    let prog = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: prog describes `program`, which the kernel only reads.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            &raw const prog,
+        )
+    })
+    .map(drop)
+}
+
+/// kill(2) with any signal number.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL`.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// rt_sigqueueinfo(2) with SI_QUEUE and `value`, as sigqueue(3) sends it.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EAGAIN`.
+pub fn queue(pid: i32, signal: i32, value: usize) -> io::Result<()> {
+    let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
+    // SAFETY: the value is a number to the receiver; nothing is dereferenced here.
+    check(unsafe { libc::sigqueue(pid, signal, value) }.into()).map(drop)
 }
