@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::human::clean;
+use super::near::nearest;
 use super::out::OutputClosed;
 
 /// An error that knows its exit code.
@@ -34,7 +36,7 @@ impl Fail {
 
 /// Prints what the parser has to say: help and version on stdout with 0, everything else
 /// in one line on stderr with 2.
-pub fn usage(error: &clap::Error) -> ExitCode {
+pub fn usage(error: &clap::Error, cli: &clap::Command) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A reader that closed the pipe has seen what it wanted.
@@ -42,21 +44,19 @@ pub fn usage(error: &clap::Error) -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => {
-            eprintln!("vosrun: {}", usage_sentence(error));
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            eprintln!("vosrun: {}", usage_sentence(error, cli, &words));
             ExitCode::from(2)
         }
     }
 }
 
-fn usage_sentence(error: &clap::Error) -> String {
-    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
-        (error.kind(), error.get(ContextKind::InvalidSubcommand))
-    {
-        let near = match error.get(ContextKind::SuggestedSubcommand) {
-            Some(ContextValue::Strings(near)) => near.first().cloned(),
-            Some(ContextValue::String(near)) => Some(near.clone()),
-            _ => None,
-        };
+fn usage_sentence(error: &clap::Error, cli: &clap::Command, words: &[String]) -> String {
+    if let Some(word) = unknown_command(error, cli, words) {
+        let near = nearest(
+            &word,
+            cli.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name()),
+        );
         let near = near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
         return format!("no command `{word}`{near}; a program is run with: vosrun -- {word}");
     }
@@ -71,13 +71,27 @@ fn usage_sentence(error: &clap::Error) -> String {
     format!("{}; see vosrun --help", first.join(" "))
 }
 
+/// The word that stands where a command or an option should, if that is what is wrong.
+fn unknown_command(error: &clap::Error, cli: &clap::Command, words: &[String]) -> Option<String> {
+    let (ErrorKind::UnknownArgument, Some(ContextValue::String(word))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    else {
+        return None;
+    };
+    let before = words.iter().take_while(|w| *w != word);
+    let in_command = before.into_iter().any(|w| cli.find_subcommand(w).is_some());
+    (!word.starts_with('-') && !in_command).then(|| word.clone())
+}
+
 /// Prints an error and gives the exit code. `launching`: a program was to be run, so that
 /// vosrun's own failure is 125 as in chroot(1).
 pub fn report(error: &anyhow::Error, launching: bool) -> ExitCode {
     if error.is::<OutputClosed>() {
         return ExitCode::SUCCESS;
     }
-    eprintln!("vosrun: {error:#}");
+    let text = format!("{error:#}");
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    eprintln!("vosrun: {}", lines.join("\n"));
     ExitCode::from(code(error, launching))
 }
 

@@ -1,7 +1,8 @@
 //! `vosrun explain`: the text of a code.
 
-use super::codes_near::near;
 use super::error::Fail;
+use super::human::wrap;
+use super::near::near;
 use super::out::{print, print_json, Paint};
 use super::table::table;
 use crate::codes::{find, Code, CODES};
@@ -31,11 +32,16 @@ pub fn explain(args: &ExplainArgs, as_json: bool) -> anyhow::Result<u8> {
         print_json(json!({ "codes": list }))?;
     } else if let (Some(_), [code]) = (&args.code, codes.as_slice()) {
         let paint = Paint::stdout();
-        print(&format!("{}: {}\n\n{}\n", paint.strong(code.code), code.title, code.text))?;
+        print(&format!("{}: {}\n\n{}\n", paint.strong(code.code), code.title, wrapped(code.text)))?;
     } else {
         print(&list(&codes))?;
     }
     Ok(0)
+}
+
+/// Each paragraph broken into lines of at most 79 columns.
+fn wrapped(text: &str) -> String {
+    text.lines().map(|line| wrap(line, 79)).collect::<Vec<_>>().join("\n")
 }
 
 fn list(codes: &[&Code]) -> String {

@@ -90,6 +90,25 @@ pub fn shorten(text: &str, width: usize) -> String {
     kept + "…"
 }
 
+/// Breaks a line at blanks so that no part is wider than `width`, longer words excepted.
+pub fn wrap(line: &str, width: usize) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for word in line.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > width {
+            text.push('\n');
+            column = 0;
+        } else if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text += word;
+        column += length;
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +128,12 @@ mod tests {
         assert_eq!(all, ["17s", "41m", "6h12m", "12d"]);
         let all: Vec<_> = [0.25, 8.31, 412.4, 12_300.0].map(duration).into();
         assert_eq!(all, ["0.2 ms", "8.3 ms", "412 ms", "12.3 s"]);
+    }
+
+    #[test]
+    fn lines_break_at_blanks() {
+        assert_eq!(wrap("one two three", 7), "one two\nthree");
+        assert_eq!(wrap("incomprehensible", 7), "incomprehensible");
     }
 
     #[test]

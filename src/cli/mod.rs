@@ -11,7 +11,6 @@
 
 mod check;
 mod children;
-mod codes_near;
 mod config;
 mod demo;
 mod doctor;
@@ -20,6 +19,7 @@ mod explain;
 mod human;
 mod inspect;
 mod migrate;
+mod near;
 pub mod node;
 mod out;
 mod pair;
@@ -48,6 +48,7 @@ pub use select::find_job;
 #[derive(Debug, Parser)]
 #[command(
     name = "vosrun",
+    bin_name = "vosrun",
     version,
     override_usage = "vosrun [OPTIONS] -- PROGRAM [ARGS]...\n       vosrun [OPTIONS] --attach PID [--detach] [--filter]\n       vosrun [OPTIONS] COMMAND",
     after_help = "A job is named by its name, any unique prefix of its id, or PID@NODE; with one job it may be left out.\n\
@@ -65,10 +66,17 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// State folder of the local node [default: ~/.local/state/vosrun]
-    #[arg(long, global = true, value_name = "DIR", env = "VOSRUN_STATE_DIR", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        display_order = 900,
+        value_name = "DIR",
+        env = "VOSRUN_STATE_DIR",
+        hide_env = true
+    )]
     state_dir: Option<PathBuf>,
     /// Print one JSON document instead of a table
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 901)]
     json: bool,
 }
 
@@ -113,7 +121,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => return error::usage(&e),
+        Err(e) => return error::usage(&e, &Cli::command()),
     };
     let launching = cli.command.is_none();
     match dispatch(cli) {
@@ -164,7 +172,7 @@ impl Command {
             Self::Doctor(args) => doctor::doctor(state, &args, json),
             Self::Adopt(args) => run::adopt(state, args),
             Self::Recover(args) => recover::recover(state, &args),
-            Self::Demo(args) => demo::demo(&args),
+            Self::Demo(args) => demo::demo(&args, json),
             Self::Receive => run::receive(state),
             Self::Explain(_) | Self::Toy | Self::DemoApp | Self::Probe(_) => Ok(0),
         }

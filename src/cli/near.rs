@@ -1,6 +1,11 @@
-//! Codes that look like a mistyped one.
+//! Words that look like a mistyped one.
 
 use crate::codes::CODES;
+
+/// The candidate nearest to a word, if any is near.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates.filter_map(|c| Some((score(word, c)?, c))).min().map(|(_, c)| c)
+}
 
 /// At most three codes that contain the word or differ from it in few letters, the
 /// nearest first.
