@@ -26,12 +26,14 @@ mod pair;
 mod progress;
 mod ps;
 mod raw;
+mod receive;
 mod recover;
 pub mod run;
 mod select;
 mod table;
 mod toy;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -58,7 +60,7 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(flatten)]
-    run: run::RunArgs,
+    launch: Launch,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -80,12 +82,39 @@ struct Global {
     json: bool,
 }
 
+/// `-- PROGRAM` and `--attach PID`.
+#[derive(Debug, Args)]
+struct Launch {
+    /// Name of the job [default: the program's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Adopt the running process PID
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    attach: Option<i32>,
+    /// With --attach: supervise in the background instead of waiting for the process to end
+    #[arg(long, requires = "attach")]
+    detach: bool,
+    /// With --attach: put the seccomp filter in; it can never be taken out again
+    #[arg(long, requires = "attach")]
+    filter: bool,
+    /// The program and its arguments
+    #[arg(last = true, value_name = "PROGRAM", conflicts_with = "attach")]
+    program: Vec<OsString>,
+}
+
+impl Launch {
+    /// Is anything of a launch or an adoption on the command line?
+    fn given(&self) -> bool {
+        self.name.is_some() || self.attach.is_some() || !self.program.is_empty()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node daemon, which receives jobs
     Node(node::NodeArgs),
     /// Print a one-time token with which another node joins
-    Token(node::TokenArgs),
+    Token,
     /// List the nodes of the community
     Nodes(node::NodesArgs),
     /// Move a job to another node
@@ -131,8 +160,8 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<u8> {
-    let Some(command) = cli.command else { return launch(cli.global, cli.run) };
-    if cli.run.given() {
+    let Some(command) = cli.command else { return launch(cli.global, cli.launch) };
+    if cli.launch.given() {
         return Err(Fail::usage(
             "--name, --attach, --detach, --filter and a program after -- go with no command",
         )
@@ -152,55 +181,56 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 }
 
 impl Command {
-    /// What is logged when neither `VOSRUN_LOG` nor a configuration file says.
-    fn default_log(&self) -> &'static str {
+    /// What is logged on stderr when neither `VOSRUN_LOG` nor a configuration file says;
+    /// None for a supervisor, which logs into its job's folder.
+    fn default_log(&self) -> Option<&'static str> {
         match self {
-            Self::Node(_) | Self::Receive => "info",
-            _ => "warn",
+            Self::Node(_) => Some("info"),
+            Self::Adopt(_) | Self::Receive => None,
+            _ => Some("warn"),
         }
     }
 
     fn run(self, state: &StateDir, json: bool) -> anyhow::Result<u8> {
         match self {
             Self::Node(args) => node::node(state, args),
-            Self::Token(args) => node::token(state, args),
-            Self::Nodes(args) => node::nodes(state, args),
+            Self::Token => node::token(state),
+            Self::Nodes(args) => node::nodes(state, &args),
             Self::Migrate(args) => migrate::migrate(state, &args, json),
             Self::Ps(args) => ps::ps(state, &args, json),
             Self::Inspect(args) => inspect::inspect(state, &args, json),
             Self::Check(args) => check::check(state, &args, json),
             Self::Doctor(args) => doctor::doctor(state, &args, json),
-            Self::Adopt(args) => run::adopt(state, args),
+            Self::Adopt(args) => Ok(run::adopt(state, &args)),
             Self::Recover(args) => recover::recover(state, &args),
             Self::Demo(args) => demo::demo(&args, json),
-            Self::Receive => run::receive(state),
+            Self::Receive => receive::receive(state),
             Self::Explain(_) | Self::Toy | Self::DemoApp | Self::Probe(_) => Ok(0),
         }
     }
 }
 
 /// `vosrun -- PROGRAM` and `vosrun --attach PID`.
-fn launch(global: Global, args: run::RunArgs) -> anyhow::Result<u8> {
-    if !args.given() {
+fn launch(global: Global, launch: Launch) -> anyhow::Result<u8> {
+    let Launch { name, attach, detach, filter, program } = launch;
+    let state = || open_state(global, None);
+    if let Some(pid) = attach {
+        return Ok(run::attach(&state()?, &run::AttachArgs { pid, detach, filter, name }));
+    }
+    if program.is_empty() {
         let usage = Cli::command().render_usage();
-        return Err(Fail::usage(format!(
-            "nothing to do\n{usage}\nTry: vosrun --help, or: vosrun demo"
-        ))
-        .into());
+        let why = format!("nothing to do\n{usage}\nTry: vosrun --help, or: vosrun demo");
+        return Err(Fail::usage(why).into());
     }
-    // A program's stderr is its own: nothing is logged there unless asked for.
-    let state = open_state(global, "off")?;
-    if args.attach.is_some() {
-        run::attach(&state, args)
-    } else {
-        run::run(&state, args)
-    }
+    Ok(run::run(&state()?, &run::RunArgs { name, program }))
 }
 
-/// Reads the configuration, starts logging, opens the state folder.
-fn open_state(global: Global, default_log: &str) -> anyhow::Result<StateDir> {
+/// Reads the configuration, starts the log on stderr if that is wanted, opens the state folder.
+fn open_state(global: Global, log: Option<&str>) -> anyhow::Result<StateDir> {
     let config = config::load()?;
-    out::log_to_stderr(config.log.as_deref().unwrap_or(default_log))?;
+    if let Some(default) = log {
+        out::log_to_stderr(config.log.as_deref().unwrap_or(default))?;
+    }
     let path = global.state_dir.or(config.state_dir).unwrap_or_else(StateDir::default_path);
     StateDir::open(&path)
         .with_context(|| format!("cannot open the state folder {}", path.display()))
@@ -224,9 +254,9 @@ mod tests {
         let cli = parse("vosrun --name x -- ./a -v --json ps -- --name y");
         assert!(cli.command.is_none());
         assert!(!cli.global.json);
-        assert_eq!(cli.run.name.as_deref(), Some("x"));
-        assert_eq!(cli.run.program, ["./a", "-v", "--json", "ps", "--", "--name", "y"]);
-        assert_eq!(parse("vosrun -- ps -w").run.program, ["ps", "-w"]);
+        assert_eq!(cli.launch.name.as_deref(), Some("x"));
+        assert_eq!(cli.launch.program, ["./a", "-v", "--json", "ps", "--", "--name", "y"]);
+        assert_eq!(parse("vosrun -- ps -w").launch.program, ["ps", "-w"]);
     }
 
     #[test]
@@ -237,6 +267,6 @@ mod tests {
         assert!(matches!(cli.command, Some(Command::Ps(_))));
         let cli = parse("vosrun --state-dir A node --name a --listen 127.0.0.1:7701");
         assert!(matches!(cli.command, Some(Command::Node(_))));
-        assert!(!cli.run.given());
+        assert!(!cli.launch.given());
     }
 }

@@ -1,7 +1,7 @@
 //! Stand-in for the node commands.
 use crate::state::StateDir;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct NodeArgs {
     #[arg(long)]
     pub name: Option<String>,
@@ -10,17 +10,19 @@ pub struct NodeArgs {
     #[arg(long)]
     pub join: Option<String>,
 }
-#[derive(Debug, clap::Args)]
-pub struct TokenArgs {}
-#[derive(Debug, clap::Args)]
-pub struct NodesArgs {}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct NodesArgs {
+    #[arg(long)]
+    pub json: bool,
+}
 
 pub fn node(_: &StateDir, _: NodeArgs) -> anyhow::Result<u8> {
     anyhow::bail!("not on this branch")
 }
-pub fn token(_: &StateDir, _: TokenArgs) -> anyhow::Result<u8> {
+pub fn token(_: &StateDir) -> anyhow::Result<u8> {
     anyhow::bail!("not on this branch")
 }
-pub fn nodes(_: &StateDir, _: NodesArgs) -> anyhow::Result<u8> {
+pub fn nodes(_: &StateDir, _: &NodesArgs) -> anyhow::Result<u8> {
     anyhow::bail!("not on this branch")
 }

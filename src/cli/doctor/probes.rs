@@ -209,13 +209,10 @@ fn ptrace_child() -> Result<String, String> {
     let child = Sleeper::start()?;
     tracer::raw::seize(child.pid()).map_err(|e| format!("PTRACE_SEIZE: {e}"))?;
     tracer::raw::interrupt(child.pid()).map_err(|e| format!("PTRACE_INTERRUPT: {e}"))?;
-    loop {
-        match tracer::stop::wait(child.pid(), true).map_err(reason)?.map(|w| w.stop) {
-            Some(tracer::Stop::Interrupt) => break,
-            // Its own start is still under way.
-            Some(tracer::Stop::Exec(_)) => tracer::raw::cont(child.pid(), 0).map_err(reason)?,
-            other => return Err(format!("stopped by {other:?}, not by PTRACE_INTERRUPT")),
-        }
+    match tracer::stop::wait(child.pid(), true).map_err(reason)?.map(|w| w.stop) {
+        // Exec: its own start was still under way, and that stop uses up the interrupt.
+        Some(tracer::Stop::Interrupt | tracer::Stop::Exec(_)) => {}
+        other => return Err(format!("stopped by {other:?}, not by PTRACE_INTERRUPT")),
     }
     tracer::raw::regs(child.pid()).map_err(|e| format!("PTRACE_GETREGS: {e}"))?;
     Ok(String::new())
