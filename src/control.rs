@@ -31,6 +31,9 @@ pub enum Request {
     /// An incoming TLS connection for this job; its socket follows by SCM_RIGHTS in the
     /// same message. Sent by the node daemon only. No reply.
     Connection,
+    /// A person says that the copy on node `dead` can never run again: wake the frozen copy
+    /// held here ([`JobState::InDoubt`] or [`JobState::Prepared`]). [`Reply::Ok`].
+    Recover { dead: String },
 }
 
 /// A supervisor's answer.
