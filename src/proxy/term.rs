@@ -2,7 +2,7 @@
 //!
 //! Unread input is the hard part. It sits in the line discipline, already edited and echoed,
 //! with line ends and eofs (^D) marked. [`take_input`] reads it away as the job would, and
-//! [`put_input`] writes it to a pty master under [`Termios::plain`] modes, which keep the
+//! [`put_input`] writes it to a pty master under plain modes, which keep the
 //! marks but interpret nothing. Processing is asynchronous in the kernel (drivers/tty/
 //! tty_buffer.c); its end is known by the echo, which is switched on for that and swallowed.
 
