@@ -238,14 +238,12 @@ fn refill(
     Ok(())
 }
 
-/// Unfreezes an away half: what was typed at home before it left goes in without a second
-/// echo, as the job cannot write yet.
+/// What was typed at home before the job left goes into the pty without a second echo. The
+/// job must not run yet.
 ///
 /// # Errors
 /// I/O errors of the pty.
-pub(super) fn thaw(half: &mut Endpoint) -> io::Result<()> {
-    half.frozen = false;
-    half.ready();
+pub(super) fn type_ahead(half: &mut Endpoint) -> io::Result<()> {
     let (Role::AwayPty(pty), Some(master), Some(rx)) = (&mut half.role, &half.local, &mut half.rx)
     else {
         return Ok(());

@@ -100,6 +100,12 @@ impl Endpoint {
         }
     }
 
+    /// Takes the local object into use.
+    pub fn thaw(&mut self) {
+        self.frozen = false;
+        self.ready();
+    }
+
     /// The local object may have become readable, writable or broken.
     pub fn ready(&mut self) {
         self.readable = true;

@@ -55,6 +55,21 @@ impl JobControl {
                 .is_ok_and(|stat| stat.tpgid == stat.pgrp),
         }
     }
+
+    /// The process to be asked is no more.
+    fn gone(self) -> bool {
+        match self {
+            Self::Own => false,
+            Self::Of(pid) => !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        }
+    }
+}
+
+/// Modes of a terminal that is in use: before, and as the kernel took them.
+#[derive(Debug)]
+struct Raw {
+    before: Termios,
+    now: Termios,
 }
 
 /// The terminal at home.
@@ -63,8 +78,8 @@ pub(super) struct HomeTty {
     control: JobControl,
     /// The job uses the terminal (it has left, and is not stopped).
     wanted: bool,
-    /// Raw now; the modes before.
-    saved: Option<Termios>,
+    /// Raw now.
+    raw: Option<Raw>,
     size: WindowSize,
     hung: bool,
     /// Modes that the job left its terminal with.
@@ -76,21 +91,21 @@ pub(super) struct HomeTty {
 impl HomeTty {
     /// Keys may be read now. Called before each read: the foreground can change any time.
     pub fn may_read(&mut self, tty: BorrowedFd<'_>) -> bool {
-        if self.saved.is_some() && !self.control.foreground(tty) {
+        if self.raw.is_some() && !self.control.foreground(tty) {
             self.lost();
         }
-        self.saved.is_some()
+        self.raw.is_some()
     }
 
     /// The terminal is somebody else's now, with modes of his own.
     pub fn lost(&mut self) {
-        self.saved = None;
+        self.raw = None;
     }
 
     /// The terminal is gone.
     pub fn hang_up(&mut self) {
         self.hung = true;
-        self.saved = None;
+        self.raw = None;
     }
 
     /// The job left these modes behind; they are set when its output is written.
@@ -100,12 +115,15 @@ impl HomeTty {
 
     /// [`HomeTty::activate`] should be tried from time to time.
     pub fn wants_tick(&self) -> bool {
-        self.wanted && self.saved.is_none() && !self.hung
+        self.wanted && self.raw.is_none() && !self.hung
     }
 
-    /// The job uses the terminal from now on, as soon as it is in the foreground.
-    pub fn resume(&mut self) {
+    /// The job uses the terminal from now on, as soon as it is in the foreground. Somebody
+    /// may have changed its modes meanwhile.
+    pub fn resume(&mut self, tty: BorrowedFd<'_>) {
         self.wanted = true;
+        let now = Termios::of(tty).ok();
+        self.raw = self.raw.take().filter(|raw| Some(&raw.now) == now.as_ref());
     }
 
     /// Makes the terminal raw when it is wanted and in the foreground. What was typed before
@@ -116,9 +134,9 @@ impl HomeTty {
         }
         let before = Termios::of(tty)?;
         let input = take_input(tty)?;
-        before.raw().set(tty)?;
         self.push_typed(&input, &before, tx);
-        self.saved = Some(before);
+        before.raw().set(tty)?;
+        self.raw = Some(Raw { before, now: Termios::of(tty)? });
         Ok(true)
     }
 
@@ -131,20 +149,21 @@ impl HomeTty {
     /// Gives the terminal its own modes back: the job is stopped.
     pub fn suspend(&mut self, tty: BorrowedFd<'_>) {
         self.wanted = false;
-        let modes = self.saved.take();
+        let modes = self.raw.take().map(|raw| raw.before);
         self.leave(tty, modes);
     }
 
     /// The job has ended: the modes it left, or else those from before.
     pub fn finish(&mut self, tty: BorrowedFd<'_>) {
         self.wanted = false;
-        let before = self.saved.take();
+        let before = self.raw.take().map(|raw| raw.before);
         let modes = self.settings.take().or(before);
         self.leave(tty, modes);
     }
 
     fn leave(&self, tty: BorrowedFd<'_>, modes: Option<Termios>) {
-        let Some(modes) = modes.filter(|_| self.control.foreground(tty)) else { return };
+        let ours = self.control.gone() || self.control.foreground(tty);
+        let Some(modes) = modes.filter(|_| ours) else { return };
         if let Err(error) = modes.set_after_output(tty) {
             tracing::warn!(%error, "the terminal's modes could not be restored");
         }
@@ -204,15 +223,8 @@ fn terminal(
     let local = Local::shared(fd)?;
     let tty = std::os::fd::AsFd::as_fd(&local);
     let (termios, size) = (Termios::of(tty)?, WindowSize::of(tty)?);
-    let role = HomeTty {
-        control,
-        wanted: false,
-        saved: None,
-        size,
-        hung: false,
-        settings: None,
-        typed: 0,
-    };
+    let role =
+        HomeTty { control, wanted: false, raw: None, size, hung: false, settings: None, typed: 0 };
     let half =
         Endpoint::new(id, Role::HomeTty(role), Some(Sender::default()), Some(Receiver::default()));
     let away = AwayEnd::Pty(Box::new(PtyState::fresh(termios, size)));

@@ -34,6 +34,10 @@
 //! *committed* ─► [`Relays::thaw`] at home, so that keys typed before reach the target ahead
 //! of the go ─► [`Relays::thaw`] at the target ─► the job runs.
 //!
+//! The owner of the home side must hold no other descriptor of an original: its outside peer
+//! sees eof or EPIPE when the half here closes the last one, as it would have seen it of the
+//! job. SIGPIPE must be ignored.
+//!
 //! At most [`stream::WINDOW`] bytes wait in each half of a direction, plus what a freeze
 //! takes from a pipe.
 
@@ -220,8 +224,8 @@ impl Relays {
     pub fn unfreeze(&mut self, state: &AwayState, out: Out<'_>) -> Result<(), RelayError> {
         let stream = state.stream;
         let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
-        let result = away::put_back(half, state).and_then(|()| away::thaw(half));
-        half.frozen = false;
+        let result = away::put_back(half, state).and_then(|()| away::type_ahead(half));
+        half.thaw();
         half.pump(&self.registry, self.linked, out);
         result.map_err(|e| RelayError::io(stream, "put back unread input", e))
     }
@@ -230,12 +234,11 @@ impl Relays {
     /// thawed.
     pub fn thaw(&mut self, out: Out<'_>) {
         for half in self.halves.values_mut().filter(|half| half.frozen) {
-            if let Role::HomeTty(tty) = &mut half.role {
-                tty.resume();
-            }
-            if let Err(error) = away::thaw(half) {
+            if let Err(error) = away::type_ahead(half) {
                 tracing::warn!(stream = half.id, %error, "type-ahead is processed a second time");
             }
+            half.thaw();
+            want(half);
             activate(half);
             half.pump(&self.registry, self.linked, out);
         }
@@ -284,9 +287,7 @@ impl Relays {
     /// foreground.
     pub fn resume(&mut self, out: Out<'_>) {
         for half in self.halves.values_mut().filter(|half| !half.frozen) {
-            if let Role::HomeTty(tty) = &mut half.role {
-                tty.resume();
-            }
+            want(half);
             activate(half);
             measure(half);
             half.pump(&self.registry, self.linked, out);
@@ -330,6 +331,12 @@ fn unknown(stream: StreamId) -> RelayError {
 
 fn is_away(half: &Endpoint) -> bool {
     matches!(half.role, Role::AwayPipe { .. } | Role::AwayPty(_))
+}
+
+fn want(half: &mut Endpoint) {
+    if let (Role::HomeTty(tty), Some(local)) = (&mut half.role, &half.local) {
+        tty.resume(local.as_fd());
+    }
 }
 
 /// Takes a home terminal into use if that is due; true when it was done.

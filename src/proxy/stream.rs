@@ -148,12 +148,12 @@ impl Sender {
     /// Offset behind the last byte pushed.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.acked + self.buffer.len() as u64
+        self.acked.saturating_add(self.buffer.len() as u64)
     }
 
     /// [`Sender::end`], and one more for the eof.
     fn fin(&self) -> u64 {
-        self.end() + u64::from(self.eof)
+        self.end().saturating_add(self.eof.into())
     }
 
     /// No local byte is wanted any more.
@@ -219,7 +219,7 @@ impl Sender {
     /// The next piece to put on the link, at most [`CHUNK`] bytes: offset, bytes, eof.
     pub fn poll(&mut self) -> Option<(u64, Vec<u8>, bool)> {
         let offset = self.next.filter(|&next| !self.broken && next < self.fin())?;
-        let end = self.end().min(self.limit).min(offset + CHUNK as u64);
+        let end = self.end().min(self.limit).min(offset.saturating_add(CHUNK as u64));
         let eof = self.eof && end == self.end();
         if end <= offset && !eof {
             return None;
@@ -227,7 +227,7 @@ impl Sender {
         // Both ends lie in the buffer: acked <= offset, and end <= self.end().
         let range = (offset - self.acked) as usize..(end.max(offset) - self.acked) as usize;
         let bytes = self.buffer.range(range).copied().collect();
-        self.next = Some(end + u64::from(eof));
+        self.next = Some(end.saturating_add(eof.into()));
         Some((offset, bytes, eof))
     }
 }
@@ -246,11 +246,11 @@ impl Receiver {
     /// The offset expected next.
     #[must_use]
     pub fn next(&self) -> u64 {
-        self.end() + u64::from(self.eof)
+        self.end().saturating_add(self.eof.into())
     }
 
     fn end(&self) -> u64 {
-        self.consumed + self.pending.len() as u64
+        self.consumed.saturating_add(self.pending.len() as u64)
     }
 
     /// Takes a piece; what is known already is trimmed.
@@ -269,7 +269,7 @@ impl Receiver {
         if (self.eof && end > expected) || (eof && end < expected) {
             return Err(StreamError::AfterEof { end, eof: expected.min(end) });
         }
-        let limit = self.consumed + WINDOW as u64;
+        let limit = self.consumed.saturating_add(WINDOW as u64);
         if end > limit {
             return Err(StreamError::Overrun { end, limit });
         }
@@ -336,7 +336,7 @@ impl Receiver {
     /// Offset and window of the acknowledgement that is true now.
     #[must_use]
     pub fn ack(&self) -> (u64, u32) {
-        (self.consumed + u64::from(self.eof_consumed), WINDOW as u32)
+        (self.consumed.saturating_add(self.eof_consumed.into()), WINDOW as u32)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Unread input is the hard part. It sits in the line discipline, already edited and echoed,
 //! with line ends and eofs (^D) marked. [`take_input`] reads it away as the job would, and
-//! [`put_input`] writes it to a pty master under [`Termios::plain`] modes, which keep the
+//! [`put_input`] writes it to a pty master under plain modes, which keep the
 //! marks but interpret nothing. Processing is asynchronous in the kernel (drivers/tty/
 //! tty_buffer.c); its end is known by the echo, which is switched on for that and swallowed.
 
@@ -291,7 +291,10 @@ fn readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
 fn read_lines(tty: BorrowedFd<'_>, termios: &Termios, input: &mut TtyInput) -> io::Result<()> {
     let mut line = [0; LINE_BUFFER + 1];
     while termios.canonical() && readable(tty)? {
-        let n = nix::unistd::read(tty, &mut line)?;
+        let n = match nix::unistd::read(tty, &mut line) {
+            Err(nix::errno::Errno::EAGAIN) => return Ok(()),
+            result => result?,
+        };
         input.typed.extend(&line[..n]);
         if !line[..n].last().is_some_and(|&byte| termios.delimits(byte)) {
             input.eofs.push(input.typed.len() as u32);
@@ -360,4 +363,72 @@ fn write_swallowing_echo(master: BorrowedFd<'_>, keys: &[u8], mut echo: usize) -
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::{openpty, OpenptyResult};
+    use std::os::fd::AsFd;
+
+    fn pty() -> OpenptyResult {
+        use nix::fcntl::{fcntl, FcntlArg, OFlag};
+        let pty = openpty(None, None).unwrap();
+        fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).unwrap();
+        pty
+    }
+
+    fn input(typed: &[u8], eofs: &[u32]) -> TtyInput {
+        TtyInput { typed: typed.to_vec(), eofs: eofs.to_vec(), beyond: Vec::new() }
+    }
+
+    /// Puts `wanted` in, takes it out, under the default modes with `change`.
+    fn round_trip(wanted: &TtyInput, change: impl FnOnce(&mut Termios)) {
+        let pty = pty();
+        let (master, slave) = (pty.master.as_fd(), pty.slave.as_fd());
+        let mut modes = Termios::of(slave).unwrap();
+        change(&mut modes);
+        put_input(master, wanted, &modes).unwrap();
+        assert_eq!(Termios::of(slave).unwrap(), modes);
+        assert_eq!(take_input(slave).unwrap(), *wanted);
+        assert_eq!(Termios::of(slave).unwrap(), modes);
+        assert_eq!(nix::unistd::read(master, &mut [0; 8]), Err(nix::errno::Errno::EAGAIN));
+    }
+
+    #[test]
+    fn lines_eofs_and_an_unfinished_line_keep_their_form() {
+        round_trip(&input(b"one\n\ntwothr", &[4, 8, 8]), |_| {});
+        round_trip(&input(b"one\n", &[4]), |_| {});
+        round_trip(&input(b"", &[0, 0]), |_| {});
+        round_trip(&input(b"\x03\x04\x16\x7f\r\0\xff\n\t\x13", &[]), |_| {});
+        round_trip(&input(b"a;b", &[]), |t| t.cc[libc::VEOL] = b';');
+    }
+
+    #[test]
+    fn uncooked_input_keeps_every_byte() {
+        let all: Vec<u8> = (0..=255).cycle().take(4000).collect();
+        round_trip(&input(&all, &[]), |t| t.lflag &= !libc::ICANON);
+        round_trip(&input(&all, &[]), |t| *t = t.raw());
+    }
+
+    #[test]
+    fn more_than_the_line_discipline_holds_is_taken_too() {
+        let pty = pty();
+        let line = [b'x'; 99];
+        let text: Vec<u8> = [&line[..], b"\n"].concat().repeat(100);
+        assert_eq!(nix::unistd::write(&pty.master, &text), Ok(text.len()));
+        let taken = take_input(pty.slave.as_fd()).unwrap();
+        assert_eq!([&taken.typed[..], &taken.beyond].concat(), text);
+        assert_eq!((taken.typed.len(), taken.eofs.len()), (LINE_BUFFER, 0));
+    }
+
+    #[test]
+    fn keys_and_input_are_two_forms_of_the_same() {
+        let pty = pty();
+        let modes = Termios::of(pty.slave.as_fd()).unwrap();
+        let typed = input(b"ab\nc", &[0, 2, 4]);
+        assert_eq!(typed.to_keys(&modes), b"\x04ab\x04\nc\x04");
+        assert_eq!(TtyInput::from_keys(&typed.to_keys(&modes), &modes), typed);
+        assert_eq!(TtyInput::from_keys(b"\x04", &modes.raw()), input(b"\x04", &[]));
+    }
 }
