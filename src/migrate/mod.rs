@@ -4,6 +4,7 @@ pub mod capture;
 pub mod files;
 pub mod freeze;
 pub mod image;
+pub mod message;
 pub mod newborn;
 pub mod raw;
 pub mod resource;
