@@ -75,11 +75,10 @@ impl FdKind for Inotify {
         let dummy = Dummy::make()?;
         let mut next = 1;
         for watch in &watches {
-            if watch.wd > next {
-                dummy.burn(&fd, watch.wd - next)?;
-            }
+            let skipped = watch.wd.checked_sub(next).filter(|n| (0..=BURN_LIMIT).contains(n));
+            dummy.burn(&fd, skipped.ok_or(FdError::State(NAME))?)?;
             watch.add(fd.as_raw_fd())?;
-            next = watch.wd + 1;
+            next = watch.wd.saturating_add(1);
         }
         Ok(fd)
     }
@@ -118,10 +117,10 @@ fn watches(view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<Watch>, FdError> {
             let path = as_path(&watch.path).display();
             return Err(refuse(format!("{path} of its watch {wd} has been renamed")));
         }
-        if wd - next > BURN_LIMIT {
+        if wd.saturating_sub(next) > BURN_LIMIT {
             return Err(refuse(format!("its watch descriptor {wd} is too high to reach again")));
         }
-        next = wd + 1;
+        next = wd.saturating_add(1);
         found.push(Watch { mask: shown.mask | watch.mask & ASKED, ..watch.clone() });
     }
     Ok(found)
@@ -170,6 +169,9 @@ impl Dummy {
 
     /// Uses up `count` watch descriptors and takes the IN_IGNORED events away.
     fn burn(&self, fd: &OwnedFd, count: i32) -> Result<(), FdError> {
+        if count == 0 {
+            return Ok(());
+        }
         let tried = || failed(format!("use up {count} watch descriptors"));
         for _ in 0..count {
             let wd = raw::inotify_add(fd.as_raw_fd(), &self.path, libc::IN_ATTRIB);
