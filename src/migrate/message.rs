@@ -41,28 +41,47 @@ pub enum Msg {
     /// Target: these files of the list (by index) must be described by their hash.
     Want(Vec<u32>),
     /// Source: a file's hash, mode and size.
-    File { index: u32, hash: [u8; 32], mode: u32, size: u64 },
+    File {
+        index: u32,
+        hash: [u8; 32],
+        mode: u32,
+        size: u64,
+    },
     /// Target: the content of this file is needed (true) or is here already.
-    FileAnswer { index: u32, send: bool },
+    FileAnswer {
+        index: u32,
+        send: bool,
+    },
     /// Source: content (payload), in order.
-    Chunk { index: u32, last: bool },
+    Chunk {
+        index: u32,
+        last: bool,
+    },
     /// Target: all files asked for are here.
     FilesReady,
     /// Source: the frame of the process may be built.
     Prepare(Plan),
     Prepared,
     /// Source: a piece of the image (payload); the job is frozen.
-    Image { last: bool },
+    Image {
+        last: bool,
+    },
     /// Target: files of the image that were not in [`Hello`].
     Unknown(Vec<FileId>),
     /// Source: content of a deleted file or memfd at this offset (payload).
-    Bulk { id: BulkId, offset: u64 },
+    Bulk {
+        id: BulkId,
+        offset: u64,
+    },
     /// Source: pages of these ranges (payload).
     Pages(Vec<(u64, u64)>),
     PagesEnd,
     Ready,
     Commit,
-    Done { processes: Vec<ProcessStatus>, resumed_ns: u64 },
+    Done {
+        processes: Vec<ProcessStatus>,
+        resumed_ns: u64,
+    },
     /// The move is off, for this reason.
     Abort(String),
     /// Target: it could not go on; nothing runs there.
@@ -71,14 +90,25 @@ pub enum Msg {
     /// Target in doubt asks the source what was decided.
     Ask(MoveId),
     /// Source tells a target in doubt, or answers it.
-    Decided { id: MoveId, commit: bool },
+    Decided {
+        id: MoveId,
+        commit: bool,
+    },
 
     /// Home agent: I am the home of the job, and know this epoch.
-    Attach { epoch: Epoch },
+    Attach {
+        epoch: Epoch,
+    },
     /// Host: welcome.
-    Attached { epoch: Epoch, processes: Vec<ProcessStatus> },
+    Attached {
+        epoch: Epoch,
+        processes: Vec<ProcessStatus>,
+    },
     /// The job is not here; it went to that node, if that is known.
-    Gone { to: Option<(NodeId, String)>, epoch: Epoch },
+    Gone {
+        to: Option<(NodeId, String)>,
+        epoch: Epoch,
+    },
     /// A relay message (payload with data).
     Relay(RelayMsg),
     /// Home agent: a signal for the job.

@@ -257,7 +257,9 @@ impl Supervisor {
         let ready: Vec<Ready> = events.iter().map(readiness).collect();
         self.events = Some(events);
         match polled {
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(e).context("epoll_wait"),
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                return Err(e).context("epoll_wait")
+            }
             _ => {}
         }
         ready.into_iter().try_for_each(|r| self.dispatch(r))

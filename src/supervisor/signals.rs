@@ -196,7 +196,12 @@ impl Signals {
                 if let Ok(info) = raw::siginfo(pid) {
                     let word = |at: usize| i32::from_ne_bytes([0, 1, 2, 3].map(|i| info[at + i]));
                     // siginfo_t: si_signo, si_errno, si_code, padding, si_pid.
-                    self.seen.push(Seen { signal, code: word(8), sender: word(16), settled: false });
+                    self.seen.push(Seen {
+                        signal,
+                        code: word(8),
+                        sender: word(16),
+                        settled: false,
+                    });
                 }
                 let _ = raw::cont(pid, 0);
             }

@@ -276,22 +276,35 @@ mod tests {
     #[test]
     fn an_entry_outlives_its_number() {
         let epoll = raw::epoll().expect("epoll");
-        let (reader, mut writer) = io::pipe().expect("pipe");
+        let (reader, _writer) = io::pipe().expect("pipe");
         let second = reader.try_clone().expect("dup");
         let number = reader.as_raw_fd();
         add(&epoll, &reader, IN, 5);
-        add(&epoll, &second, IN, 6);
         drop(reader);
-        let here = Here::of(&[&epoll]);
-        let object = here.capture(&epoll);
+        let object = Here::of(&[&epoll]).capture(&epoll);
         let entries: Vec<Entry> = decode(NAME, &object.state).expect("state");
-        let orphan = entries.iter().find(|entry| entry.tfd == number).expect("entry");
-        // Another test may use the number by now: what counts is that it is not the pipe.
-        assert!(orphan.alias.is_some_and(|fd| fd != number));
-        drop(second);
-        let view = FdView::read(std::process::id() as i32, epoll.as_raw_fd()).expect("view");
-        assert_eq!(shown(&view).expect("list"), []);
-        writer.write_all(b"x").expect_err("no reader is left");
+        assert_eq!((entries[0].tfd, entries[0].data), (number, 5));
+        assert_eq!(entries[0].alias, Some(second.as_raw_fd()));
+    }
+
+    #[test]
+    fn a_number_used_twice_has_two_entries() {
+        let epoll = raw::epoll().expect("epoll");
+        let (reader, _writer) = io::pipe().expect("pipe");
+        let (other, _writer) = io::pipe().expect("pipe");
+        let second = reader.try_clone().expect("dup");
+        add(&epoll, &reader, IN, 5);
+        raw::dup_onto(other.as_raw_fd(), reader.as_raw_fd(), true).expect("dup3");
+        add(&epoll, &reader, IN, 6);
+        let object = Here::of(&[&epoll]).capture(&epoll);
+        let mut entries: Vec<Entry> = decode(NAME, &object.state).expect("state");
+        entries.sort_by_key(|entry| entry.data);
+        let found: Vec<_> = entries.iter().map(|e| (e.tfd, e.alias, e.data)).collect();
+        let number = reader.as_raw_fd();
+        assert_eq!(found, [(number, Some(second.as_raw_fd()), 5), (number, None, 6)]);
+        assert_eq!(list(&moved(&epoll)).len(), 2);
+        let view = FdView::read(std::process::id() as i32, number).expect("view");
+        assert_eq!(view.ino, Here::of(&[&other]).view(&other).ino, "the number was given back");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 
+use super::content::as_path;
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 
 const NAME: &str = "inotify";
@@ -29,7 +30,7 @@ const ASKED: u32 =
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Watch {
     wd: i32,
-    path: String,
+    path: Vec<u8>,
     mask: u32,
 }
 
@@ -74,11 +75,10 @@ impl FdKind for Inotify {
         let dummy = Dummy::make()?;
         let mut next = 1;
         for watch in &watches {
-            if watch.wd > next {
-                dummy.burn(&fd, watch.wd - next)?;
-            }
+            let skipped = watch.wd.checked_sub(next).filter(|n| (0..=BURN_LIMIT).contains(n));
+            dummy.burn(&fd, skipped.ok_or(FdError::State(NAME))?)?;
             watch.add(fd.as_raw_fd())?;
-            next = watch.wd + 1;
+            next = watch.wd.saturating_add(1);
         }
         Ok(fd)
     }
@@ -86,8 +86,8 @@ impl FdKind for Inotify {
 
 impl Watch {
     fn add(&self, fd: RawFd) -> Result<(), FdError> {
-        let tried = || failed(format!("watch {} as {}", self.path, self.wd));
-        let path = CString::new(self.path.as_str()).map_err(|e| tried()(e.into()))?;
+        let tried = || failed(format!("watch {} as {}", as_path(&self.path).display(), self.wd));
+        let path = CString::new(&*self.path).map_err(|e| tried()(e.into()))?;
         let wd = raw::inotify_add(fd, &path, self.mask).map_err(tried())?;
         if wd == self.wd {
             return Ok(());
@@ -113,25 +113,27 @@ fn watches(view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<Watch>, FdError> {
         let watch = noted
             .get(&wd)
             .ok_or_else(|| refuse(format!("the path of its watch {wd} is not known")))?;
-        let root = format!("/proc/{}/root", view.host_pid);
-        if !watch.path.starts_with('/')
-            || inode(&(root + &watch.path), watch.mask) != Some(shown.ino)
-        {
-            return Err(refuse(format!("{} of its watch {wd} has been renamed", watch.path)));
+        if inode(view, watch) != Some(shown.ino) {
+            let path = as_path(&watch.path).display();
+            return Err(refuse(format!("{path} of its watch {wd} has been renamed")));
         }
-        if wd - next > BURN_LIMIT {
+        if wd.saturating_sub(next) > BURN_LIMIT {
             return Err(refuse(format!("its watch descriptor {wd} is too high to reach again")));
         }
-        next = wd + 1;
+        next = wd.saturating_add(1);
         found.push(Watch { mask: shown.mask | watch.mask & ASKED, ..watch.clone() });
     }
     Ok(found)
 }
 
-fn inode(path: &str, mask: u32) -> Option<u64> {
-    let nofollow = mask & libc::IN_DONT_FOLLOW != 0;
-    let meta = if nofollow { fs::symlink_metadata(path) } else { fs::metadata(path) };
-    meta.ok().map(|meta| meta.ino())
+/// The inode that the path of a watch leads to, as the process sees the file tree.
+fn inode(view: &FdView, watch: &Watch) -> Option<u64> {
+    let root = format!("/proc/{}/root", view.host_pid).into_bytes();
+    let path = [&*root, &*watch.path].concat();
+    let nofollow = watch.mask & libc::IN_DONT_FOLLOW != 0;
+    let meta =
+        if nofollow { fs::symlink_metadata(as_path(&path)) } else { fs::metadata(as_path(&path)) };
+    meta.ok().filter(|_| watch.path.starts_with(b"/")).map(|meta| meta.ino())
 }
 
 /// Lines `inotify wd:1 ino:2f9b3 sdev:fe00001 mask:fce …`, all hexadecimal, by ascending wd.
@@ -167,6 +169,9 @@ impl Dummy {
 
     /// Uses up `count` watch descriptors and takes the IN_IGNORED events away.
     fn burn(&self, fd: &OwnedFd, count: i32) -> Result<(), FdError> {
+        if count == 0 {
+            return Ok(());
+        }
         let tried = || failed(format!("use up {count} watch descriptors"));
         for _ in 0..count {
             let wd = raw::inotify_add(fd.as_raw_fd(), &self.path, libc::IN_ATTRIB);
@@ -185,6 +190,8 @@ impl Dummy {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::super::testing::{Here, Restored};
     use super::*;
 
@@ -202,9 +209,9 @@ mod tests {
         for i in 1..=5 {
             let path = dir.path().join(i.to_string());
             fs::create_dir(&path).expect("mkdir");
-            let path = path.to_str().expect("path").to_owned();
+            let path = path.into_os_string().into_vec();
             let mask = libc::IN_CREATE | libc::IN_DELETE | libc::IN_ONLYDIR;
-            let name = CString::new(path.as_str()).expect("path");
+            let name = CString::new(&*path).expect("path");
             let wd = raw::inotify_add(fd.as_raw_fd(), &name, mask).expect("watch");
             noted.push(Watch { wd, path, mask });
         }
@@ -219,7 +226,9 @@ mod tests {
 
     fn here(setup: &Setup) -> Here {
         let annotation = Some(encode(&setup.noted).expect("encode"));
-        Here { annotation, ..Here::of(&[&setup.fd]) }
+        let mut here = Here::of(&[&setup.fd]);
+        here.annotation = annotation;
+        here
     }
 
     #[test]

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
 
-const F_GETSIG: i32 = 11;
 pub mod content;
 mod deleted;
 mod device;
@@ -250,7 +249,7 @@ fn signal_driven(view: &FdView, cx: &dyn CaptureCx) -> Option<Finding> {
         return None;
     }
     let owner = cx.dup(view).and_then(|fd| {
-        let signal = raw::fcntl(fd.as_raw_fd(), F_GETSIG, 0)?;
+        let signal = raw::fcntl(fd.as_raw_fd(), raw::F_GETSIG, 0)?;
         Ok((raw::owner(fd.as_raw_fd())?, signal))
     });
     let (owner, signal) = owner.unwrap_or_default();

@@ -7,6 +7,7 @@
 //! A pipe with a holder outside of the job is not for this module: [`outside_holders`] finds
 //! it, and it is relayed. A FIFO with such a holder is refused.
 
+use std::collections::hash_map::Entry;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -83,11 +84,10 @@ impl FdKind for Pipe {
         cx: &mut dyn RestoreCx,
     ) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
-        let pipes = &mut cx.shared().pipes;
-        if !pipes.contains_key(&state.id) {
-            pipes.insert(state.id, Ends::make(&state)?);
-        }
-        let ends = pipes.get_mut(&state.id).ok_or(FdError::State(NAME))?;
+        let ends = match cx.shared().pipes.entry(state.id) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(slot) => slot.insert(Ends::make(&state)?),
+        };
         ends.fill(&state)?;
         ends.take(state.flags)
     }
@@ -160,7 +160,6 @@ fn peek(reader: RawFd, capacity: i32) -> io::Result<(usize, Vec<Vec<u8>>)> {
         let n = from.read(&mut packet)?;
         packet.truncate(n);
         packets.push(packet);
-        // What is left is more exact than a sum: a read may end inside of nothing else.
         left = raw::readable_bytes(from.as_raw_fd())?;
     }
     Ok((wanted, packets))
@@ -332,7 +331,6 @@ mod tests {
         }
         let made = restored(&Here::of(&[&reader, &writer]), &[&reader, &writer]);
         assert_eq!(raw::readable_bytes(made[0].as_raw_fd()).expect("FIONREAD"), written);
-        assert!((&made[1]).write(&[7; 3000]).is_err() || written % 4096 != 0);
     }
 
     fn packets() -> (PipeReader, PipeWriter) {
@@ -427,7 +425,7 @@ mod tests {
             .stdout(Stdio::from(file.try_clone().expect("dup")))
             .spawn()
             .expect("cat");
-        let found = outside_holders(&inodes, &[std::process::id() as i32]).expect("scan");
+        let found = outside_holders(&inodes, &here.job_pids()).expect("scan");
         let code = here.refusal(&file);
         drop(writer);
         child.wait().expect("wait");

@@ -9,6 +9,9 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+/// fcntl(2): the signal that tells of readiness, 0 for none chosen.
+pub const F_GETSIG: i32 = 11;
+
 fn check(result: libc::c_long) -> io::Result<i64> {
     if result == -1 {
         Err(io::Error::last_os_error())
@@ -280,6 +283,16 @@ pub fn inotify_add(fd: RawFd, path: &CStr, mask: u32) -> io::Result<i32> {
 pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::inotify_rm_watch(fd, wd) }.into()).map(drop)
+}
+
+/// getdents64(2): the next records of a directory, at most 4 KiB.
+#[cfg(test)]
+pub fn directory_entries(fd: RawFd) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0u8; 4096];
+    // SAFETY: the kernel writes at most the length of buf, which lives through the call.
+    let n = check(unsafe { libc::syscall(libc::SYS_getdents64, fd, buf.as_mut_ptr(), buf.len()) })?;
+    buf.truncate(n as usize);
+    Ok(buf)
 }
 
 /// Runs `body` in a forked child, for tests that replace descriptors at their numbers.

@@ -4,8 +4,8 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -36,7 +36,8 @@ pub struct FdView {
     pub rdev: u64,
     pub size: u64,
     pub nlink: u64,
-    /// Type of the file system, `f_type` of statfs(2), for links that are paths; else 0.
+    /// Type of the file system, `f_type` of statfs(2), for regular files, directories and
+    /// FIFOs whose links are paths; else 0.
     pub fs: i64,
 }
 
@@ -54,13 +55,14 @@ impl FdView {
         let proc = view.proc_path();
         view.link = fs::read_link(&proc)?.to_string_lossy().into_owned();
         let meta = fs::metadata(&proc)?;
-        view.fdinfo = fs::read_to_string(format!("/proc/{host_pid}/fdinfo/{fd}"))?;
+        view.fdinfo = fdinfo(host_pid, fd)?;
         let flags = view.number("flags", 8)? as i32;
         view.flags = flags & !libc::O_CLOEXEC;
         view.pos = view.number("pos", 10)?;
         (view.mode, view.ino, view.dev) = (meta.mode(), meta.ino(), meta.dev());
         (view.rdev, view.size, view.nlink) = (meta.rdev(), meta.size(), meta.nlink());
-        if view.link.starts_with('/') {
+        let tree = matches!(view.file_type(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO);
+        if tree && view.link.starts_with('/') {
             view.fs = nix::sys::statfs::statfs(&proc)?.filesystem_type().0 as i64;
         }
         Ok((view, flags & libc::O_CLOEXEC != 0))
@@ -146,6 +148,19 @@ pub fn views(host_pid: i32) -> io::Result<Views> {
     Ok(found)
 }
 
+/// The whole fdinfo. The kernel makes it in one piece, so that a read which leaves room in
+/// the buffer was the last.
+fn fdinfo(host_pid: i32, fd: i32) -> io::Result<String> {
+    let mut file = File::open(format!("/proc/{host_pid}/fdinfo/{fd}"))?;
+    let mut buf = [0; 2048];
+    let n = file.read(&mut buf)?;
+    let mut text = buf[..n].to_vec();
+    if n == buf.len() {
+        file.read_to_end(&mut text)?;
+    }
+    String::from_utf8(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
 /// The open descriptors of a process, ascending.
 pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
     let mut numbers = Vec::new();
@@ -203,8 +218,10 @@ fn no_kcmp(host_pid: i32, error: &io::Error) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
+    use std::process::{Command, Stdio};
     use std::time::Instant;
 
+    use super::super::{capture, testing::Here};
     use super::*;
 
     fn object(views: &Views, fd: &impl AsRawFd) -> u32 {
@@ -238,6 +255,47 @@ mod tests {
         objects.sort_unstable();
         objects.dedup();
         assert_eq!(objects.len(), fds.len());
+    }
+
+    #[test]
+    fn another_process_is_captured_without_its_help() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::write(dir.path().join("f"), "line one\nline two\n").expect("write");
+        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; echo ready; exec cat";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("ready");
+        let found = views(child.id() as i32);
+        let here = Here::default();
+        let kinds = found.as_ref().map(|found| {
+            let name = |slot: &Slot| {
+                let view = &found.objects[slot.object as usize];
+                (slot.fd, slot.object, capture(view, &here).map(|o| o.kind).ok())
+            };
+            found.table.iter().filter(|s| s.fd < 10).map(name).collect::<Vec<_>>()
+        });
+        let pos =
+            found.as_ref().map(|found| found.objects.iter().find(|v| v.fd == 7).map(|v| v.pos));
+        drop(child.stdin.take());
+        child.wait().expect("wait");
+        let kind = |name: &str| Some(name.to_owned());
+        let wanted = [
+            (0, 0, kind("pipe")),
+            (1, 1, kind("pipe")),
+            (2, 2, kind("device")),
+            (7, 3, kind("file")),
+            (8, 3, kind("file")),
+            (9, 4, kind("deleted")),
+        ];
+        assert_eq!(kinds.expect("views"), wanted);
+        assert_eq!(pos.expect("views"), Some(9));
     }
 
     #[test]
