@@ -17,10 +17,341 @@ pub const CODES: &[Code] = &[
         title: "a 32-bit program",
         text: "The process runs i386 or x32 code. It runs under vosrun as always, but vosrun moves x86-64 programs only.\nWay out: run the 64-bit build of the program.",
     },
+    Code {
+        code: "VOS-ASYNC",
+        title: "signal-driven input and output",
+        text: "A descriptor is set to send signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)). Who gets them cannot be carried over yet.\nWay out: let the program poll instead, or let it finish here.",
+    },
+    Code {
+        code: "VOS-AUTH",
+        title: "the other node did not prove who it is",
+        text: "Nodes talk over TLS 1.3 and know each other by their keys. The key that answered is not the one this node knows under that name, or the other node does not know ours. Nothing was sent.\nWay out: join the nodes again: vosrun token on one, vosrun node --join TOKEN on the other. A node whose state folder was removed has a new key and must join again.",
+    },
+    Code {
+        code: "VOS-BPF",
+        title: "a BPF program or map",
+        text: "BPF objects are loaded into this machine's kernel and work on it.\nWay out: let the program close them, or let it finish here.",
+    },
+    Code {
+        code: "VOS-BUSY",
+        title: "another move of this job is in progress",
+        text: "A job takes part in one move at a time. The first one goes on, the second one has touched nothing.\nWay out: wait for it (vosrun migrate --watch MOVE) or cancel it (vosrun migrate --cancel MOVE).",
+    },
+    Code {
+        code: "VOS-CANCELLED",
+        title: "the move was cancelled before it was decided",
+        text: "Somebody ran vosrun migrate --cancel. The source wrote down the abort and let the job go on where it was; the target threw its copy away.\nWay out: none needed; start the move again when you want it.",
+    },
+    Code {
+        code: "VOS-CHILDREN",
+        title: "the job has more than one process",
+        text: "This version moves single processes with any number of threads. Children, running or not yet waited for, would be left behind or lose their parent.\nWay out: wait until the children have ended (vosrun inspect JOB lists them), or run the part that is to move as a job of its own.",
+    },
+    Code {
+        code: "VOS-COMMIT-SENT",
+        title: "given away, not yet confirmed",
+        text: "The source has written down that the target owns the job and cannot take it back, and the target has not confirmed yet: the connection or the target is gone. The job never runs at the source again, so it cannot run twice. The target resumes it by itself as soon as it hears from the source.\nWay out: bring the connection or the target back, then vosrun migrate --resolve MOVE. Only if you know that the target's copy can never run: vosrun recover JOB --dead NODE at the source.",
+    },
+    Code {
+        code: "VOS-CPU",
+        title: "the target's processor lacks a feature",
+        text: "Programs ask the processor once, at their start, what it can do, and keep using it. An instruction that the target does not have would kill the program with SIGILL, or its saved registers do not fit there.\nWay out: choose a target whose processor has the feature named, or start the program so that it does not use it (glibc: GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,…).",
+    },
+    Code {
+        code: "VOS-DEV",
+        title: "a device of this machine",
+        text: "The program has a device open whose state lives in the hardware or driver of this machine. Only null, zero, full, random, urandom and tty are the same everywhere.\nWay out: let the program close the device, or let it finish here.",
+    },
+    Code {
+        code: "VOS-DEV-GPU",
+        title: "a GPU or other accelerator",
+        text: "The program has an accelerator open; its memory and queues live in the device and cannot be read.\nWay out: stop using the GPU, or let the program finish here.",
+    },
+    Code {
+        code: "VOS-DISK-FULL",
+        title: "no space left in a state folder",
+        text: "The journal, or a file that had to be shipped, could not be written. A move that cannot be written down is not begun, or is given up before the commit.\nWay out: make room on the file system that holds the state folder named, or point --state-dir of that node to another one.",
+    },
+    Code {
+        code: "VOS-EPOLL-ORPHAN",
+        title: "an epoll entry without a descriptor",
+        text: "An epoll instance watches an object to which the program has no descriptor any more, for example one that is in flight in a Unix socket (see epoll(7), questions and answers). It cannot be found to be watched again.\nWay out: let the program remove entries with EPOLL_CTL_DEL before it closes descriptors.",
+    },
+    Code {
+        code: "VOS-EVENTFD",
+        title: "an eventfd whose mode is unknown",
+        text: "A warning: kernels before Linux 6.5 do not tell whether an eventfd was made with EFD_SEMAPHORE. It is restored without.\nWay out: nothing to do unless the program uses EFD_SEMAPHORE; else move it from a newer kernel.",
+    },
+    Code {
+        code: "VOS-EXEC-CHANGED",
+        title: "the program replaced itself during the move",
+        text: "The job called execve(2) while the move was being prepared, so what the target had got ready belongs to a program that is no more. The job was not touched.\nWay out: move it again; the new program is looked at afresh.",
+    },
+    Code {
+        code: "VOS-EXITED",
+        title: "the job ended during the move",
+        text: "The program finished or was killed before the commit. There is nothing left to move; its exit status went to whoever waits for it, as without a move.\nWay out: none needed.",
+    },
+    Code {
+        code: "VOS-FANOTIFY",
+        title: "a fanotify group",
+        text: "fanotify(7) watches file systems of this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-FENCED",
+        title: "this node no longer owns the job",
+        text: "A later owner of the job exists: its epoch is higher than the one this node knows. What this node holds is old and stays frozen so that the job cannot run twice.\nWay out: work with the job where it is now; vosrun ps on the other nodes shows it.",
+    },
+    Code {
+        code: "VOS-FIFO",
+        title: "a FIFO that others use",
+        text: "A process outside of the job has the same FIFO open, or the FIFO has lost its name. After a move its two ends would be on two machines.\nWay out: run both ends in one job, or connect them by a pipe, which vosrun relays.",
+    },
+    Code {
+        code: "VOS-FILE-BIG",
+        title: "too much content that exists only here",
+        text: "A file without a name, or a memfd, holds more than 1024 MiB. It would have to be sent while the program stands still.\nWay out: let the program close it, or keep the content in a named file that both nodes share.",
+    },
+    Code {
+        code: "VOS-FILE-LOCAL",
+        title: "a file that the target lacks",
+        text: "A file is open that the target does not have, has with another content, or has apart from this one while the program writes to it.\nWay out: put the file on a file system that both nodes share, or copy it to the target.",
+    },
+    Code {
+        code: "VOS-FILE-UNLINKED",
+        title: "a file that lost its name",
+        text: "The name by which a file or directory was opened is gone or leads to something else, while the file lives on under another name or on a detached mount. A copy would part from it.\nWay out: let the program close it, or move the file back to that name.",
+    },
+    Code {
+        code: "VOS-HERE",
+        title: "the job is already on that node",
+        text: "The target is the node where the job runs now. Nothing was touched.\nWay out: name another node; vosrun nodes lists them.",
+    },
+    Code {
+        code: "VOS-HUGETLB",
+        title: "a memory file in huge pages",
+        text: "A memfd was made with MFD_HUGETLB. Huge pages have to be reserved by the administrator of each machine.\nWay out: start the program without huge pages.",
+    },
+    Code {
+        code: "VOS-IMAGE",
+        title: "the job's image arrived damaged",
+        text: "What the target received does not decode or its checksum is wrong: it was cut short or changed on the way, or one side has a fault. Nothing was built from it.\nWay out: try again. If it happens again, compare vosrun --version on both nodes and look into the log of the target's job.",
+    },
+    Code {
+        code: "VOS-INOTIFY",
+        title: "inotify watches whose paths are unknown",
+        text: "The kernel shows the inode of an inotify(7) watch but not its path. vosrun notes the path when it starts the program; for an attached program, or when the watched file has been renamed since, it is not known.\nWay out: start the program under vosrun instead of attaching.",
+    },
+    Code {
+        code: "VOS-INOTIFY-EVENTS",
+        title: "unread file events",
+        text: "An inotify instance holds events that the program has not read. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
+    },
+    Code {
+        code: "VOS-IO-URING",
+        title: "an io_uring",
+        text: "The kernel may be working on requests in the program's rings, which cannot be stopped and read.\nWay out: start the program under vosrun, which answers ENOSYS to io_uring_setup so that programs do without.",
+    },
+    Code {
+        code: "VOS-KCMP",
+        title: "shared descriptors cannot be told",
+        text: "A warning: kcmp(2) does not work on this machine, so that descriptors made by dup(2) cannot be told from those opened apart. After a move they will not share their offset.\nWay out: use a kernel with CONFIG_KCMP, and allow kcmp in the seccomp filter around vosrun.",
+    },
+    Code {
+        code: "VOS-KERNEL",
+        title: "the target's kernel lacks something the job needs",
+        text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
+    },
+    Code {
+        code: "VOS-LINK",
+        title: "the connection between the nodes was cut",
+        text: "It ended or stood still before the move was decided. The source gave the move up and let the job go on; the target throws its copy away.\nWay out: try again when the network is back; vosrun nodes shows who can be reached.",
+    },
+    Code {
+        code: "VOS-LOCK",
+        title: "a file lock or lease",
+        text: "The program holds a lock (fcntl(2), flock(2)) or a lease on a file. If it were given up for the move, another program could take it.\nWay out: let the program release the lock, then move it.",
+    },
+    Code {
+        code: "VOS-LOST",
+        title: "the job runs nowhere any more",
+        text: "The host that held the only copy went down or the copy was killed. Nothing can bring the program's state back.\nWay out: start the program again.",
+    },
+    Code {
+        code: "VOS-MAPPING",
+        title: "a memory mapping that cannot move",
+        text: "The mapping named belongs to a device, to hardware, or to memory that other processes outside the job write to. Its content is not the job's alone, so a copy elsewhere would not be the same thing.\nWay out: let the program close what the mapping belongs to, or let it finish here.",
+    },
+    Code {
+        code: "VOS-MEMFD-SEAL",
+        title: "a sealed memfd with a writable mapping",
+        text: "A memfd is sealed with F_SEAL_FUTURE_WRITE while a writable shared mapping of it exists. That mapping could not be made again.\nWay out: let the program unmap the writable mapping first.",
+    },
+    Code {
+        code: "VOS-MEMORY",
+        title: "the target has not enough memory",
+        text: "The job's memory does not fit into what the target has free, or into the limits (RLIMIT_AS, RLIMIT_MEMLOCK, cgroup) it may give.\nWay out: free memory there, raise the limit named, or choose another node; vosrun nodes shows what each has free.",
+    },
+    Code {
+        code: "VOS-MQUEUE",
+        title: "a POSIX message queue",
+        text: "The queue belongs to the IPC namespace of this machine, and other programs may use it.\nWay out: let the program close the queue, or let it finish here.",
+    },
+    Code {
+        code: "VOS-NETLINK",
+        title: "a netlink socket",
+        text: "The socket talks to this machine's kernel, about this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-NO-PEER",
+        title: "no node of that name is known here",
+        text: "A job moves only between nodes that have joined each other.\nWay out: vosrun nodes lists the known names; a new one joins with: vosrun node --join \"$(vosrun token)\".",
+    },
+    Code {
+        code: "VOS-NSFD",
+        title: "a namespace",
+        text: "A descriptor stands for a namespace of this machine (namespaces(7)).\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-PERF",
+        title: "a performance counter",
+        text: "perf_event_open(2) counts events of this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-PID-TAKEN",
+        title: "a process number the job needs is taken at the target",
+        text: "The job keeps its pids and tids. Where the target allows a pid namespace they are always free; here it does not, and another process has the number named.\nWay out: try again when that process has ended, or allow user namespaces at the target (vosrun doctor there says how).",
+    },
+    Code {
+        code: "VOS-PIDFD",
+        title: "a pidfd",
+        text: "The descriptor stands for a process of this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-PIPE",
+        title: "a pipe whose bytes cannot be copied",
+        text: "The bytes in flight in a pipe could not be copied without taking them out: the limits of pipe(7) are used up, or packets (O_DIRECT) and plain bytes are mixed in it.\nWay out: move again when the pipe has been read, or raise fs.pipe-user-pages-soft.",
+    },
+    Code {
+        code: "VOS-PREPARED",
+        title: "a complete copy waits at the target, frozen",
+        text: "The target has the whole job but not the source's decision. It neither runs nor forgets the copy, and asks the source until it gets an answer.\nWay out: bring the source or the connection back. Only if you know that the source's copy can never run: vosrun recover JOB --dead NODE at the target.",
+    },
+    Code {
+        code: "VOS-PROC-FD",
+        title: "a file of this kernel",
+        text: "A file of proc, sysfs, cgroupfs or the like is open. It shows or controls this machine, and what has been read of it may be half a record.\nWay out: let the program close it; most programs open such files only while they read them.",
+    },
+    Code {
+        code: "VOS-PROTO",
+        title: "the two nodes run versions that do not understand each other",
+        text: "Both sides name the version of their protocol before anything else; these two have none in common. Nothing was sent.\nWay out: install the same version of vosrun on both (vosrun --version) and start their nodes again.",
+    },
+    Code {
+        code: "VOS-SECCOMP",
+        title: "the program has put a seccomp filter on itself",
+        text: "A filter may forbid the very calls by which the job is rebuilt at the target, and only a privileged process may read it back or step around it.\nWay out: run the program without its sandbox (many have an option for that), or move it with CAP_SYS_ADMIN on both nodes.",
+    },
+    Code {
+        code: "VOS-SECRETMEM",
+        title: "secret memory",
+        text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-SOCKET",
+        title: "a socket of another family",
+        text: "The socket belongs to an address family that vosrun does not move.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-SUPERVISOR",
+        title: "the job's supervisor went away",
+        text: "The vosrun process that watches over the job ended or was killed. A job does not die with its supervisor: it goes on running where it is, but the few calls that the supervisor answers fail with ENOSYS and it cannot be moved.\nWay out: vosrun adopt JOB takes it up again; vosrun ps shows the jobs that wait for it as ORPHANED.",
+    },
+    Code {
+        code: "VOS-SYSV",
+        title: "System V shared memory, semaphores or queues",
+        text: "The job is attached to IPC objects that processes outside the job can use too. They have no owner that could take them along.\nWay out: let the program detach them, or use memory-mapped files or POSIX shared memory instead.",
+    },
+    Code {
+        code: "VOS-TARGET",
+        title: "the target could not rebuild the job",
+        text: "The supervisor at the target failed or died before it was ready. The source gave the move up and let the job go on.\nWay out: the sentence names the step and the object; the rest stands in the target's log, STATE/jobs/ID/log. vosrun doctor on the target tries what a move needs.",
+    },
+    Code {
+        code: "VOS-TCP",
+        title: "a TCP socket",
+        text: "The program has a TCP connection or a listening socket that cannot be moved or relayed.\nWay out: let the program close the connection, or let it finish here.",
+    },
+    Code {
+        code: "VOS-TIMEOUT",
+        title: "the other side took too long",
+        text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
+    },
+    Code {
+        code: "VOS-TTY",
+        title: "a terminal that is not relayed",
+        text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
+    },
+    Code {
+        code: "VOS-UDP",
+        title: "a UDP socket",
+        text: "The program has a UDP socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX",
+        title: "a Unix socket",
+        text: "The program has a Unix socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNKNOWN-FD",
+        title: "a descriptor of unknown kind",
+        text: "vosrun does not know this kind of kernel object and will not guess.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNREACHABLE",
+        title: "the node does not answer",
+        text: "It is known, but no connection to its address came about: it is down, its daemon is not running, or a firewall is in between. The job was not touched.\nWay out: start vosrun node there, check the address with vosrun nodes, then try again.",
+    },
+    Code {
+        code: "VOS-USERFAULTFD",
+        title: "a userfaultfd",
+        text: "The program handles page faults of its memory itself (userfaultfd(2)).\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-USERNS",
+        title: "the target allows no namespaces",
+        text: "Without root, a job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to ordinary users.\nWay out: on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
+    },
+    Code {
+        code: "VOS-VFORK",
+        title: "the job is between vfork and exec",
+        text: "A parent is suspended in vfork(2) until its child calls execve or ends, and both use the same memory. This lasts an instant as a rule.\nWay out: try again; if it lasts, the child hangs before its exec (vosrun inspect JOB shows it).",
+    },
 ];
 
 /// Finds a code, in any letter case.
 #[must_use]
 pub fn find(code: &str) -> Option<&'static Code> {
     CODES.iter().find(|c| c.code.eq_ignore_ascii_case(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorted_unique_and_complete() {
+        assert!(CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
+        for c in CODES {
+            assert!(c.code.starts_with("VOS-"), "{}", c.code);
+            assert!(c.text.contains("\nWay out: "), "{}", c.code);
+            assert!(c.title.len() <= 70, "{}", c.code);
+        }
+    }
+
+    #[test]
+    fn found_in_any_case() {
+        assert_eq!(find("vos-busy").map(|c| c.code), Some("VOS-BUSY"));
+        assert!(find("VOS-").is_none());
+    }
 }

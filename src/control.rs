@@ -31,6 +31,9 @@ pub enum Request {
     /// An incoming TLS connection for this job; its socket follows by SCM_RIGHTS in the
     /// same message. Sent by the node daemon only. No reply.
     Connection,
+    /// A person says that the copy on node `dead` can never run again: wake the frozen copy
+    /// held here ([`JobState::InDoubt`] or [`JobState::Prepared`]). [`Reply::Ok`].
+    Recover { dead: String },
 }
 
 /// A supervisor's answer.
@@ -266,7 +269,9 @@ pub fn read_frame<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> io::Resul
 /// `NotFound` or `ConnectionRefused` when no supervisor listens there.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     let (_dir, short) = short_path(socket)?;
-    UnixStream::connect(short)
+    let stream = UnixStream::connect(short)?;
+    crate::supervisor::wake(&stream);
+    Ok(stream)
 }
 
 /// A name below 108 bytes for `path`, valid as long as the returned file is open.

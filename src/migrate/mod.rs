@@ -1,4 +1,15 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
+pub mod capture;
+pub mod files;
+pub mod freeze;
+pub mod image;
+pub mod message;
+pub mod newborn;
+pub mod raw;
 pub mod resource;
+pub mod restore;
+pub mod settle;
+pub mod skeleton;
 pub mod transport;
+pub mod vdso;

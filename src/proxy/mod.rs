@@ -1,1 +1,411 @@
-//! proxy
+//! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
+//! of the home, and the terminal.
+//!
+//! Each such object has two halves. The *home half* holds the original description; the
+//! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
+//!
+//! ```text
+//!  home agent (node A)                                 supervisor (node B)
+//!  ┌──────────────────────────┐        link        ┌──────────────────────────┐
+//!  │ real stdin ─► Sender ────┼─── Data ─────────► ┼─► Receiver ─► pipe ══════╪══► job fd 0
+//!  │                          │ ◄─ Ack, Resync ────┼                          │
+//!  │ real stdout ◄─ Receiver ◄┼─── Data ───────────┼── Sender ◄── pipe ◄══════╪═══ job fd 1
+//!  │                          │  Ack, BrokenPipe ─►┼                          │
+//!  │ real tty, raw  ⇄  both   ┼─── keys, Winsize ─►┼─► pty master ◄══slave════╪══► job fd 2
+//!  └──────────────────────────┘ ◄─ output ─────────└──────────────────────────┘
+//! ```
+//! [`Relays`] owns the halves of one side. It is driven by the owner of a mio loop and never
+//! waits; messages leave through a closure and come in by [`Relays::on_message`].
+//!
+//! * **The link may go and come** at any message: every byte is kept until the other half
+//!   has consumed it, and at [`Relays::resync`] each receiver says where it stands
+//!   ([`stream`]). What is not a byte (window size, hang-up, broken pipe, final modes) is
+//!   state, repeated at each resync.
+//! * **The job may move on**: [`Relays::freeze`] gives each away half's state with all that
+//!   the job has not read and the home has not acknowledged, [`Relays::rebuild`] makes it
+//!   anew elsewhere. Frozen halves still talk, but leave their local objects alone, so that
+//!   [`Relays::unfreeze`] can undo a move that failed.
+//! * **The job may come home**: both halves then live in one process, joined by [`Loopback`].
+//! * **The job ends**: [`Relays::job_ended`] sends its last bytes and the modes of its
+//!   terminal; [`Relays::is_drained`] tells when home has written it all.
+//!
+//! The order of a move from the home: [`Relays::add_home`] with the job frozen (nothing is
+//! read or changed yet) ─► the [`AwayState`]s travel, [`Relays::rebuild`] at the target ─►
+//! *committed* ─► [`Relays::thaw`] at home, so that keys typed before reach the target ahead
+//! of the go ─► [`Relays::thaw`] at the target ─► the job runs.
+//!
+//! The owner of the home side must hold no other descriptor of an original: its outside peer
+//! sees eof or EPIPE when the half here closes the last one, as it would have seen it of the
+//! job. SIGPIPE must be ignored.
+//!
+//! At most [`stream::WINDOW`] bytes wait in each half of a direction, plus what a freeze
+//! takes from a pipe.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use mio::{Registry, Token};
+
+mod away;
+mod endpoint;
+mod home;
+mod local;
+mod raw;
+pub mod stream;
+pub mod term;
+
+pub use away::{AwayEnd, AwayState, PtyState};
+pub use endpoint::Out;
+pub use home::{HomeEnd, JobControl};
+pub use stream::{RelayMsg, StreamId};
+
+use endpoint::{Endpoint, Role};
+
+/// How often [`Relays::on_tick`] should be called while [`Relays::tick`] asks for it.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Messages that [`Loopback::settle`] carries at most.
+const SETTLE: usize = 256;
+
+/// Why a relay cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The peer breaks the protocol: close the link and connect anew.
+    #[error("relay {stream}: {error}")]
+    Stream { stream: StreamId, error: stream::StreamError },
+    /// The peer means something else: close the link.
+    #[error("relay {0}: unexpected message {1}")]
+    Unexpected(StreamId, String),
+    /// A local object failed.
+    #[error("relay {stream}: {what}: {source}")]
+    Io { stream: StreamId, what: &'static str, source: io::Error },
+    /// The token range is used up, or the stream exists.
+    #[error("relay {0}: no such relay can be added")]
+    Full(StreamId),
+}
+
+impl RelayError {
+    fn io(stream: StreamId, what: &'static str, source: io::Error) -> Self {
+        Self::Io { stream, what, source }
+    }
+
+    fn unexpected(msg: &RelayMsg) -> Self {
+        let mut text = format!("{msg:?}");
+        text.truncate(text.find([' ', '{']).unwrap_or(text.len()));
+        Self::Unexpected(msg.stream(), text)
+    }
+}
+
+/// All halves of one side of a job's relays. See the module.
+#[derive(Debug)]
+pub struct Relays {
+    registry: Registry,
+    tokens: Range<usize>,
+    by_token: BTreeMap<Token, StreamId>,
+    halves: BTreeMap<StreamId, Endpoint>,
+    linked: bool,
+}
+
+impl Relays {
+    /// An empty set. Events come with tokens in `tokens`, one per stream ever added.
+    #[must_use]
+    pub fn new(registry: Registry, tokens: Range<usize>) -> Self {
+        let (by_token, halves) = (BTreeMap::new(), BTreeMap::new());
+        Self { registry, tokens, by_token, halves, linked: false }
+    }
+
+    /// Adds the home half of `stream`, frozen: until [`Relays::thaw`] it leaves `end` alone.
+    /// Returns what the away half is to be rebuilt from.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`] when the object cannot be examined or watched.
+    pub fn add_home(&mut self, stream: StreamId, end: HomeEnd) -> Result<AwayState, RelayError> {
+        let (half, local, away) = home::build(stream, end)
+            .map_err(|e| RelayError::io(stream, "examine the original object", e))?;
+        self.insert(half, local)?;
+        Ok(away)
+    }
+
+    /// Adds an away half, frozen until [`Relays::thaw`]. Returns the job's end: the read end
+    /// or write end of a pipe, or the slave of a pty.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`] when the local object cannot be made.
+    pub fn rebuild(&mut self, state: AwayState) -> Result<OwnedFd, RelayError> {
+        let stream = state.stream;
+        let (half, local, job_end) = away::rebuild(state)
+            .map_err(|e| RelayError::io(stream, "make the job's pipe or terminal", e))?;
+        self.insert(half, local)?;
+        Ok(job_end)
+    }
+
+    fn insert(&mut self, mut half: Endpoint, local: local::Local) -> Result<(), RelayError> {
+        if self.halves.contains_key(&half.id) {
+            return Err(RelayError::Full(half.id));
+        }
+        let token = Token(self.tokens.next().ok_or(RelayError::Full(half.id))?);
+        half.attach(local, &self.registry, token)?;
+        self.by_token.insert(token, half.id);
+        self.halves.insert(half.id, half);
+        Ok(())
+    }
+
+    /// The streams of this side.
+    pub fn streams(&self) -> impl Iterator<Item = StreamId> + '_ {
+        self.halves.keys().copied()
+    }
+
+    /// An event of a local object. False when the token is not of this set.
+    pub fn on_ready(&mut self, token: Token, out: Out<'_>) -> bool {
+        let Some(half) = self.by_token.get(&token).and_then(|id| self.halves.get_mut(id)) else {
+            return false;
+        };
+        half.ready();
+        half.pump(&self.registry, self.linked, out);
+        true
+    }
+
+    /// A message from the other side.
+    ///
+    /// # Errors
+    /// [`RelayError::Stream`] and [`RelayError::Unexpected`]: the link should be closed.
+    pub fn on_message(
+        &mut self,
+        msg: &RelayMsg,
+        payload: &[u8],
+        out: Out<'_>,
+    ) -> Result<(), RelayError> {
+        let half = self.halves.get_mut(&msg.stream()).ok_or_else(|| RelayError::unexpected(msg))?;
+        half.message(msg, payload)?;
+        half.pump(&self.registry, self.linked, out);
+        Ok(())
+    }
+
+    /// The link is up: says where this side stands. To be called on both sides.
+    pub fn resync(&mut self, out: Out<'_>) {
+        self.disconnected();
+        self.linked = true;
+        for half in self.halves.values_mut() {
+            half.resync(out);
+            half.pump(&self.registry, true, out);
+        }
+    }
+
+    /// The link is gone. Local objects are read on as far as the window allows.
+    pub fn disconnected(&mut self) {
+        self.linked = false;
+        for tx in self.halves.values_mut().filter_map(|half| half.tx.as_mut()) {
+            tx.disconnect();
+        }
+    }
+
+    /// Freezes an away half, with the job frozen, and gives its state; `job_end` is a
+    /// duplicate of the job's end of it, if the job has it still. Keys that the kernel has
+    /// not processed yet are processed now: take the job's pending signals afterwards.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`]; the half stays frozen.
+    pub fn freeze(
+        &mut self,
+        stream: StreamId,
+        job_end: Option<BorrowedFd<'_>>,
+    ) -> Result<AwayState, RelayError> {
+        let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
+        away::freeze(half, job_end).map_err(|e| RelayError::io(stream, "freeze", e))
+    }
+
+    /// Undoes [`Relays::freeze`] of a move that failed, before the job is thawed.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`] when unread input could not be put back; the half runs on.
+    pub fn unfreeze(&mut self, state: &AwayState, out: Out<'_>) -> Result<(), RelayError> {
+        let stream = state.stream;
+        let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
+        let result = away::put_back(half, state).and_then(|()| away::type_ahead(half));
+        half.thaw();
+        half.pump(&self.registry, self.linked, out);
+        result.map_err(|e| RelayError::io(stream, "put back unread input", e))
+    }
+
+    /// Sets every frozen half going: at home after the commit, away just before the job is
+    /// thawed.
+    pub fn thaw(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut().filter(|half| half.frozen) {
+            if let Err(error) = away::type_ahead(half) {
+                tracing::warn!(stream = half.id, %error, "type-ahead is processed a second time");
+            }
+            half.thaw();
+            want(half);
+            activate(half);
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
+    /// The job has ended (away side): everything it wrote goes home, then eof and the modes
+    /// it left its terminal with.
+    pub fn job_ended(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut().filter(|half| is_away(half)) {
+            away::finish(half);
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
+    /// Every byte and eof that went into this side was consumed by the other.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.halves.values().filter_map(|half| half.tx.as_ref()).all(stream::Sender::drained)
+    }
+
+    /// Home side: all output has ended and is written.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.halves.values().filter_map(|half| half.rx.as_ref()).all(stream::Receiver::finished)
+    }
+
+    /// SIGWINCH came (home side): sends the new size.
+    pub fn on_winch(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut() {
+            measure(half);
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
+    /// The job was stopped (home side): the terminal gets its own modes back, so that this
+    /// process can stop as well.
+    pub fn suspend(&mut self) {
+        for half in self.halves.values_mut() {
+            if let (Role::HomeTty(tty), Some(local)) = (&mut half.role, &half.local) {
+                tty.suspend(local.as_fd());
+            }
+        }
+    }
+
+    /// This process was continued (home side): uses the terminal again, if it is in the
+    /// foreground.
+    pub fn resume(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut().filter(|half| !half.frozen) {
+            want(half);
+            activate(half);
+            measure(half);
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
+    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground.
+    #[must_use]
+    pub fn tick(&self) -> Option<Duration> {
+        let waits = |half: &Endpoint| match &half.role {
+            Role::HomeTty(tty) => half.local.is_some() && tty.wants_tick(),
+            _ => false,
+        };
+        self.halves.values().any(waits).then_some(TICK)
+    }
+
+    /// Looks whether this process came to the foreground.
+    pub fn on_tick(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut() {
+            if activate(half) {
+                measure(half);
+                half.pump(&self.registry, self.linked, out);
+            }
+        }
+    }
+}
+
+impl Drop for Relays {
+    /// Leaves no terminal raw and no descriptor watched.
+    fn drop(&mut self) {
+        self.suspend();
+        for half in self.halves.values_mut() {
+            half.close(&self.registry);
+        }
+    }
+}
+
+fn unknown(stream: StreamId) -> RelayError {
+    RelayError::Unexpected(stream, "freeze of an unknown stream".into())
+}
+
+fn is_away(half: &Endpoint) -> bool {
+    matches!(half.role, Role::AwayPipe { .. } | Role::AwayPty(_))
+}
+
+fn want(half: &mut Endpoint) {
+    if let (Role::HomeTty(tty), Some(local)) = (&mut half.role, &half.local) {
+        tty.resume(local.as_fd());
+    }
+}
+
+/// Takes a home terminal into use if that is due; true when it was done.
+fn activate(half: &mut Endpoint) -> bool {
+    let (Role::HomeTty(tty), Some(local), Some(tx)) = (&mut half.role, &half.local, &mut half.tx)
+    else {
+        return false;
+    };
+    let done = tty.activate(local.as_fd(), tx).unwrap_or_else(|error| {
+        tracing::warn!(stream = half.id, %error, "the terminal cannot be taken into use");
+        false
+    });
+    if done {
+        half.announce = true;
+        half.readable = true;
+    } else if local.hung_up() {
+        half.ready();
+    }
+    done
+}
+
+fn measure(half: &mut Endpoint) {
+    if let (Role::HomeTty(tty), Some(local)) = (&mut half.role, &half.local) {
+        half.announce |= tty.measure(local.as_fd());
+    }
+}
+
+/// The link of a job that came home: both halves in one process.
+#[derive(Debug, Default)]
+pub struct Loopback {
+    to_home: VecDeque<(RelayMsg, Vec<u8>)>,
+    to_away: VecDeque<(RelayMsg, Vec<u8>)>,
+}
+
+impl Loopback {
+    /// Joins both sides, whose former links are gone.
+    #[must_use]
+    pub fn join(home: &mut Relays, away: &mut Relays) -> Self {
+        let mut link = Self::default();
+        home.resync(&mut link.from_home());
+        away.resync(&mut link.from_away());
+        link
+    }
+
+    /// The closure that the home side's methods want.
+    pub fn from_home(&mut self) -> impl FnMut(RelayMsg, &[u8]) + '_ {
+        |msg, payload| self.to_away.push_back((msg, payload.to_vec()))
+    }
+
+    /// The closure that the away side's methods want.
+    pub fn from_away(&mut self) -> impl FnMut(RelayMsg, &[u8]) + '_ {
+        |msg, payload| self.to_home.push_back((msg, payload.to_vec()))
+    }
+
+    /// Carries messages over. True when some are left: the caller shall look at its other
+    /// events, without waiting, and come again.
+    ///
+    /// # Errors
+    /// As [`Relays::on_message`].
+    pub fn settle(&mut self, home: &mut Relays, away: &mut Relays) -> Result<bool, RelayError> {
+        for _ in 0..SETTLE {
+            if let Some((msg, payload)) = self.to_away.pop_front() {
+                away.on_message(&msg, &payload, &mut self.from_away())?;
+            } else if let Some((msg, payload)) = self.to_home.pop_front() {
+                home.on_message(&msg, &payload, &mut self.from_home())?;
+            } else {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,1 +1,454 @@
-//! supervisor
+//! One job, one supervisor, one event loop.
+//!
+//! ```text
+//!            ┌── signalfd ── SIGCHLD: wait4 until empty ─► Session (or a foreign owner)
+//!            │          └─── others ─► Signals: has the job it? ─► forward
+//! poll ─► step ── ctl.sock ─► clients ─► Status: answered at once
+//!            │                       └─► others: `pending`
+//!            └── registered by others ─► `ready`
+//! ```
+//!
+//! Whoever moves a job runs sequentially and calls [`Supervisor::step`] while it waits for
+//! the network, so `step` keeps nothing borrowed and may be called from inside a handler.
+
+pub mod job;
+mod raw;
+pub mod serve;
+pub mod session;
+pub mod signals;
+pub mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mio::net::UnixListener;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{getpgid, getpgrp, Pid};
+
+use crate::control::{Finding, JobState, MoveReport, Reply, Request};
+use crate::ids::NodeId;
+use crate::state::StateDir;
+use crate::tracer::{stop, Exit, Stop, Wait};
+use job::Job;
+use serve::{Client, ClientKey, Clients};
+use session::Session;
+use signals::{Arrived, Reach, Signals};
+use status::{CpuMeter, Describe};
+
+/// Clients served at the same time; more are turned away.
+const MAX_CLIENTS: usize = 64;
+
+/// Who waits for this supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A shell, for a program that vosrun launched: vosrun stops when the job stops.
+    Launched,
+    /// A shell, for a program that was adopted: the terminal's keys end the waiting.
+    Adopted,
+    /// Nobody.
+    Background,
+}
+
+/// What a token stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Signals,
+    ControlListener,
+    ControlClient(ClientKey),
+    /// Registered by [`Supervisor::register`]; events appear in [`Supervisor::ready`].
+    Other,
+}
+
+/// An event of a source registered by others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    pub token: Token,
+    pub readable: bool,
+    pub writable: bool,
+    /// The other end is closed or in error.
+    pub closed: bool,
+}
+
+/// A request that waits for whoever can answer it.
+#[derive(Debug)]
+pub struct Pending {
+    pub client: ClientKey,
+    pub request: Request,
+    /// What came by SCM_RIGHTS: the socket of [`Request::Connection`].
+    pub fd: Option<OwnedFd>,
+}
+
+/// What the movers have to say in [`crate::control::JobStatus`].
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Overrides what the supervisor sees by itself.
+    pub state: Option<JobState>,
+    pub moving: Option<String>,
+    pub depends: Vec<String>,
+    pub history: Vec<MoveReport>,
+    pub blockers: Vec<Finding>,
+    /// The node that the job has moved to.
+    pub moved_to: Option<NodeId>,
+}
+
+/// Why [`Supervisor::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The first process ended.
+    Exited(Exit),
+    /// The person at the terminal does not want to wait any longer (signal number).
+    Left(i32),
+}
+
+/// The supervisor of one job.
+pub struct Supervisor {
+    pub state: StateDir,
+    pub job: Job,
+    pub session: Session,
+    /// This node's name.
+    pub node: String,
+    pub mode: Mode,
+    pub board: Board,
+    /// How descriptors are shown.
+    pub describe: Describe,
+    /// Requests that wait for whoever can answer them, oldest first.
+    pub pending: VecDeque<Pending>,
+    /// Events of sources registered by others, oldest first.
+    pub ready: VecDeque<Ready>,
+    /// Threads whose stops belong to somebody else (processes under construction). They
+    /// are put here instead of into the session.
+    pub foreign: BTreeMap<i32, VecDeque<Stop>>,
+    /// Ends the loop when set.
+    pub end: Option<End>,
+    /// vosrun's own signals.
+    pub signals: Signals,
+    poll: Poll,
+    events: Option<Events>,
+    sources: BTreeMap<usize, Source>,
+    next_token: usize,
+    listener: UnixListener,
+    clients: Clients,
+    cpu: CpuMeter,
+    /// Woken for the control socket while the job is stopped.
+    woken: bool,
+}
+
+impl Supervisor {
+    /// The supervisor of a job. Its threads, traced by this process, may be put into the
+    /// session later.
+    ///
+    /// # Errors
+    /// When the control socket or epoll cannot be made.
+    pub fn new(
+        state: StateDir,
+        job: Job,
+        session: Session,
+        signals: Signals,
+        mode: Mode,
+    ) -> Result<Self> {
+        let socket = job.dir.socket();
+        let listener =
+            serve::listen(&socket).with_context(|| format!("listening on {}", socket.display()))?;
+        let mut supervisor = Self {
+            node: job::node_name(&state),
+            state,
+            job,
+            session,
+            mode,
+            board: Board::default(),
+            describe: status::by_link,
+            pending: VecDeque::new(),
+            ready: VecDeque::new(),
+            foreign: BTreeMap::new(),
+            end: None,
+            signals,
+            poll: Poll::new().context("epoll_create")?,
+            events: None,
+            sources: BTreeMap::new(),
+            next_token: 0,
+            listener,
+            clients: Clients::new(),
+            cpu: CpuMeter::new(),
+            woken: false,
+        };
+        supervisor.watch_own().context("registering with epoll")?;
+        Ok(supervisor)
+    }
+
+    fn watch_own(&mut self) -> io::Result<()> {
+        let signals = self.token(Source::Signals);
+        let listener = self.token(Source::ControlListener);
+        let fd = self.signals.fd().as_fd().as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), signals, Interest::READABLE)?;
+        self.poll.registry().register(&mut self.listener, listener, Interest::READABLE)
+    }
+
+    fn token(&mut self, source: Source) -> Token {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.sources.insert(token, source);
+        Token(token)
+    }
+
+    /// Watches a descriptor of somebody else, edge-triggered; its events are put into
+    /// [`Supervisor::ready`].
+    ///
+    /// # Errors
+    /// When epoll_ctl(2) refuses.
+    pub fn register(&mut self, fd: RawFd, interest: Interest) -> io::Result<Token> {
+        let token = self.token(Source::Other);
+        self.poll.registry().register(&mut SourceFd(&fd), token, interest)?;
+        Ok(token)
+    }
+
+    /// Changes what a registered descriptor is watched for; reports it anew if it is ready.
+    ///
+    /// # Errors
+    /// When epoll_ctl(2) refuses.
+    pub fn reregister(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.poll.registry().reregister(&mut SourceFd(&fd), token, interest)
+    }
+
+    /// Ends the watching of a descriptor; call before it is closed.
+    ///
+    /// # Errors
+    /// When epoll_ctl(2) refuses.
+    pub fn deregister(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.sources.remove(&token.0);
+        self.ready.retain(|r| r.token != token);
+        self.poll.registry().deregister(&mut SourceFd(&fd))
+    }
+
+    /// Serves until the job has ended. `on_request` gets what [`Supervisor::step`] cannot
+    /// answer.
+    ///
+    /// # Errors
+    /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
+    pub fn run(
+        &mut self,
+        mut on_request: impl FnMut(&mut Self, Pending) -> Result<()>,
+    ) -> Result<End> {
+        self.drain_waits()?;
+        loop {
+            if let Some(end) = self.end {
+                return Ok(end);
+            }
+            while let Some(pending) = self.pending.pop_front() {
+                on_request(self, pending)?;
+            }
+            self.stop_with_job()?;
+            self.step(None)?;
+        }
+    }
+
+    /// One round: waits for events, at most `timeout` (`None`: for ever), and takes them.
+    ///
+    /// # Errors
+    /// As [`Supervisor::run`].
+    pub fn step(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(64));
+        let polled = self.poll.poll(&mut events, timeout);
+        let ready: Vec<Ready> = events.iter().map(readiness).collect();
+        self.events = Some(events);
+        match polled {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                return Err(e).context("epoll_wait")
+            }
+            _ => {}
+        }
+        ready.into_iter().try_for_each(|r| self.dispatch(r))
+    }
+
+    fn dispatch(&mut self, ready: Ready) -> Result<()> {
+        match self.sources.get(&ready.token.0) {
+            Some(Source::Signals) => self.take_signals()?,
+            Some(Source::ControlListener) => self.accept(),
+            Some(Source::ControlClient(key)) => self.hear(*key),
+            Some(Source::Other) => self.ready.push_back(ready),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Takes every wait status there is.
+    ///
+    /// # Errors
+    /// When wait4(2) or ptrace(2) fail for another reason than that a thread is gone.
+    pub fn drain_waits(&mut self) -> Result<()> {
+        while self.end.is_none() {
+            match stop::wait(-1, false) {
+                Ok(Some(wait)) => self.take_wait(wait).context("ptrace")?,
+                Ok(None) => break,
+                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
+                Err(e) => return Err(e).context("wait4"),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_wait(&mut self, wait: Wait) -> io::Result<()> {
+        if Some(wait.tid) == self.signals.witness() {
+            self.signals.witness_stopped(wait.tid, wait.stop);
+            return Ok(());
+        }
+        if let Some(stops) = self.foreign.get_mut(&wait.tid) {
+            stops.push_back(wait.stop);
+            return Ok(());
+        }
+        self.session.take(wait)?;
+        self.end = self.end.or(self.session.ended.map(End::Exited));
+        Ok(())
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        let mut arrived = self.signals.read().context("signalfd")?;
+        self.drain_waits()?;
+        while !(arrived.is_empty() && self.signals.is_settled()) {
+            let decided = self.signals.decide(arrived).context("wait4")?;
+            decided.into_iter().for_each(|(signal, reach)| self.obey(signal, reach));
+            arrived = self.signals.read().context("signalfd")?;
+        }
+        Ok(())
+    }
+
+    /// Passes a signal on if the job has not got it.
+    fn obey(&mut self, arrived: Arrived, reach: Reach) {
+        if arrived.is_wake() {
+            self.woken = true;
+            return;
+        }
+        let root = self.session.root;
+        let same_group = getpgid(Some(Pid::from_raw(root))).is_ok_and(|group| group == getpgrp());
+        if reach == Reach::Group && (same_group || self.mode == Mode::Background) {
+            return;
+        }
+        if self.mode == Mode::Adopted && arrived.is_from_kernel() {
+            self.leave(arrived.signal);
+        } else if let Err(e) = arrived.forward(root) {
+            tracing::warn!("signal {} for process {root}: {e}", arrived.signal);
+        }
+    }
+
+    /// The terminal's keys at an adopted job that is not in this terminal's foreground.
+    fn leave(&mut self, signal: i32) {
+        if matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) {
+            self.end = self.end.or(Some(End::Left(signal)));
+        }
+    }
+
+    /// A launched job was stopped: its shell has to see vosrun stop.
+    fn stop_with_job(&mut self) -> Result<()> {
+        let again = self.woken && self.clients.is_empty();
+        let stopped = self.session.root_stopped.take();
+        let Some(signal) = stopped.or(self.session.root_in_stop().filter(|_| again)) else {
+            return Ok(());
+        };
+        if self.mode != Mode::Launched || self.end.is_some() {
+            return Ok(());
+        }
+        self.woken = false;
+        Signals::stop_self(signal).context("stopping with the job")
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.clients.len() >= MAX_CLIENTS {
+                continue;
+            }
+            let key = self.next_token;
+            let token = self.token(Source::ControlClient(key));
+            let mut client = Client::new(stream);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            if self.poll.registry().register(&mut client.stream, token, both).is_ok() {
+                self.clients.insert(key, client);
+                self.hear(key);
+            }
+        }
+    }
+
+    /// A client can be read or written.
+    fn hear(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(&key) else { return };
+        client.flush();
+        match client.read() {
+            Some((Request::Status, _)) => {
+                let status = self.status();
+                self.finish(key, &Reply::Status(Box::new(status)));
+            }
+            Some((request, fd)) => self.pending.push_back(Pending { client: key, request, fd }),
+            None => {}
+        }
+        self.sweep(key);
+    }
+
+    /// Sends a reply that is not the last one. A client that is gone is no error.
+    pub fn reply(&mut self, client: ClientKey, reply: &Reply) {
+        self.say(client, reply, false);
+    }
+
+    /// Sends the last reply to a client.
+    pub fn finish(&mut self, client: ClientKey, reply: &Reply) {
+        self.say(client, reply, true);
+    }
+
+    fn say(&mut self, key: ClientKey, reply: &Reply, last: bool) {
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.say(reply, last);
+        }
+        self.sweep(key);
+    }
+
+    /// Forgets a client that is over.
+    fn sweep(&mut self, key: ClientKey) {
+        if self.clients.get(&key).is_some_and(Client::is_over) {
+            self.sources.remove(&key);
+            if let Some(mut client) = self.clients.remove(&key) {
+                let _ = self.poll.registry().deregister(&mut client.stream);
+            }
+        }
+    }
+
+    /// After [`Supervisor::run`]: tells the clients, ends the witness and, if the job has
+    /// ended, removes its folder.
+    pub fn close(mut self, end: End) {
+        let sentence = match end {
+            End::Exited(_) => "the job has ended",
+            End::Left(_) => "the job is no longer supervised",
+        };
+        for key in self.clients.keys().copied().collect::<Vec<_>>() {
+            self.finish(key, &Reply::Error(sentence.into()));
+        }
+        self.signals.dismiss_witness();
+        let removed = self.job.dir.remove();
+        if let Err(e) = removed {
+            tracing::warn!("{}: {e}", self.job.dir.path().display());
+        }
+    }
+}
+
+fn readiness(event: &mio::event::Event) -> Ready {
+    Ready {
+        token: event.token(),
+        readable: event.is_readable(),
+        writable: event.is_writable(),
+        closed: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+    }
+}
+
+/// A supervisor that has stopped together with its job serves nobody. Wakes it for the
+/// client connected by `stream`; it stops again when it has served, and the job stays
+/// stopped.
+pub fn wake(stream: &UnixStream) {
+    let Ok(peer) = getsockopt(stream, PeerCredentials) else { return };
+    let stat = procfs::process::Process::new(peer.pid()).and_then(|p| p.stat());
+    if stat.is_ok_and(|s| s.state == 'T') {
+        // It may have died meanwhile; then the connection says so.
+        let _ = crate::tracer::raw::queue(peer.pid(), libc::SIGCONT, signals::WAKE as usize);
+    }
+}

@@ -1,1 +1,81 @@
 //! POLICY: what a stop means.
+//!
+//! ```text
+//! table ─► tracer::filter      which calls stop at all
+//! Stop::Seccomp ─► at_entry ─► AtExit? ─► Stop::Syscall ─► AtExit::finish ─► handles
+//! ```
+
+pub mod handles;
+pub mod table;
+
+use std::io;
+
+use crate::tracer::raw;
+use handles::{Handles, Watch};
+
+/// Longest path the kernel takes (PATH_MAX with its NUL, limits.h).
+const PATH_MAX: usize = 4096;
+
+/// What has to be done when the call returns.
+#[derive(Debug, Clone)]
+pub enum AtExit {
+    /// inotify_add_watch(2).
+    AddWatch { fd: i32, path: Vec<u8>, mask: u32 },
+    /// inotify_rm_watch(2).
+    RemoveWatch { fd: i32, wd: i32 },
+}
+
+/// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
+/// see its result.
+///
+/// # Errors
+/// `ESRCH` when the thread was killed meanwhile.
+pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
+    let regs = raw::regs(tid)?;
+    let fd = regs.rdi as i32;
+    Ok(match table::find(regs.orig_rax).map(|row| row.name) {
+        Some("inotify_add_watch") => add_watch(tid, fd, regs.rsi, regs.rdx as u32),
+        Some("inotify_rm_watch") => Some(AtExit::RemoveWatch { fd, wd: regs.rsi as i32 }),
+        _ => None,
+    })
+}
+
+/// None when the path cannot be read: the kernel will refuse the call as well.
+fn add_watch(tid: i32, fd: i32, path: u64, mask: u32) -> Option<AtExit> {
+    let path = handles::resolve(tid, &read_path(tid, path)?);
+    Some(AtExit::AddWatch { fd, path, mask })
+}
+
+impl AtExit {
+    /// The call has returned: takes it down in the handle table if it succeeded.
+    ///
+    /// # Errors
+    /// `ESRCH` when the thread was killed meanwhile.
+    pub fn finish(self, tid: i32, pid: i32, handles: &mut Handles) -> io::Result<()> {
+        let result = raw::regs(tid)?.rax as i64;
+        match self {
+            Self::AddWatch { fd, path, mask } if result >= 0 => {
+                handles.add(pid, fd, Watch { wd: result as i32, path, mask });
+            }
+            Self::RemoveWatch { fd, wd } if result >= 0 => handles.remove(pid, fd, wd),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Reads a NUL-terminated string page by page, so that it may end before unmapped memory.
+fn read_path(tid: i32, mut addr: u64) -> Option<Vec<u8>> {
+    let mut path = Vec::new();
+    while path.len() < PATH_MAX {
+        let mut page = vec![0; 4096 - (addr % 4096) as usize];
+        let got = raw::read_memory(tid, addr, &mut page).ok()?;
+        if let Some(end) = page[..got].iter().position(|b| *b == 0) {
+            path.extend_from_slice(&page[..end]);
+            return Some(path);
+        }
+        path.extend_from_slice(&page[..got]);
+        addr += got as u64;
+    }
+    None
+}

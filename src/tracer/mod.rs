@@ -9,6 +9,11 @@
 //! All of ptrace is used from one thread, the one that seized. `raw` holds every unsafe
 //! block of this module.
 
+pub mod attach;
+pub mod filter;
+pub mod inject;
+pub mod launch;
+pub mod memory;
 pub mod raw;
 pub mod stop;
 

@@ -1,7 +1,9 @@
-//! Every unsafe block of the tracer: ptrace(2), wait4(2), process_vm_readv(2), pidfds, kcmp(2).
+//! Every unsafe block of the tracer: ptrace(2), wait4(2), process_vm_readv(2), pidfds, kcmp(2),
+//! fork(2) and what a launched program inherits.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Options every tracee gets: new threads and children are followed, exec is reported,
 /// syscall-stops are told apart. No EXITKILL: a job outlives its supervisor.
@@ -289,4 +291,233 @@ pub fn pidfd_getfd(pidfd: &OwnedFd, fd: i32) -> io::Result<OwnedFd> {
 pub fn same_description(pid1: i32, fd1: i32, pid2: i32, fd2: i32) -> io::Result<bool> {
     // SAFETY: numbers only; KCMP_FILE is 0.
     check(unsafe { libc::syscall(libc::SYS_kcmp, pid1, pid2, 0, fd1, fd2) }).map(|n| n == 0)
+}
+
+/// tgkill(2) of a thread whose tgid is read from /proc.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn tgkill(tid: i32, signal: i32) -> io::Result<()> {
+    let tgid = super::memory::tgid(tid)?;
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, tgid, tid, signal) }).map(drop)
+}
+
+/// The PAGEMAP_SCAN ioctl (Linux 6.7, include/uapi/linux/fs.h).
+///
+/// # Errors
+/// `ENOTTY` on kernels without it.
+pub fn pagemap_scan(
+    pagemap: RawFd,
+    start: u64,
+    end: u64,
+    pages: super::memory::Pages,
+) -> io::Result<Vec<(u64, u64)>> {
+    match pagemap_scan_with(pagemap, start, end, pages, true) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            if pages == super::memory::Pages::Guard {
+                return Ok(Vec::new());
+            }
+            pagemap_scan_with(pagemap, start, end, pages, false)
+        }
+        other => other,
+    }
+}
+
+fn pagemap_scan_with(
+    pagemap: RawFd,
+    start: u64,
+    end: u64,
+    pages: super::memory::Pages,
+    has_guard: bool,
+) -> io::Result<Vec<(u64, u64)>> {
+    use super::memory::Pages;
+    const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
+    const FILE: u64 = 1 << 2;
+    const PRESENT: u64 = 1 << 3;
+    const SWAPPED: u64 = 1 << 4;
+    const ZERO: u64 = 1 << 5;
+    const GUARD: u64 = 1 << 8;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arg {
+        size: u64,
+        flags: u64,
+        start: u64,
+        end: u64,
+        walk_end: u64,
+        vec: u64,
+        vec_len: u64,
+        max_pages: u64,
+        category_inverted: u64,
+        category_mask: u64,
+        category_anyof_mask: u64,
+        return_mask: u64,
+    }
+    // A guard region looks swapped. Before Linux 6.15 there is no such category.
+    let (not, any) = match pages {
+        Pages::Private if has_guard => (FILE | ZERO | GUARD, PRESENT | SWAPPED),
+        Pages::Private => (FILE | ZERO, PRESENT | SWAPPED),
+        Pages::Present => (0, PRESENT | SWAPPED),
+        Pages::Guard => (0, GUARD),
+    };
+    let mut regions = [[0u64; 3]; 256];
+    let mut ranges = Vec::new();
+    let mut at = start;
+    while at < end {
+        let mut arg = Arg {
+            size: size_of::<Arg>() as u64,
+            start: at,
+            end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            category_inverted: not,
+            category_mask: not,
+            category_anyof_mask: any,
+            return_mask: any,
+            ..Arg::default()
+        };
+        // SAFETY: arg and the regions it points to live through the call and have the sizes told.
+        let n = check(unsafe { libc::ioctl(pagemap, PAGEMAP_SCAN, &raw mut arg) }.into())? as usize;
+        for region in &regions[..n] {
+            super::memory::push_range(&mut ranges, region[0], region[1]);
+        }
+        if arg.walk_end <= at {
+            break;
+        }
+        at = arg.walk_end;
+    }
+    Ok(ranges)
+}
+
+/// What vosrun inherited of what Rust's runtime changes before `main`: SIGPIPE is set to
+/// ignored and closed standard descriptors are opened on /dev/null.
+static INHERITED: AtomicU8 = AtomicU8::new(0);
+const SIGPIPE_IGNORED: u8 = 1 << 7;
+
+/// An initialiser, which runs before Rust's runtime; see elf(5), `.init_array`.
+#[used]
+#[link_section = ".init_array"]
+static RECORD_INHERITED: extern "C" fn() = record_inherited;
+
+extern "C" fn record_inherited() {
+    let mut bits = 0;
+    for fd in 0..3 {
+        // SAFETY: F_GETFD takes numbers only and changes nothing.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            bits |= 1 << fd;
+        }
+    }
+    // SAFETY: sigaction is plain numbers, all zeroes is a value of it; a null new action
+    // only asks.
+    let ignored = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
+    };
+    INHERITED.store(bits | if ignored { SIGPIPE_IGNORED } else { 0 }, Ordering::Relaxed);
+}
+
+/// Standard descriptors (0 to 2) that were closed when vosrun was started.
+#[must_use]
+pub fn closed_at_start() -> Vec<RawFd> {
+    let bits = INHERITED.load(Ordering::Relaxed);
+    (0..3).filter(|fd| bits & (1 << fd) != 0).collect()
+}
+
+/// Gives SIGPIPE the disposition back that vosrun was started with.
+///
+/// # Errors
+/// None that sigaction(2) documents for a valid signal.
+pub fn restore_sigpipe() -> io::Result<()> {
+    let ignored = INHERITED.load(Ordering::Relaxed) & SIGPIPE_IGNORED != 0;
+    set_disposition(libc::SIGPIPE, if ignored { libc::SIG_IGN } else { libc::SIG_DFL })
+}
+
+/// Gives `signal` its default action.
+///
+/// # Errors
+/// `EINVAL` for SIGKILL, SIGSTOP and numbers that are no signal.
+pub fn set_default(signal: i32) -> io::Result<()> {
+    set_disposition(signal, libc::SIG_DFL)
+}
+
+fn set_disposition(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: callers pass SIG_DFL or SIG_IGN only, so no function is ever called.
+    let old = unsafe { libc::signal(signal, handler) };
+    if old == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Closes a descriptor by number; one that is not open is no error.
+pub fn close(fd: RawFd) {
+    // SAFETY: called only with descriptors that no object of this process owns: inherited
+    // ones, or any one in a fresh child that owns nothing.
+    unsafe { libc::close(fd) };
+}
+
+/// Closes every descriptor from `first` on (close_range(2)); for a fresh child.
+pub fn close_from(first: u32) {
+    // SAFETY: as in `close`; numbers only.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// fork(2): the child's pid, or `None` in the child.
+///
+/// # Errors
+/// `EAGAIN`, `ENOMEM`; `Unsupported` when this process has other threads: their locks
+/// would stay locked for ever in the child.
+pub fn fork() -> io::Result<Option<i32>> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork with several threads"));
+    }
+    // SAFETY: the only thread is this one, so the child may do whatever the parent may.
+    let pid = unsafe { libc::fork() };
+    check(pid.into()).map(|_| (pid != 0).then_some(pid))
+}
+
+/// _exit(2): ends a forked child without running what belongs to its parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: does not return; nothing of this process is used afterwards.
+    unsafe { libc::_exit(code) }
+}
+
+/// seccomp(2) SECCOMP_SET_MODE_FILTER on the calling thread. SPEC_ALLOW keeps kernels
+/// before 5.16 from slowing the program down with speculation mitigations.
+///
+/// # Errors
+/// `EACCES` without CAP_SYS_ADMIN and no_new_privs, `EINVAL` where there is no seccomp.
+pub fn set_filter(program: &[libc::sock_filter]) -> io::Result<()> {
+    let prog = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    // SAFETY: prog describes `program`, which the kernel only reads.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            &raw const prog,
+        )
+    })
+    .map(drop)
+}
+
+/// kill(2) with any signal number.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL`.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// rt_sigqueueinfo(2) with SI_QUEUE and `value`, as sigqueue(3) sends it.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EAGAIN`.
+pub fn queue(pid: i32, signal: i32, value: usize) -> io::Result<()> {
+    let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
+    // SAFETY: the value is a number to the receiver; nothing is dereferenced here.
+    check(unsafe { libc::sigqueue(pid, signal, value) }.into()).map(drop)
 }

@@ -1,3 +1,217 @@
 //! Capture and restore, one module per kind of kernel object.
+//!
+//! ```text
+//! frozen thread ─► Part::ask puts calls into a Program ─► one batch ─► Part state (postcard)
+//! new thread    ◄─ Part::tell puts calls into a Program ◄───────────── Part state
+//! ```
+//! Descriptors have an interface of their own ([`fd`]), memory is in [`memory`], registers
+//! in [`registers`]. To add a kind: one file and one line in [`PARTS`].
 
+pub mod attributes;
+pub mod creds;
 pub mod fd;
+pub mod limits;
+pub mod memory;
+pub mod raw;
+pub mod registers;
+pub mod schedule;
+pub mod signals;
+pub mod thread;
+pub mod timers;
+
+use std::fs;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Finding, Severity};
+use crate::tracer::inject::{InjectError, Outcome, Program};
+
+/// Whose state a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One state per process; asked and told in its first thread.
+    Process,
+    /// One state per thread.
+    Thread,
+}
+
+/// A frozen thread as its parts see it.
+#[derive(Debug)]
+pub struct View {
+    /// Host pid of the process and host tid of the thread.
+    pub pid: i32,
+    pub tid: i32,
+    /// Pid and tid as the job sees them.
+    pub job_pid: i32,
+    pub job_tid: i32,
+    status: String,
+}
+
+impl View {
+    /// Reads `/proc/TID/status`.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
+        let status = fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, status };
+        view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
+        view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
+        Ok(view)
+    }
+
+    /// Of a process's leader.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn read_process(pid: i32) -> io::Result<Self> {
+        Self::read(pid, pid)
+    }
+
+    /// A line of the status, without its name and outer blanks; empty when missing.
+    #[must_use]
+    pub fn field(&self, name: &str) -> &str {
+        self.status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim()
+    }
+
+    /// A line that is one hexadecimal number (masks and capability sets).
+    #[must_use]
+    pub fn hex(&self, name: &str) -> u64 {
+        u64::from_str_radix(self.field(name), 16).unwrap_or(0)
+    }
+
+    /// A line that is one decimal number.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
+        self.field(name).split_whitespace().next().and_then(|w| w.parse().ok()).unwrap_or(0)
+    }
+
+    fn last_number(&self, name: &str) -> Option<i32> {
+        self.field(name).split_whitespace().last()?.parse().ok()
+    }
+
+    /// Signals that are ignored, bit n-1 for signal n.
+    #[must_use]
+    pub fn ignores(&self, signal: i32) -> bool {
+        self.hex("SigIgn:") & crate::tracer::inject::sigbit(signal) != 0
+    }
+}
+
+/// The second half of asking: reads the answers of a part's calls.
+pub type Answer = Box<dyn FnOnce(&View, &Outcome) -> Result<Vec<u8>, PartError>>;
+
+/// What a part may need to know of the new process when it is told its state.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    /// Host pid and tid of the new thread.
+    pub pid: i32,
+    pub tid: i32,
+    /// The pid and tid the job sees.
+    pub job_pid: i32,
+    pub job_tid: i32,
+}
+
+/// One kind of state of a process or thread that is asked and told by calls in it, or from
+/// outside.
+pub trait Part: Sync {
+    /// Stable name on the wire.
+    fn name(&self) -> &'static str;
+    /// Whose state it is.
+    fn scope(&self) -> Scope;
+    /// What cannot move, from /proc alone; the thread runs.
+    fn check(&self, _view: &View) -> Vec<Finding> {
+        Vec::new()
+    }
+    /// Puts the questions into `program`; the answer makes the state.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError>;
+    /// Puts the calls into `program` that give the state to the new thread, or gives it from
+    /// outside.
+    ///
+    /// # Errors
+    /// When the state does not decode or cannot be given.
+    fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError>;
+}
+
+/// Every part, in the order in which the new thread is told. Credentials come late: what
+/// stands before them may need a capability of the new namespace; dumpable and the
+/// parent-death signal come after, because a change of credentials resets them.
+pub const PARTS: &[&dyn Part] = &[
+    &signals::Actions,
+    &timers::Intervals,
+    &timers::Posix,
+    &thread::Pointers,
+    &thread::AltStack,
+    &thread::Name,
+    &schedule::Schedule,
+    &attributes::Files,
+    &limits::Limits,
+    &attributes::Process,
+    &creds::Creds,
+    &attributes::AfterCreds,
+    &signals::Pending,
+    &thread::Rseq,
+];
+
+/// State of one part, as it travels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PartState {
+    pub name: String,
+    pub state: Vec<u8>,
+}
+
+/// Why a part could not be captured or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    #[error("{}: {}", .0.object, .0.cause)]
+    Refused(Box<Finding>),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("{0}: state does not decode")]
+    State(&'static str),
+    #[error("the image has state of an unknown kind: {0}")]
+    Unknown(String),
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+}
+
+/// Encodes a state.
+///
+/// # Errors
+/// When postcard refuses the type.
+pub fn encode(name: &'static str, state: &impl Serialize) -> Result<Vec<u8>, PartError> {
+    postcard::to_stdvec(state).map_err(|_| PartError::State(name))
+}
+
+/// Decodes a state.
+///
+/// # Errors
+/// When the bytes are not of the type.
+pub fn decode<'a, T: Deserialize<'a>>(name: &'static str, state: &'a [u8]) -> Result<T, PartError> {
+    postcard::from_bytes(state).map_err(|_| PartError::State(name))
+}
+
+/// Finds a part of a scope by name.
+///
+/// # Errors
+/// [`PartError::Unknown`].
+pub fn part(scope: Scope, name: &str) -> Result<&'static dyn Part, PartError> {
+    let found = PARTS.iter().find(|p| p.scope() == scope && p.name() == name);
+    found.copied().ok_or_else(|| PartError::Unknown(name.to_owned()))
+}
+
+/// A finding that stops a move.
+#[must_use]
+pub fn blocker(code: &str, object: String, cause: &str, remedy: &str) -> Finding {
+    Finding {
+        severity: Severity::Blocker,
+        code: code.to_owned(),
+        object,
+        cause: cause.to_owned(),
+        remedy: remedy.to_owned(),
+    }
+}

@@ -1,0 +1,190 @@
+//! `vosrun inspect`: everything known of one job.
+
+use std::collections::BTreeMap;
+
+use super::check;
+use super::human::{age_since, amount, clean, count, duration, size};
+use super::out::{print, print_json, Paint};
+use super::ps::{state_word, status_document};
+use super::select::find_job;
+use crate::control::{FdStatus, JobStatus, MoveReport};
+use crate::state::StateDir;
+
+/// Options of `vosrun inspect`.
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// Name, id prefix or PID@NODE; may be left out with one job
+    job: Option<String>,
+}
+
+/// Prints one job.
+///
+/// # Errors
+/// When the job cannot be found or its supervisor does not answer.
+pub fn inspect(state: &StateDir, args: &InspectArgs, json: bool) -> anyhow::Result<u8> {
+    let seen = find_job(state, args.job.as_deref())?;
+    let status = seen.status()?;
+    if json {
+        print_json(status_document(status))?;
+    } else {
+        print(&render(status, Paint::stdout()))?;
+    }
+    Ok(0)
+}
+
+/// The picture of a job: a headline, then one labelled line for each subject.
+fn render(s: &JobStatus, paint: Paint) -> String {
+    let mut text = headline(s, paint);
+    for (label, line) in [
+        ("Command", command(s)),
+        ("Tree", tree(s)),
+        ("Memory", format!("{} rss: {} private", size(s.rss_bytes), size(s.private_bytes))),
+        ("Files", files(&s.fds)),
+    ] {
+        text += &labelled(label, &line);
+    }
+    text += &residue(&s.fds);
+    for (i, line) in s.depends.iter().enumerate() {
+        text += &labelled(if i == 0 { "Depends" } else { "" }, &clean(line));
+    }
+    for (i, report) in s.history.iter().rev().take(5).enumerate() {
+        text += &labelled(if i == 0 { "History" } else { "" }, &past_move(report));
+    }
+    text + &preflight(s, paint)
+}
+
+fn labelled(label: &str, line: &str) -> String {
+    format!("{label:<10} {line}\n")
+}
+
+fn headline(s: &JobStatus, paint: Paint) -> String {
+    let pid = s.processes.first().map_or_else(String::new, |p| format!(" (pid {})", p.pid));
+    let how = if s.attached { "   adopted" } else { "" };
+    let moving = s.moving.as_ref().map_or_else(String::new, |m| format!("   {}", clean(m)));
+    format!(
+        "{}  {}   {} on {}{pid}   epoch {}{how}{moving}\n",
+        paint.strong(&clean(&s.name)),
+        s.id,
+        state_word(s.state),
+        clean(&s.node),
+        s.epoch,
+    )
+}
+
+fn command(s: &JobStatus) -> String {
+    let tty = s.tty.as_ref().map_or_else(String::new, |t| format!("   terminal {}", clean(t)));
+    format!(
+        "{}   cwd {}   started {} ago on {}{tty}",
+        clean(&s.command),
+        clean(&s.cwd),
+        age_since(s.started_ms),
+        clean(&s.home)
+    )
+}
+
+fn tree(s: &JobStatus) -> String {
+    let threads: u32 = s.processes.iter().map(|p| p.threads).sum();
+    let pids: Vec<String> = s
+        .processes
+        .iter()
+        .map(|p| {
+            format!("{} {} is pid {} on {}", clean(&p.comm), p.pid, p.host_pid, clean(&p.node))
+        })
+        .collect();
+    format!(
+        "{}, {}   {}",
+        count(s.processes.len(), "process", "processes"),
+        count(threads as usize, "thread", "threads"),
+        pids.join(" · ")
+    )
+}
+
+/// `5 fds: 2 pipe · 3 tty`.
+fn files(fds: &[FdStatus]) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for fd in fds {
+        *kinds.entry(&fd.kind).or_default() += 1;
+    }
+    let kinds: Vec<_> = kinds.iter().map(|(kind, n)| format!("{n} {}", clean(kind))).collect();
+    let total = count(fds.len(), "fd", "fds");
+    if kinds.is_empty() {
+        total
+    } else {
+        format!("{total}: {}", kinds.join(" · "))
+    }
+}
+
+/// Descriptors that are no longer what the program itself opened.
+fn residue(fds: &[FdStatus]) -> String {
+    fds.iter()
+        .filter(|fd| fd.binding != "native")
+        .map(|fd| labelled("", &format!("fd {} {} {}", fd.fd, clean(&fd.what), clean(&fd.binding))))
+        .collect()
+}
+
+fn past_move(m: &MoveReport) -> String {
+    format!(
+        "{} ago {}→{} ok pause {} {} ({})",
+        age_since(m.at_ms),
+        clean(&m.from),
+        clean(&m.to),
+        duration(m.pause_ms),
+        amount(m.bytes_memory),
+        m.id
+    )
+}
+
+fn preflight(s: &JobStatus, paint: Paint) -> String {
+    if s.blockers.is_empty() {
+        let fine = format!(
+            "{} movable   (vosrun check {} --to NODE for a target-specific answer)",
+            paint.good("✔"),
+            s.id
+        );
+        return labelled("Preflight", &fine);
+    }
+    labelled("Preflight", &paint.bad("not movable")) + &check::findings(&s.blockers, paint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ps::tests::{blocker, status};
+
+    fn fd(fd: i32, kind: &str, what: &str, binding: &str) -> FdStatus {
+        FdStatus { fd, kind: kind.into(), what: what.into(), binding: binding.into() }
+    }
+
+    #[test]
+    fn picture() {
+        let job = JobStatus {
+            fds: vec![
+                fd(0, "tty", "/dev/pts/3", "forwarded via a"),
+                fd(1, "tty", "/dev/pts/3", "forwarded via a"),
+                fd(3, "pipe", "pipe:[12]", "native"),
+            ],
+            depends: vec!["home a (terminal)".into()],
+            ..status("api")
+        };
+        assert_eq!(
+            render(&job, Paint::default()),
+            "api  a4a4a4a4   RUNNING on b (pid 7)   epoch 5\n\
+             Command    /usr/bin/api -x   cwd /var/lib/api   started 6h12m ago on a   terminal /dev/pts/3\n\
+             Tree       1 process, 6 threads   api 7 is pid 4711 on b\n\
+             Memory     11.2G rss: 10.2G private\n\
+             Files      3 fds: 1 pipe · 2 tty\n           \
+                        fd 0 /dev/pts/3 forwarded via a\n           \
+                        fd 1 /dev/pts/3 forwarded via a\n\
+             Depends    home a (terminal)\n\
+             History    2m ago a→b ok pause 87 ms 2.13 GB (m-7f3a0001)\n\
+             Preflight  ✔ movable   (vosrun check a4a4a4a4 --to NODE for a target-specific answer)\n"
+        );
+    }
+
+    #[test]
+    fn blockers_are_listed() {
+        let job = JobStatus { blockers: vec![blocker()], ..status("api") };
+        let text = render(&job, Paint::default());
+        assert!(text.contains("Preflight  not movable\n ✘ VOS-DEV"), "{text}");
+    }
+}

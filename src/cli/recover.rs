@@ -1,0 +1,54 @@
+//! `vosrun recover`: a person who knows that the other copy is dead wakes this one.
+
+use std::time::Duration;
+
+use super::error::Fail;
+use super::out::print;
+use super::select::{find_job, question, unexpected};
+use crate::control::{JobState, Reply, Request};
+use crate::state::StateDir;
+
+/// Journal and thaw take far less.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Options of `vosrun recover`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Only for a copy that is frozen by a move in doubt (IN-DOUBT or PREPARED in vosrun ps). \
+If the copy on the other node is not really dead, the job runs twice."
+)]
+pub struct RecoverArgs {
+    /// Name, id prefix or PID@NODE; may be left out with one job
+    job: Option<String>,
+    /// The node whose copy you know can never run again: its host is off, or its copy was killed
+    #[arg(long, value_name = "NODE")]
+    dead: String,
+}
+
+/// Wakes the frozen copy held here.
+///
+/// # Errors
+/// When there is no frozen copy, or its supervisor refuses.
+pub fn recover(state: &StateDir, args: &RecoverArgs) -> anyhow::Result<u8> {
+    let seen = find_job(state, args.job.as_deref())?;
+    let status = seen.status()?;
+    let name = &status.name;
+    if !matches!(status.state, JobState::InDoubt | JobState::Prepared) {
+        let word = super::ps::state_word(status.state);
+        let why = format!(
+            "{name} ({}) is {word} on {}: there is no frozen copy here to wake",
+            seen.id, status.node
+        );
+        return Err(Fail::new(10, why).into());
+    }
+    let request = Request::Recover { dead: args.dead.clone() };
+    match question(&seen, &request, PATIENCE)? {
+        Reply::Ok => {
+            print(&format!("{name} ({}) runs here again\n", seen.id))?;
+            Ok(0)
+        }
+        Reply::Failed(f) => Err(Fail::new(f.exit, f.sentence).into()),
+        Reply::Error(why) => Err(Fail::new(10, format!("{name} stays frozen: {why}")).into()),
+        _ => Err(unexpected(&seen).into()),
+    }
+}

@@ -1,0 +1,479 @@
+//! `vosrun -- PROGRAM`, `vosrun --attach PID`, `vosrun adopt JOB`.
+
+use std::collections::BTreeSet;
+use std::ffi::{CString, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+use crate::control::Reply;
+use crate::ids::JobId;
+use crate::state::{JobDir, JobMeta, StateDir};
+use crate::supervisor::job::{self, Job};
+use crate::supervisor::session::Session;
+use crate::supervisor::signals::Signals;
+use crate::supervisor::{End, Mode, Pending, Supervisor};
+use crate::syscalls::handles::Handles;
+use crate::syscalls::table::TABLE;
+use crate::tracer::attach::{self, AttachError};
+use crate::tracer::launch::{launch, Outcome, Plan};
+use crate::tracer::{filter, raw};
+
+/// `vosrun [--name NAME] -- PROGRAM ARGS…`
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Name of the job [default: the program's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+/// `vosrun --attach PID`
+#[derive(Debug, Clone, clap::Args)]
+pub struct AttachArgs {
+    /// Process to adopt
+    #[arg(long = "attach", value_name = "PID")]
+    pub pid: i32,
+    /// Supervise in the background instead of waiting for the process to end
+    #[arg(long)]
+    pub detach: bool,
+    /// Put the seccomp filter in; it can never be taken out again
+    #[arg(long)]
+    pub filter: bool,
+    /// Name of the job [default: the program's]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// `vosrun adopt JOB`
+#[derive(Debug, Clone, clap::Args)]
+pub struct AdoptArgs {
+    /// Name or id of a job whose supervisor has died
+    pub job: String,
+    /// Wait for the job to end and exit with its code
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Exit codes of vosrun itself (chroot(1), sysexits.h).
+const FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+const NO_PERMISSION: u8 = 77;
+
+/// A sentence for stderr and an exit code.
+#[derive(Debug)]
+struct Failure {
+    exit: u8,
+    sentence: String,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Self { exit: FAILED, sentence: format!("{e:#}") }
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(e: AttachError) -> Self {
+        let exit = if e.is_permission() { NO_PERMISSION } else { FAILED };
+        Self { exit, sentence: e.to_string() }
+    }
+}
+
+fn failure(exit: u8, sentence: impl Into<String>) -> Failure {
+    Failure { exit, sentence: sentence.into() }
+}
+
+fn code(result: Result<u8, Failure>) -> u8 {
+    result.unwrap_or_else(|f| {
+        eprintln!("vosrun: {}", f.sentence);
+        f.exit
+    })
+}
+
+/// Runs a program in the foreground and returns its exit code, 128 + signal, or 125 to
+/// 127 when it could not be run.
+#[must_use]
+pub fn run(state: &StateDir, args: &RunArgs) -> u8 {
+    code(try_run(state, args))
+}
+
+fn try_run(state: &StateDir, args: &RunArgs) -> Result<u8, Failure> {
+    let argv = arguments(&args.program)?;
+    let mut signals = Signals::take_over().context("blocking signals")?;
+    signals.start_witness()?;
+    let command: Vec<String> = args.program.iter().map(|w| w.to_string_lossy().into()).collect();
+    let wanted = args.name.clone().unwrap_or_else(|| base_name(&command[0]));
+    let job = make_job(state, &wanted, command, false)?;
+    let dir = job.dir.clone();
+    // All that can fail is done before the program runs.
+    let prepared = prepare(state, job, signals, Mode::Launched);
+    launch_into(prepared.inspect_err(|_| drop(dir.remove()))?, &argv)
+}
+
+fn make_job(
+    state: &StateDir,
+    wanted: &str,
+    command: Vec<String>,
+    attached: bool,
+) -> Result<Job, Failure> {
+    let made = Job::create(state, wanted, command, attached);
+    Ok(made.with_context(|| format!("making a job in {}", state.path().display()))?)
+}
+
+/// A supervisor with its log, handle table and control socket, and no process yet.
+fn prepare(
+    state: &StateDir,
+    job: Job,
+    signals: Signals,
+    mode: Mode,
+) -> Result<Supervisor, Failure> {
+    start_log(&job.dir)?;
+    let handles = Handles::open(&job.dir.handles()).context("reading the handle table")?;
+    Ok(Supervisor::new(state.clone(), job, Session::new(handles), signals, mode)?)
+}
+
+fn launch_into(mut supervisor: Supervisor, argv: &[CString]) -> Result<u8, Failure> {
+    let started = start(argv, &supervisor.signals);
+    let (pid, filtered) = match started {
+        Ok(Ok(started)) => started,
+        Ok(Err(exit)) => return Ok(give_up(supervisor, exit)),
+        Err(failure) => {
+            give_up(supervisor, failure.exit);
+            return Err(failure);
+        }
+    };
+    supervisor.session.begin(pid, [pid]);
+    raw::cont(pid, 0).or_else(gone).context("resuming the program")?;
+    let _notice = let_go_of_stdio().context("opening /dev/null")?;
+    supervisor.job.meta.filtered = filtered;
+    note_process(&mut supervisor.job, pid);
+    supervise(supervisor)
+}
+
+/// Started: pid and filter. Else the exit code of a program that never was.
+type Launched = Result<(i32, bool), u8>;
+
+fn start(argv: &[CString], signals: &Signals) -> Result<Launched, Failure> {
+    let plan = Plan { argv, mask: signals.inherited_mask(), filter: &filter::program(TABLE) };
+    let name = argv[0].to_string_lossy();
+    match launch(&plan).map_err(|e| failure(FAILED, format!("{name} cannot be traced: {e}")))? {
+        Outcome::Started { pid, filtered } => Ok(Ok((pid, filtered))),
+        Outcome::Died(exit) => Ok(Err(exit.shell_code())),
+        Outcome::NotExecuted(errno) => Err(not_executed(&name, errno)),
+    }
+}
+
+fn not_executed(name: &str, errno: i32) -> Failure {
+    let reason = Errno::from_raw(errno).desc().to_lowercase();
+    match errno {
+        libc::ENOENT if Path::new(name).exists() => {
+            failure(NOT_FOUND, format!("{name}: its interpreter is not found"))
+        }
+        libc::ENOENT => failure(NOT_FOUND, format!("{name}: not found")),
+        _ => failure(NOT_EXECUTABLE, format!("{name}: {reason}")),
+    }
+}
+
+/// Leaves nothing behind of a program that was not started.
+fn give_up(mut supervisor: Supervisor, exit: u8) -> u8 {
+    supervisor.signals.dismiss_witness();
+    let _ = supervisor.job.dir.remove();
+    exit
+}
+
+/// Adopts a running process.
+#[must_use]
+pub fn attach(state: &StateDir, args: &AttachArgs) -> u8 {
+    let adopt = |announce: &mut Announce| {
+        let (supervisor, line) = try_attach(state, args)?;
+        announce.success(if args.detach { &line } else { "" });
+        Ok(supervisor)
+    };
+    if args.detach {
+        in_background(adopt)
+    } else {
+        code(adopt(&mut Announce::Here).and_then(supervise))
+    }
+}
+
+fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<(Supervisor, String), Failure> {
+    let signals = Signals::take_over().context("blocking signals")?;
+    let tids = attach::seize_process(args.pid)?;
+    let command = command_line(args.pid);
+    let wanted = args.name.clone().unwrap_or_else(|| base_name(&command[0]));
+    let job = make_job(state, &wanted, command, true)?;
+    let dir = job.dir.clone();
+    let mode = if args.detach { Mode::Background } else { Mode::Adopted };
+    let adopted = prepare(state, job, signals, mode).and_then(|mut supervisor| {
+        supervisor.session.begin(args.pid, tids);
+        if args.filter {
+            attach::install_filter(&mut supervisor.session)?;
+            supervisor.job.meta.filtered = true;
+        }
+        note_process(&mut supervisor.job, args.pid);
+        ready(supervisor)
+    });
+    adopted.inspect_err(|_| drop(dir.remove()))
+}
+
+/// The last step of an adoption, with the line to print.
+fn ready(mut supervisor: Supervisor) -> Result<(Supervisor, String), Failure> {
+    if supervisor.mode == Mode::Adopted {
+        supervisor.signals.start_witness()?;
+    }
+    let line = format!("{} {}", supervisor.job.meta.name, supervisor.job.id);
+    Ok((supervisor, line))
+}
+
+/// Adopts a job whose supervisor has died.
+#[must_use]
+pub fn adopt(state: &StateDir, args: &AdoptArgs) -> u8 {
+    let adopt = |announce: &mut Announce| {
+        let (supervisor, line) = try_adopt(state, args)?;
+        announce.success(&line);
+        Ok(supervisor)
+    };
+    if args.wait {
+        code(adopt(&mut Announce::Here).and_then(supervise))
+    } else {
+        in_background(adopt)
+    }
+}
+
+fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String), Failure> {
+    let (id, dir, meta) = find(state, &args.job)?;
+    let name = &meta.name;
+    let job = Job::take_over(id, dir).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => failure(FAILED, format!("{name} {id} has a supervisor")),
+        _ => failure(FAILED, format!("{name} {id}: {e}")),
+    })?;
+    let Some((pid, _)) = job.meta.host.filter(|_| job::is_alive(&job.meta)) else {
+        return Err(failure(FAILED, format!("{name} {id}: its process is gone")));
+    };
+    let signals = Signals::take_over().context("blocking signals")?;
+    let tree = attach::seize_tree(pid)?;
+    let mode = if args.wait { Mode::Adopted } else { Mode::Background };
+    let mut supervisor = prepare(state, job, signals, mode)?;
+    supervisor.session.begin(pid, BTreeSet::new());
+    tree.into_iter().for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
+    ready(supervisor)
+}
+
+/// The job called `wanted`: its name, or a prefix of its id.
+fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Failure> {
+    let jobs = state.jobs().context("listing jobs")?;
+    let readable = |(id, dir): (JobId, JobDir)| dir.meta().ok().map(|meta| (id, dir, meta));
+    let all: Vec<_> = jobs.into_iter().filter_map(readable).collect();
+    let mut found: Vec<_> = all.iter().filter(|j| j.2.name == wanted).cloned().collect();
+    if found.is_empty() && !wanted.is_empty() {
+        found = all.iter().filter(|j| j.0.hex().starts_with(wanted)).cloned().collect();
+    }
+    if found.len() > 1 {
+        found.retain(|(_, dir, meta)| job::is_alive(meta) && !job::is_supervised(dir));
+    }
+    match found.len() {
+        0 => Err(failure(FAILED, format!("there is no job {wanted}"))),
+        1 => Ok(found.swap_remove(0)),
+        _ => Err(failure(FAILED, format!("{wanted} names several jobs; use more of the id"))),
+    }
+}
+
+/// Serves the job to its end and gives vosrun's exit code.
+fn supervise(mut supervisor: Supervisor) -> Result<u8, Failure> {
+    let end = supervisor.run(refuse)?;
+    let name = supervisor.job.meta.name.clone();
+    supervisor.close(end);
+    Ok(match end {
+        End::Exited(exit) => exit.shell_code(),
+        End::Left(signal) => {
+            eprintln!("vosrun: {name} goes on without vosrun");
+            128 + signal as u8
+        }
+    })
+}
+
+/// Answers what this supervisor cannot do.
+fn refuse(supervisor: &mut Supervisor, pending: Pending) -> anyhow::Result<()> {
+    supervisor.finish(pending.client, &Reply::Error("the supervisor cannot move jobs".into()));
+    Ok(())
+}
+
+/// How a success is told.
+enum Announce {
+    /// This process prints it.
+    Here,
+    /// The process in the foreground prints it and exits.
+    Through(Option<PipeWriter>),
+}
+
+impl Announce {
+    fn success(&mut self, line: &str) {
+        match self {
+            Self::Here if line.is_empty() => {}
+            Self::Here => println!("{line}"),
+            Self::Through(pipe) => tell(pipe, 0, line),
+        }
+    }
+}
+
+/// One message: exit code, then the line.
+fn tell(pipe: &mut Option<PipeWriter>, exit: u8, line: &str) {
+    if let Some(mut pipe) = pipe.take() {
+        // The process in the foreground may have been killed.
+        let _ = pipe.write_all(&[exit]).and_then(|()| pipe.write_all(line.as_bytes()));
+    }
+}
+
+/// Runs `begin` and then supervises in a process of its own session; returns when that has
+/// begun or failed.
+fn in_background(begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>) -> u8 {
+    let work = || -> io::Result<u8> {
+        let (mut reader, writer) = io::pipe()?;
+        if let Some(pid) = raw::fork()? {
+            drop(writer);
+            let mut message = Vec::new();
+            reader.read_to_end(&mut message)?;
+            let _ = raw::wait4(pid, 0);
+            return Ok(print_message(&message));
+        }
+        drop(reader);
+        setsid()?;
+        // Not a session leader, so that no terminal it opens becomes its own.
+        if raw::fork()?.is_some() {
+            raw::exit_now(0);
+        }
+        raw::exit_now(daemon(begin, writer).into())
+    };
+    code(work().map_err(|e| failure(FAILED, format!("going to the background: {e}"))))
+}
+
+fn print_message(message: &[u8]) -> u8 {
+    match message.split_first() {
+        None => {
+            eprintln!("vosrun: the supervisor in the background has died");
+            FAILED
+        }
+        Some((0, line)) => {
+            println!("{}", String::from_utf8_lossy(line));
+            0
+        }
+        Some((exit, sentence)) => {
+            eprintln!("vosrun: {}", String::from_utf8_lossy(sentence));
+            *exit
+        }
+    }
+}
+
+fn daemon(
+    begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>,
+    pipe: PipeWriter,
+) -> u8 {
+    let mut announce = Announce::Through(Some(pipe));
+    let begun = begin(&mut announce);
+    let Announce::Through(mut pipe) = announce else { return FAILED };
+    let supervised = begun.and_then(|supervisor| {
+        let_go_of_stdio().context("/dev/null")?;
+        let _ = std::env::set_current_dir("/");
+        supervise(supervisor)
+    });
+    supervised.unwrap_or_else(|f| {
+        tracing::error!("{}", f.sentence);
+        tell(&mut pipe, f.exit, &f.sentence);
+        f.exit
+    })
+}
+
+/// Puts /dev/null in the place of stdin, stdout and stderr and closes what else vosrun was
+/// started with, so that a reader of the job's pipes sees their end when the job closes
+/// them. What vosrun itself has opened is close-on-exec, what it has inherited is not. If
+/// stderr is a terminal, a duplicate is returned.
+fn let_go_of_stdio() -> anyhow::Result<Option<File>> {
+    let stderr = io::stderr();
+    let kept = match stderr.is_terminal() {
+        true => Some(File::from(stderr.as_fd().try_clone_to_owned()?)),
+        false => None,
+    };
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        fd.filter(|fd| *fd > 2 && is_inherited(*fd)).into_iter().for_each(raw::close);
+    }
+    Ok(kept)
+}
+
+fn is_inherited(fd: i32) -> bool {
+    let path = format!("/proc/self/fdinfo/{fd}");
+    let fdinfo = std::fs::read_to_string(path).unwrap_or_default();
+    let flags = fdinfo.lines().find_map(|l| l.strip_prefix("flags:"));
+    let flags = flags.and_then(|f| i32::from_str_radix(f.trim(), 8).ok());
+    flags.is_some_and(|f| f & libc::O_CLOEXEC == 0)
+}
+
+/// The supervisor's log, `STATE/jobs/<id>/log`; VOSRUN_LOG sets its level.
+fn start_log(dir: &JobDir) -> Result<(), Failure> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.open(dir.log()).with_context(|| dir.log().display().to_string())?;
+    let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
+    let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
+    // A subscriber that is there already stays.
+    let _ = log.with_writer(Mutex::new(file)).try_init();
+    Ok(())
+}
+
+/// The job is running: a full disk is no reason to leave it alone now, and a process that
+/// has ended already is found by wait4(2) next.
+fn note_process(job: &mut Job, pid: i32) {
+    if let Err(e) = job.set_process(pid) {
+        tracing::warn!("{}: {e}; adopt will not find process {pid}", job.dir.path().display());
+    }
+}
+
+fn gone(e: io::Error) -> io::Result<()> {
+    match e.raw_os_error() {
+        Some(libc::ESRCH) => Ok(()),
+        _ => Err(e),
+    }
+}
+
+fn arguments(program: &[OsString]) -> Result<Vec<CString>, Failure> {
+    let word = |w: &OsString| CString::new(w.clone().into_vec());
+    let argv: Result<Vec<_>, _> = program.iter().map(word).collect();
+    let argv = argv.map_err(|_| failure(FAILED, "an argument contains a NUL byte"))?;
+    if argv.is_empty() {
+        return Err(failure(FAILED, "no program is named"));
+    }
+    Ok(argv)
+}
+
+fn base_name(program: &str) -> String {
+    let name = Path::new(program).file_name().map(|n| n.to_string_lossy().into_owned());
+    name.filter(|n| !n.is_empty()).unwrap_or_else(|| "job".into())
+}
+
+/// The words of a running process's command line; its comm in brackets when it has none.
+fn command_line(pid: i32) -> Vec<String> {
+    let process = procfs::process::Process::new(pid);
+    let words = process.as_ref().ok().and_then(|p| p.cmdline().ok()).unwrap_or_default();
+    if !words.is_empty() {
+        return words;
+    }
+    let comm = process.and_then(|p| p.stat()).map_or_else(|_| pid.to_string(), |s| s.comm);
+    vec![comm]
+}

@@ -1,0 +1,285 @@
+//! A frozen process becomes a [`ProcessImage`].
+//!
+//! Everything is asked of the kernel now: /proc from outside, and one batch of calls in each
+//! thread. The process is left as it was: registers, masks, queues, mappings.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::freeze::{Frozen, FrozenProcess};
+use super::image::{FdImage, Ids, ProcessImage, Restart, ThreadImage};
+use super::resource::memory;
+use super::resource::registers::{self, Registers, USER_CS};
+use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
+use super::settle::{self, Interrupted};
+use crate::tracer::inject::{Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
+use crate::tracer::memory as proc_memory;
+use crate::tracer::raw as trace;
+use crate::tracer::stop::Stop;
+
+/// What the supervisor knows of interrupted calls that it started again itself and that have
+/// not returned yet: the arguments as the program gave them, and what is left.
+pub type Running = BTreeMap<i32, (trace::Regs, Restart)>;
+
+fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
+    move |source| PartError::Io { what, source }
+}
+
+/// Captures everything but descriptors, which `files` are, and the pages of memory.
+///
+/// # Errors
+/// The first object that cannot move or could not be asked; the process is as before then,
+/// still stopped.
+pub fn capture(
+    frozen: &mut FrozenProcess,
+    files: FdImage,
+    running: &Running,
+) -> Result<ProcessImage, PartError> {
+    let pid = frozen.pid;
+    let mut memory = memory::capture(pid, 0)?;
+    let insn = syscall_insn(pid, &memory)?;
+    let mut threads = Vec::with_capacity(frozen.threads.len());
+    for thread in &frozen.threads {
+        threads.push(Asked::open(pid, thread, frozen.scheduler_now, running, insn)?);
+    }
+    let outcome = ask(&mut threads, insn);
+    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
+    for thread in &mut frozen.threads {
+        // A signal about to be delivered is in its queue again.
+        if let Stop::Signal(_) = thread.stop {
+            thread.stop = Stop::Interrupt;
+        }
+    }
+    let (brk, parts) = outcome?;
+    closed?;
+    memory.layout.brk = brk;
+    let leader = &threads[0].view;
+    let stopped = frozen.threads.iter().find_map(|t| match t.stop {
+        Stop::Group(signal) => Some(signal),
+        _ => None,
+    });
+    Ok(ProcessImage {
+        ids: ids(leader)?,
+        memory,
+        files,
+        parts,
+        threads: threads.into_iter().map(|t| t.image).collect(),
+        stopped,
+    })
+}
+
+/// Numbers of the process as the job sees them.
+///
+/// # Errors
+/// When its status has none.
+pub fn ids(leader: &View) -> Result<Ids, PartError> {
+    let last = |name: &str| {
+        let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
+        word.ok_or(PartError::State("ids of /proc status"))
+    };
+    // PPid is of our namespace; the parent's own status tells its number inside.
+    let parent = View::read_process(leader.number("PPid:") as i32);
+    let depth = |view: &View| view.field("NSpid:").split_whitespace().count();
+    let ppid = match parent {
+        Ok(parent) if depth(&parent) >= depth(leader) => parent.job_pid,
+        _ => 0,
+    };
+    Ok(Ids { pid: last("NStgid:")?, ppid, pgid: last("NSpgid:")?, sid: last("NSsid:")? })
+}
+
+/// A thread while it is being asked.
+struct Asked {
+    view: View,
+    image: ThreadImage,
+    remote: Option<Remote>,
+    batch: Option<Batch>,
+}
+
+/// Questions under way in one thread.
+struct Batch {
+    started: Started,
+    answers: Vec<(Scope, &'static str, Answer)>,
+    /// Row of brk(0), in the leader.
+    brk: usize,
+}
+
+impl Asked {
+    fn open(
+        pid: i32,
+        thread: &Frozen,
+        scheduler_now: Option<u64>,
+        running: &Running,
+        insn: u64,
+    ) -> Result<Self, PartError> {
+        let tid = thread.tid;
+        let what = || format!("registers of thread {tid}");
+        let regs = trace::regs(tid).map_err(io_error(what()))?;
+        let mask = trace::sigmask(tid).map_err(io_error(what()))?;
+        let extended = registers::extended(tid).map_err(io_error(what()))?;
+        let view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
+        if regs.cs != USER_CS {
+            return Err(PartError::Refused(Box::new(blocker(
+                "VOS-ABI-32",
+                format!("thread {}", view.job_tid),
+                "it runs 32-bit code",
+                "use the 64-bit build of the program",
+            ))));
+        }
+        let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
+        let it = Interrupted {
+            pid,
+            tid,
+            regs: &regs,
+            signal: matches!(thread.stop, Stop::Signal(_))
+                || settle::has_deliverable(pending, view.hex("SigBlk:")),
+            asleep: thread.asleep,
+            now: scheduler_now,
+            running: running.get(&tid).map(|(_, restart)| *restart),
+        };
+        let restart = settle::judge(&it).map_err(io_error(format!("call of thread {tid}")))?;
+        let mut general = registers::words(&regs);
+        if let Some((original, _)) = running.get(&tid).filter(|_| restart.is_some()) {
+            settle::put_back_arguments(&mut general, original);
+        }
+        let image = ThreadImage {
+            tid: view.job_tid,
+            registers: Registers { general: general.to_vec(), extended, mask },
+            restart,
+            parts: Vec::new(),
+        };
+        let mut remote = Remote::open(tid, view.ignores(libc::SIGTRAP))?;
+        if let Stop::Signal(signal) = thread.stop {
+            requeue(&mut remote, &view, insn, signal)?;
+        }
+        Ok(Self { view, image, remote: Some(remote), batch: None })
+    }
+
+    fn close(&mut self) -> Result<(), InjectError> {
+        self.remote.take().map_or(Ok(()), Remote::close)
+    }
+
+    fn remote(&mut self) -> Result<&mut Remote, PartError> {
+        self.remote.as_mut().ok_or(PartError::State("thread already closed"))
+    }
+
+    fn start(&mut self, stub: &Stub, offset: u64, leader: bool) -> Result<u64, PartError> {
+        let mut program = Program::default();
+        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let mut answers = Vec::new();
+        for part in PARTS.iter().filter(|p| leader || p.scope() == Scope::Thread) {
+            answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
+        }
+        let size = program.size().next_multiple_of(64) as u64;
+        let started = self.remote()?.start(stub, offset, program)?;
+        self.batch = Some(Batch { started, answers, brk });
+        Ok(offset + size)
+    }
+
+    /// The program break and the states of process parts.
+    fn finish(&mut self) -> Result<(u64, Vec<PartState>), PartError> {
+        let Some(batch) = self.batch.take() else { return Ok((0, Vec::new())) };
+        let outcome = self.remote()?.finish(batch.started)?;
+        let mut process = Vec::new();
+        for (scope, name, answer) in batch.answers {
+            let state = PartState { name: name.to_owned(), state: answer(&self.view, &outcome)? };
+            match scope {
+                Scope::Process => process.push(state),
+                Scope::Thread => self.image.parts.push(state),
+            }
+        }
+        Ok((outcome.raw(batch.brk) as u64, process))
+    }
+}
+
+/// Puts a signal that was about to be delivered back into the thread's queue.
+fn requeue(remote: &mut Remote, view: &View, insn: u64, signal: i32) -> Result<(), PartError> {
+    let tid = view.tid;
+    let info = trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")))?;
+    let stub = Stub::map(remote, insn, None)?;
+    let mut program = Program::default();
+    let at = Arg::Data(program.data(&info));
+    let (pid, thread) = (Arg::Num(view.job_pid as u64), Arg::Num(view.job_tid as u64));
+    let args = [pid, thread, Arg::Num(signal as u64), at];
+    program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);
+    remote.run(&stub, program)?.all_ok()?;
+    unmap(remote, insn, &stub)
+}
+
+fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
+    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
+    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+    Ok(())
+}
+
+/// Asks all threads at once, as many as fit the stub. Gives brk and the process's parts.
+fn ask(threads: &mut [Asked], insn: u64) -> Result<(u64, Vec<PartState>), PartError> {
+    let stub = Stub::map(threads[0].remote()?, insn, None)?;
+    let asked = ask_with(threads, &stub);
+    let unmapped = unmap(threads[0].remote()?, insn, &stub);
+    let asked = asked?;
+    unmapped?;
+    Ok(asked)
+}
+
+/// Room that the leader's questions need at most; other threads need far less.
+const ROOM: u64 = 32 << 10;
+
+fn ask_with(threads: &mut [Asked], stub: &Stub) -> Result<(u64, Vec<PartState>), PartError> {
+    let mut first = None;
+    let mut next = 0;
+    while next < threads.len() {
+        let begin = next;
+        let mut offset = 0;
+        while next < threads.len() && offset + ROOM < STUB_LEN {
+            offset = threads[next].start(stub, offset, next == 0)?;
+            next += 1;
+        }
+        for thread in &mut threads[begin..next] {
+            let answer = thread.finish()?;
+            first.get_or_insert(answer);
+        }
+    }
+    first.ok_or(PartError::State("a process without threads"))
+}
+
+/// A `syscall` instruction in the process: the vdso has one.
+pub(super) fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
+    let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");
+    if let Some(m) = memory.mappings.iter().find(special) {
+        if let Some(at) = find(&memory.vdso) {
+            return Ok(m.start + at);
+        }
+    }
+    for m in memory.mappings.iter().filter(|m| m.prot & libc::PROT_EXEC != 0) {
+        let end = m.end.min(m.start + (8 << 20));
+        if let Some(at) = memory::read_range(pid, m.start, end).ok().and_then(|t| find(&t)) {
+            return Ok(m.start + at);
+        }
+    }
+    Err(io_error(format!("a syscall instruction in process {pid}"))(io::ErrorKind::NotFound.into()))
+}
+
+/// Threads of the process as /proc shows them now, for `check`.
+///
+/// # Errors
+/// When the process is gone.
+pub fn views(pid: i32) -> io::Result<Vec<View>> {
+    let mut views = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        if let Some(tid) = entry?.file_name().to_str().and_then(|s| s.parse().ok()) {
+            views.extend(View::read(pid, tid).ok());
+        }
+    }
+    views.sort_by_key(|v| (v.tid != pid, v.tid));
+    Ok(views)
+}
+
+/// Every mapping that cannot move, for `check`.
+///
+/// # Errors
+/// When the process is gone.
+pub fn check_memory(pid: i32) -> io::Result<Vec<crate::control::Finding>> {
+    Ok(proc_memory::vmas(pid)?.iter().filter_map(memory::check_vma).collect())
+}

@@ -1,0 +1,168 @@
+//! Stops every thread of a process, and lets them go on as if nothing had happened.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use super::settle::{self, Asleep};
+use crate::tracer::raw;
+use crate::tracer::stop::{self, Stop, Wait};
+
+/// A thread in a stop from which registers and memory can be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Frozen {
+    pub tid: i32,
+    /// [`Stop::Interrupt`], [`Stop::Group`] or [`Stop::Signal`].
+    pub stop: Stop,
+    /// What it slept in before the stop.
+    pub asleep: Option<Asleep>,
+}
+
+/// A frozen process.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    pub pid: i32,
+    /// The first is the leader.
+    pub threads: Vec<Frozen>,
+    /// Scheduler clock just after the freeze, when a thread slept with a timeout.
+    pub scheduler_now: Option<u64>,
+}
+
+/// Why a process could not be frozen. It runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    #[error("{what} of thread {tid}: {source}")]
+    Trace { tid: i32, what: &'static str, source: io::Error },
+    #[error("process {0} ended")]
+    Exited(i32),
+    #[error("process {0} started a child process")]
+    Forked(i32),
+    #[error("process {0} executed another program")]
+    Exec(i32),
+    #[error("the first thread of process {0} has ended, others go on")]
+    LeaderGone(i32),
+}
+
+type Result<T> = std::result::Result<T, FreezeError>;
+
+/// tids of a process, in the order of /proc.
+fn tids(pid: i32) -> io::Result<Vec<i32>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        all.extend(entry?.file_name().to_str().and_then(|s| s.parse::<i32>().ok()));
+    }
+    Ok(all)
+}
+
+/// Stops every thread. `stopped` are threads that are in group-stop already (a stopped job);
+/// `on_event` gets every other wait status that turns up (new threads, exits, system calls
+/// under watch), which it must handle as the supervisor does, resuming the thread.
+///
+/// # Errors
+/// When the process ended, forked or executed meanwhile; all threads run again then.
+pub fn freeze(
+    pid: i32,
+    stopped: &BTreeMap<i32, i32>,
+    on_event: &mut dyn FnMut(Wait),
+) -> Result<FrozenProcess> {
+    let mut frozen: BTreeMap<i32, Frozen> = BTreeMap::new();
+    loop {
+        let all = tids(pid).map_err(|_| FreezeError::Exited(pid))?;
+        let fresh: Vec<i32> = all.into_iter().filter(|tid| !frozen.contains_key(tid)).collect();
+        if fresh.is_empty() {
+            break;
+        }
+        if let Err(e) = freeze_threads(pid, &fresh, stopped, on_event, &mut frozen) {
+            thaw_all(frozen.values());
+            return Err(e);
+        }
+    }
+    let leader = frozen.remove(&pid).ok_or(FreezeError::LeaderGone(pid));
+    let leader = leader.inspect_err(|_| thaw_all(frozen.values()))?;
+    let threads: Vec<Frozen> = std::iter::once(leader).chain(frozen.into_values()).collect();
+    let sleeps = threads.iter().any(|t| t.asleep.is_some());
+    let scheduler_now = sleeps.then(settle::scheduler_clock).and_then(io::Result::ok);
+    Ok(FrozenProcess { pid, threads, scheduler_now })
+}
+
+fn freeze_threads(
+    pid: i32,
+    fresh: &[i32],
+    stopped: &BTreeMap<i32, i32>,
+    on_event: &mut dyn FnMut(Wait),
+    frozen: &mut BTreeMap<i32, Frozen>,
+) -> Result<()> {
+    let mut waiting = Vec::new();
+    for &tid in fresh {
+        let asleep = Asleep::look(pid, tid);
+        match raw::interrupt(tid) {
+            Ok(()) => waiting.push((tid, asleep)),
+            // It ended; its status is waited for where the supervisor looks.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(source) => return Err(FreezeError::Trace { tid, what: "interrupt", source }),
+        }
+    }
+    for (tid, asleep) in waiting {
+        if let Some(stop) = await_stop(pid, tid, stopped.get(&tid).copied(), on_event)? {
+            frozen.insert(tid, Frozen { tid, stop, asleep });
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a thread is stopped for us; `None` when it ended.
+fn await_stop(
+    pid: i32,
+    tid: i32,
+    listening: Option<i32>,
+    on_event: &mut dyn FnMut(Wait),
+) -> Result<Option<Stop>> {
+    let fail = |what| move |source| FreezeError::Trace { tid, what, source };
+    loop {
+        let wait = match stop::wait(tid, true) {
+            Ok(Some(wait)) => wait,
+            Ok(None) => continue,
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(e) => return Err(fail("wait")(e)),
+        };
+        match wait.stop {
+            // PTRACE_INTERRUPT ends PTRACE_LISTEN: a stopped job reports its group-stop again.
+            Stop::Interrupt => {
+                return Ok(Some(listening.map_or(Stop::Interrupt, Stop::Group)));
+            }
+            Stop::Group(signal) => return Ok(Some(Stop::Group(signal))),
+            // SIGSTOP cannot be blocked and so not be queued again: let it take effect.
+            Stop::Signal(libc::SIGSTOP) => {
+                raw::cont(tid, libc::SIGSTOP).map_err(fail("resume"))?;
+            }
+            Stop::Signal(signal) => return Ok(Some(Stop::Signal(signal))),
+            Stop::Exited(_) => {
+                on_event(wait);
+                return if tid == pid { Err(FreezeError::Exited(pid)) } else { Ok(None) };
+            }
+            Stop::Fork(_) | Stop::Vfork(_) => {
+                on_event(wait);
+                return Err(FreezeError::Forked(pid));
+            }
+            Stop::Exec(_) => {
+                on_event(wait);
+                return Err(FreezeError::Exec(pid));
+            }
+            _ => on_event(wait),
+        }
+    }
+}
+
+/// Lets threads go on: a stopped job stays stopped, a signal is delivered.
+pub fn thaw_all<'a>(threads: impl Iterator<Item = &'a Frozen>) {
+    for thread in threads {
+        let resumed = match thread.stop {
+            Stop::Group(_) => raw::listen(thread.tid),
+            Stop::Signal(signal) => raw::cont(thread.tid, signal),
+            _ => raw::cont(thread.tid, 0),
+        };
+        if let Err(e) = resumed {
+            tracing::debug!("thread {} not resumed: {e}", thread.tid);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What supervisors say to each other over a link.
+//!
+//! ```text
+//! source                                   target
+//! Hello ───────────────────────────────►   (refused: Verdict with blockers)
+//!        ◄─────────────────────── Verdict
+//! File, Chunk… ◄──────── Want, FileReady   mapped files the target lacks
+//! Prepare ─────────────────────────────►
+//!        ◄────────────────────── Prepared  the new process waits for its memory
+//! Image ───────────────────────────────►   job frozen
+//!        ◄─────── Unknown files, if any
+//! Bulk…, Pages…, PagesEnd ─────────────►
+//!        ◄───────────────────────── Ready
+//! Commit ──────────────────────────────►
+//!        ◄────────────────────────── Done
+//! ```
+//! Afterwards the link of source and target, or a new one, carries [`Msg::Relay`] and the
+//! job's signals and exit between home agent and host.
+
+use serde::{Deserialize, Serialize};
+
+use super::image::JobInfo;
+use super::resource::fd::regular::Named;
+use super::resource::fd::BulkId;
+use super::resource::memory::FileId;
+use super::skeleton::Plan;
+use crate::control::{Finding, MoveReport, ProcessStatus};
+use crate::ids::{Epoch, MoveId, NodeId};
+use crate::proxy::{AwayState, RelayMsg};
+use crate::tracer::Exit;
+
+/// Version of everything here and of the image; other versions are refused.
+pub const PROTOCOL: u32 = 1;
+
+/// One message; some carry a payload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Msg {
+    /// The first message of a move: protocol version, then a [`Hello`] in postcard.
+    Hello(u32, Vec<u8>),
+    Verdict(Verdict),
+    /// Target: these files of the list (by index) must be described by their hash.
+    Want(Vec<u32>),
+    /// Source: a file's hash, mode and size.
+    File {
+        index: u32,
+        hash: [u8; 32],
+        mode: u32,
+        size: u64,
+    },
+    /// Target: the content of this file is needed (true) or is here already.
+    FileAnswer {
+        index: u32,
+        send: bool,
+    },
+    /// Source: content (payload), in order.
+    Chunk {
+        index: u32,
+        last: bool,
+    },
+    /// Target: all files asked for are here.
+    FilesReady,
+    /// Source: the frame of the process may be built.
+    Prepare(Plan),
+    Prepared,
+    /// Source: a piece of the image (payload); the job is frozen.
+    Image {
+        last: bool,
+    },
+    /// Target: files of the image that were not in [`Hello`].
+    Unknown(Vec<FileId>),
+    /// Source: content of a deleted file or memfd at this offset (payload).
+    Bulk {
+        id: BulkId,
+        offset: u64,
+    },
+    /// Source: pages of these ranges (payload).
+    Pages(Vec<(u64, u64)>),
+    PagesEnd,
+    Ready,
+    Commit,
+    Done {
+        processes: Vec<ProcessStatus>,
+        resumed_ns: u64,
+    },
+    /// The move is off, for this reason.
+    Abort(String),
+    /// Target: it could not go on; nothing runs there.
+    Failed(Failure),
+
+    /// Target in doubt asks the source what was decided.
+    Ask(MoveId),
+    /// Source tells a target in doubt, or answers it.
+    Decided {
+        id: MoveId,
+        commit: bool,
+    },
+
+    /// Home agent: I am the home of the job, and know this epoch.
+    Attach {
+        epoch: Epoch,
+    },
+    /// Host: welcome.
+    Attached {
+        epoch: Epoch,
+        processes: Vec<ProcessStatus>,
+    },
+    /// The job is not here; it went to that node, if that is known.
+    Gone {
+        to: Option<(NodeId, String)>,
+        epoch: Epoch,
+    },
+    /// A relay message (payload with data).
+    Relay(RelayMsg),
+    /// Home agent: a signal for the job.
+    Signal(i32),
+    /// Host: the job was stopped by this signal.
+    Stopped(i32),
+    /// Home agent: the job shall go on.
+    Continue,
+    /// Host: the job has ended and all its output was sent.
+    Exited(Exit),
+    ExitTaken,
+    /// Home agent: a person at home wants the job moved.
+    PleaseMove(String),
+}
+
+/// What the target needs to judge a move.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    pub id: MoveId,
+    pub job: JobInfo,
+    pub epoch: Epoch,
+    /// Only judge, nothing will follow (`vosrun check --to`).
+    pub dry: bool,
+    pub source: String,
+    /// The node whose agent holds the job's relays: id and name.
+    pub home: (NodeId, String),
+    /// CPU feature flags of /proc/cpuinfo.
+    pub cpu: Vec<String>,
+    pub boot_id: String,
+    pub kernel: String,
+    /// Resident private memory, bytes.
+    pub memory: u64,
+    pub largest_tid: i32,
+    pub mapped: Vec<FileId>,
+    pub open: Vec<Named>,
+    pub cwd: String,
+    pub history: Vec<MoveReport>,
+}
+
+/// What the target says.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Verdict {
+    pub findings: Vec<Finding>,
+    /// What is fine, short.
+    pub ok: Vec<String>,
+    /// Open files that need a hash to be judged; the source answers with a new Hello.
+    pub unsure: Vec<u32>,
+    /// Mapped files (by index) that are not known to be the same here.
+    pub mapped: Vec<u32>,
+    /// Descriptors that are files of the home only, but may be relayed.
+    pub relay: Vec<i32>,
+    /// The target's vdso differs: no thread may be inside it.
+    pub foreign_vdso: bool,
+}
+
+/// A failure at the target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    pub code: String,
+    pub text: String,
+}
+
+/// The image with what belongs to it: sent in pieces as postcard.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Parcel {
+    pub image: super::image::JobImage,
+    pub relays: Vec<AwayState>,
+    /// (object of the image, stream).
+    pub streams: Vec<(u32, u32)>,
+}

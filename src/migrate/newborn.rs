@@ -1,0 +1,335 @@
+//! What runs in the new processes (see [`super::skeleton`] for who is who).
+//!
+//! Each function here is the whole life of one process; none returns to the supervisor's
+//! code. Errors are told over the control socket, then the process ends.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+use nix::mount::{mount, MsFlags};
+use nix::unistd::{setpgid, setsid, Pid};
+
+use super::image::Clocks;
+use super::raw;
+use super::resource::fd::{self, RestoreCx};
+use super::skeleton::{offsets, receive, send, Build, Built, Plan, Request, Word};
+
+/// Ends of the sockets that the new processes hold.
+struct Ends {
+    control: OwnedFd,
+    leader: OwnedFd,
+}
+
+impl Ends {
+    fn fail(&self, what: &str, error: &dyn std::fmt::Display) -> ! {
+        let _ = send(self.control.as_fd(), &Word::Failed(format!("{what}: {error}")), &[]);
+        raw::exit_now(1)
+    }
+
+    /// The value, or the end of this process.
+    fn must<T, E: std::fmt::Display>(&self, what: &str, result: Result<T, E>) -> T {
+        result.unwrap_or_else(|e| self.fail(what, &e))
+    }
+}
+
+/// H: makes the namespaces and pid 1.
+pub(super) fn start(plan: &Plan, now: Clocks, control: OwnedFd, leader: OwnedFd) -> ! {
+    let ends = Ends { control, leader };
+    close_others(&[ends.control.as_raw_fd(), ends.leader.as_raw_fd()]);
+    ends.must("namespaces", unshare());
+    ends.must("clock offsets", set_clocks(plan, now));
+    ends.must("host name", nix::unistd::sethostname(&plan.nodename));
+    if !plan.domainname.is_empty() {
+        ends.must("domain name", raw::set_domain_name(&plan.domainname));
+    }
+    match ends.must("fork", raw::fork_sibling()) {
+        0 => init(plan, ends),
+        _ => raw::exit_now(0),
+    }
+}
+
+/// Closes every descriptor but these.
+fn close_others(keep: &[RawFd]) {
+    let mut keep = keep.to_vec();
+    keep.sort_unstable();
+    let mut next = 0;
+    for fd in keep {
+        raw::close_range(next, fd - 1);
+        next = fd + 1;
+    }
+    raw::close_range(next, RawFd::MAX);
+}
+
+/// New namespaces: with the privilege to make them directly where there is one, else within a
+/// user namespace that maps this user to itself.
+fn unshare() -> io::Result<()> {
+    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | raw::CLONE_NEWTIME;
+    match raw::unshare(flags) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+        other => return other,
+    }
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    raw::unshare(flags | libc::CLONE_NEWUSER)?;
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Sets the offsets so that the job's clocks go on from where they were when the plan was
+/// sent. Offsets count from the initial time namespace, ours may be another.
+fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
+    let own = offsets("self")?;
+    let text = |name: &str, nanoseconds: i128| {
+        let (sec, nsec) =
+            (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
+        format!("{name} {sec} {nsec}\n")
+    };
+    let monotonic = plan.clocks.monotonic - now.monotonic + own.0;
+    let boottime = plan.clocks.boottime - now.boottime + own.1;
+    fs::write(
+        "/proc/self/timens_offsets",
+        text("monotonic", monotonic) + &text("boottime", boottime),
+    )
+}
+
+/// I: pid 1 of the job's namespace.
+fn init(plan: &Plan, ends: Ends) -> ! {
+    let none: Option<&str> = None;
+    let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
+    ends.must("mount propagation", slave);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let without_proc = mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err();
+    ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
+    let ids = plan.ids;
+    // The session leader, where it is neither the process itself nor us.
+    let session = (ids.sid > 1 && ids.sid != ids.pid).then_some(ids.sid);
+    let parent_is_us = ids.ppid <= 1;
+    let first = match session {
+        Some(sid) => match ends.must("session leader", raw::fork(Some(sid))) {
+            0 => session_leader(plan, ends, parent_is_us),
+            pid => pid,
+        },
+        None if parent_is_us => match ends.must("process", raw::fork(Some(ids.pid))) {
+            0 => process(plan, ends),
+            pid => pid,
+        },
+        None => match ends.must("parent", raw::fork(Some(ids.ppid))) {
+            0 => parent(plan, ends),
+            pid => pid,
+        },
+    };
+    // Holds nothing: a socket's end must go with the process it belongs to.
+    close_others(&[]);
+    let last = if parent_is_us { ids.pid } else { first };
+    reap_until(last);
+    for stand_in in [session, (ids.pgid > 1).then_some(ids.pgid)].into_iter().flatten() {
+        if stand_in != ids.pid {
+            let _ =
+                nix::sys::signal::kill(Pid::from_raw(stand_in), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    while raw::reap().is_some() {}
+    raw::exit_now(0)
+}
+
+/// Reaps until this child has ended, or none is left.
+fn reap_until(pid: i32) {
+    while let Some((ended, _)) = raw::reap() {
+        if ended == pid {
+            return;
+        }
+    }
+}
+
+/// L: leads the session in the place of the shell that stayed at home.
+fn session_leader(plan: &Plan, ends: Ends, orphan: bool) -> ! {
+    ends.must("setsid", setsid());
+    let ids = plan.ids;
+    let in_other_group = ids.pgid > 1 && ![ids.pid, ids.sid, ids.ppid].contains(&ids.pgid);
+    if in_other_group {
+        let group = ends.must("group leader", raw::fork(Some(ids.pgid)));
+        if group == 0 {
+            group_leader();
+        }
+        let own = setpgid(Pid::from_raw(group), Pid::from_raw(group));
+        ends.must("group of the stand-in", own);
+    }
+    let child = if orphan {
+        // Its parent is pid 1: through one that ends at once.
+        match ends.must("fork", raw::fork(None)) {
+            0 => match ends.must("process", raw::fork(Some(ids.pid))) {
+                0 => process(plan, ends),
+                _ => raw::exit_now(0),
+            },
+            pid => pid,
+        }
+    } else if ids.ppid == ids.sid {
+        match ends.must("process", raw::fork(Some(ids.pid))) {
+            0 => process(plan, ends),
+            pid => pid,
+        }
+    } else {
+        match ends.must("parent", raw::fork(Some(ids.ppid))) {
+            0 => parent(plan, ends),
+            pid => pid,
+        }
+    };
+    let Ends { control, leader } = ends;
+    drop(control);
+    serve_terminal(leader.as_fd());
+    drop(leader);
+    if orphan {
+        group_leader();
+    }
+    reap_until(child);
+    raw::exit_now(0)
+}
+
+/// Takes the controlling terminal when asked, until the supervisor closes the socket.
+fn serve_terminal(socket: BorrowedFd) {
+    while let Ok((Request::Terminal(group), _, fds)) = receive(socket) {
+        let Some(tty) = fds.first() else { continue };
+        let _ = send(socket, &answer(take_terminal(tty.as_fd(), group)), &[]);
+    }
+}
+
+fn take_terminal(tty: BorrowedFd, group: i32) -> io::Result<()> {
+    raw::set_controlling_terminal(tty)?;
+    raw::set_foreground(tty, group)
+}
+
+fn answer(result: io::Result<()>) -> Word {
+    match result {
+        Ok(()) => Word::Ready,
+        Err(e) => Word::Failed(format!("controlling terminal: {e}")),
+    }
+}
+
+/// G, or a session leader whose process is a child of pid 1: there as long as pid 1 is.
+fn group_leader() -> ! {
+    close_others(&[]);
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// Q: the parent of the process, reaps it.
+fn parent(plan: &Plan, ends: Ends) -> ! {
+    let ids = plan.ids;
+    if ids.pgid == ids.ppid && ids.sid != ids.ppid {
+        ends.must("group of the parent", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
+    }
+    let child = ends.must("process", raw::fork(Some(ids.pid)));
+    if child == 0 {
+        process(plan, ends);
+    }
+    close_others(&[]);
+    reap_until(child);
+    raw::exit_now(0)
+}
+
+/// P: the process itself, until it is given its old memory.
+fn process(plan: &Plan, ends: Ends) -> ! {
+    let ids = plan.ids;
+    if ids.sid == ids.pid {
+        ends.must("setsid", setsid());
+    } else if ids.pgid == ids.pid {
+        ends.must("setpgid", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
+    } else if ids.pgid > 1 && nix::unistd::getpgrp().as_raw() != ids.pgid {
+        ends.must("setpgid", setpgid(Pid::from_raw(0), Pid::from_raw(ids.pgid)));
+    }
+    raw::set_dumpable();
+    close_others(&[ends.control.as_raw_fd()]);
+    let control = ends.control;
+    let _ = send(control.as_fd(), &Word::Ready, &[]);
+    loop {
+        match receive(control.as_fd()) {
+            Ok((Request::Terminal(group), _, fds)) => {
+                let result = fds.first().map_or(Ok(()), |tty| take_terminal(tty.as_fd(), group));
+                let _ = send(control.as_fd(), &answer(result), &[]);
+            }
+            Ok((Request::Build(plan), _, fds)) => build_and_wait(&plan, control, fds),
+            Err(_) => raw::exit_now(1),
+        }
+    }
+}
+
+/// Makes all descriptors, answers, and waits to be stopped for ever.
+fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
+    let mut keep = [control.as_raw_fd()];
+    let provided = plan.provided.iter().copied().zip(fds).collect();
+    let mut cx = Provided { fds: provided, shared: fd::Shared::default() };
+    let made = fd::restore_all(&plan.files.objects, &plan.files.table, &mut keep, &mut cx);
+    // Either where it was, or where restore_all has moved it.
+    std::mem::forget(control);
+    let control = raw::own(keep[0]);
+    let built = match made {
+        Ok(()) => for_mappings(plan, &control),
+        Err(e) => Err(e.to_string()),
+    };
+    let word = match built {
+        Ok(built) => Word::Built(built),
+        Err(text) => Word::Failed(text),
+    };
+    let _ = send(control.as_fd(), &word, &[]);
+    // The supervisor stops this process here; it goes on only as the job.
+    loop {
+        if receive::<Request>(control.as_fd()).is_err() {
+            raw::exit_now(1);
+        }
+    }
+}
+
+fn open(path: &str, write: bool) -> Result<RawFd, String> {
+    let file = fs::OpenOptions::new().read(true).write(write).open(path);
+    file.map(IntoRawFd::into_raw_fd).map_err(|e| format!("open {path} for a mapping: {e}"))
+}
+
+/// Opens what the mappings need. These descriptors are closed when the mappings are made.
+fn for_mappings(plan: &Build, control: &OwnedFd) -> Result<Built, String> {
+    let mut built = Built { control: control.as_raw_fd(), ..Built::default() };
+    for (path, write) in &plan.paths {
+        built.paths.push(open(path, *write)?);
+    }
+    built.exe = open(&plan.exe, false)?;
+    for (dev, ino, name, size) in &plan.shared {
+        let object = plan.files.identities.iter().position(|id| *id == (*dev, *ino));
+        let slot = plan.files.table.iter().find(|s| Some(s.object as usize) == object);
+        built.shared.push(match slot {
+            // Through /proc, because a mapping may write where the descriptor may not.
+            Some(slot) => {
+                let path = format!("/proc/self/fd/{}", slot.fd);
+                open(&path, true).or_else(|_| open(&path, false))?
+            }
+            None => fresh_object(name, *size).map_err(|e| format!("memory {name}: {e}"))?,
+        });
+    }
+    built.temporary = built.paths.iter().chain(&built.shared).copied().collect();
+    built.temporary.push(built.exe);
+    Ok(built)
+}
+
+/// Shared memory that no descriptor holds, as a memfd.
+fn fresh_object(name: &str, size: u64) -> io::Result<RawFd> {
+    let name: String = name.rsplit('/').next().unwrap_or("").chars().take(200).collect();
+    let fd = raw::memfd(&name)?;
+    fs::File::from(fd.try_clone()?).set_len(size)?;
+    Ok(fd.into_raw_fd())
+}
+
+/// Descriptors that came with the message, by the object they stand for.
+struct Provided {
+    fds: Vec<(u32, OwnedFd)>,
+    shared: fd::Shared,
+}
+
+impl RestoreCx for Provided {
+    fn provided(&mut self, object: u32) -> Option<OwnedFd> {
+        let at = self.fds.iter().position(|(o, _)| *o == object)?;
+        Some(self.fds.swap_remove(at).1)
+    }
+    fn shared(&mut self) -> &mut fd::Shared {
+        &mut self.shared
+    }
+}

@@ -1,0 +1,178 @@
+//! Every unsafe block of building a new process: fork, clone3 with chosen pids, namespaces.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+fn check(result: libc::c_long) -> io::Result<i64> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// `struct clone_args` of clone3(2).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// fork(2) by clone3(2), with the child's pid in the newest pid namespace when `pid` is given.
+/// Answers 0 in the child. The supervisor has one thread, so the child may use everything;
+/// only glibc's cached tid is stale there (raise(3) and pthread calls).
+///
+/// # Errors
+/// `EEXIST` when the pid is in use, `EPERM` without CAP_CHECKPOINT_RESTORE over the namespace.
+pub fn fork(pid: Option<i32>) -> io::Result<i32> {
+    let wanted = [pid.unwrap_or(0)];
+    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if pid.is_some() {
+        args.set_tid = wanted.as_ptr() as u64;
+        args.set_tid_size = 1;
+    }
+    // SAFETY: args and the array it points to live through the call; no new stack is given, so
+    // the child goes on with a copy of ours, as after fork(2).
+    let got = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    check(got).map(|pid| pid as i32)
+}
+
+/// CLONE_NEWTIME of sched.h.
+pub const CLONE_NEWTIME: i32 = 0x80;
+
+/// Forks a child of the caller's parent (CLONE_PARENT), so that the supervisor reaps it.
+///
+/// # Errors
+/// As fork(2).
+pub fn fork_sibling() -> io::Result<i32> {
+    let args = CloneArgs { flags: libc::CLONE_PARENT as u64, ..CloneArgs::default() };
+    // SAFETY: as in `fork`.
+    let got = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    check(got).map(|pid| pid as i32)
+}
+
+/// Takes a descriptor that the kernel has just given to this process.
+#[must_use]
+pub fn own(fd: RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the caller got it from recvmsg(2) or an equivalent and gives it to nobody else.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}
+
+/// unshare(2).
+///
+/// # Errors
+/// `EPERM`, `ENOSPC` (a limit of namespaces), `EINVAL` (kernel without one).
+pub fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// close_range(2) of everything from `first` to `last`.
+pub fn close_range(first: RawFd, last: RawFd) {
+    if first <= last {
+        // SAFETY: numbers only; the callers are fresh children that own nothing in the range.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// Ends this process at once, without destructors or buffers of its parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns; nothing of the copied state is used any more.
+    unsafe { libc::_exit(code) }
+}
+
+/// setdomainname(2).
+///
+/// # Errors
+/// `EPERM`.
+pub fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: name lives through the call and has the length told.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
+/// TIOCSCTTY: makes the terminal the controlling one of this session.
+///
+/// # Errors
+/// `EPERM` when this is no session leader or the terminal is taken.
+pub fn set_controlling_terminal(tty: BorrowedFd) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
+}
+
+/// tcsetpgrp(3).
+///
+/// # Errors
+/// `ENOTTY`, `EPERM`.
+pub fn set_foreground(tty: BorrowedFd, pgid: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::tcsetpgrp(tty.as_raw_fd(), pgid) }.into()).map(drop)
+}
+
+/// PR_SET_DUMPABLE.
+pub fn set_dumpable() {
+    // SAFETY: numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+}
+
+/// wait4(2) for any child, blocking; `None` when there is none left.
+#[must_use]
+pub fn reap() -> Option<(i32, i32)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: status lives through the call.
+        let got = unsafe { libc::wait4(-1, &raw mut status, libc::__WALL, std::ptr::null_mut()) };
+        match check(got.into()) {
+            Ok(pid) => return Some((pid as i32, status)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// memfd_create(2), close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn memfd(name: &str) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let name = CString::new(name).map_err(io::Error::other)?;
+    // SAFETY: name lives through the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = check(fd.into())? as RawFd;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// SO_PASSCRED on a unix socket.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn pass_credentials(socket: BorrowedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: on lives through the call and has the size told.
+    check(
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PASSCRED,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as u32,
+            )
+        }
+        .into(),
+    )
+    .map(drop)
+}

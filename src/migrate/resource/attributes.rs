@@ -1,0 +1,221 @@
+//! Small attributes of a process or thread: working directory, umask, personality, and what
+//! prctl(2) knows.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::control::Finding;
+use crate::tracer::inject::{Arg, Program};
+
+fn text(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|t| t.trim().to_owned())
+}
+
+/// Values of the process that are files below `/proc/PID`.
+pub struct Files;
+
+/// `oom_score_adj` and `coredump_filter`, as their text.
+#[derive(Serialize, Deserialize)]
+struct FilesState {
+    oom_score_adj: Option<String>,
+    coredump_filter: Option<String>,
+}
+
+impl Part for Files {
+    fn name(&self) -> &'static str {
+        "proc files"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Process
+    }
+    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+        let state = FilesState {
+            oom_score_adj: text(&format!("/proc/{}/oom_score_adj", view.pid)),
+            coredump_filter: text(&format!("/proc/{}/coredump_filter", view.pid)),
+        };
+        let state = encode(self.name(), &state)?;
+        Ok(Box::new(move |_, _| Ok(state)))
+    }
+    fn tell(&self, state: &[u8], to: &Told, _program: &mut Program) -> Result<(), PartError> {
+        let state: FilesState = decode(self.name(), state)?;
+        let hex = state.coredump_filter.map(|f| format!("0x{f}"));
+        for (file, value) in [("oom_score_adj", state.oom_score_adj), ("coredump_filter", hex)] {
+            let path = format!("/proc/{}/{file}", to.pid);
+            let Some(value) = value else { continue };
+            if text(&path).is_some_and(|now| now != value && format!("0x{now}") != value)
+                && fs::write(&path, &value).is_err()
+            {
+                tracing::warn!("{file} {value} of process {} not granted", to.job_pid);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// umask(2), chdir(2), PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE.
+pub struct Process;
+
+#[derive(Serialize, Deserialize)]
+struct ProcessState {
+    umask: u32,
+    cwd: Vec<u8>,
+    subreaper: i32,
+    thp_disable: u64,
+}
+
+/// The working directory of a process.
+///
+/// # Errors
+/// When the link cannot be read.
+pub fn cwd(pid: i32) -> std::io::Result<std::path::PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
+impl Part for Process {
+    fn name(&self) -> &'static str {
+        "process attributes"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Process
+    }
+    fn check(&self, view: &View) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let gone = cwd(view.pid).is_ok_and(|p| p.to_string_lossy().ends_with(" (deleted)"));
+        if gone {
+            findings.push(blocker(
+                "VOS-CWD",
+                format!("process {}", view.job_pid),
+                "its working directory has been removed",
+                "let it change to a directory that exists",
+            ));
+        }
+        let same_root = fs::metadata(format!("/proc/{}/root/.", view.pid))
+            .and_then(|theirs| Ok((theirs, fs::metadata("/")?)))
+            .is_ok_and(|(theirs, ours)| {
+                use std::os::unix::fs::MetadataExt;
+                (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino())
+            });
+        if !same_root {
+            findings.push(blocker(
+                "VOS-CHROOT",
+                format!("process {}", view.job_pid),
+                "its root directory is not that of the supervisor",
+                "run vosrun inside the same container or chroot",
+            ));
+        }
+        findings
+    }
+    fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        use std::os::unix::ffi::OsStrExt;
+        let cwd = cwd(view.pid).map_err(|source| PartError::Io {
+            what: format!("working directory of process {}", view.pid),
+            source,
+        })?;
+        let umask =
+            u32::from_str_radix(view.field("Umask:"), 8).map_err(|_| PartError::State("umask"))?;
+        let at = program.data(&[0; 8]);
+        let get = Arg::Num(libc::PR_GET_CHILD_SUBREAPER as u64);
+        let reaper = program.call(libc::SYS_prctl, "PR_GET_CHILD_SUBREAPER", &[get, Arg::Data(at)]);
+        let thp = (libc::PR_GET_THP_DISABLE as u64).into();
+        let thp = program.call(libc::SYS_prctl, "PR_GET_THP_DISABLE", &[thp]);
+        let cwd = cwd.as_os_str().as_bytes().to_vec();
+        Ok(Box::new(move |_, outcome| {
+            outcome.get(reaper)?;
+            let mut subreaper = [0; 4];
+            subreaper.copy_from_slice(&outcome.data(at)[..4]);
+            encode(
+                "process attributes",
+                &ProcessState {
+                    umask,
+                    cwd,
+                    subreaper: i32::from_le_bytes(subreaper),
+                    thp_disable: outcome.get(thp)?,
+                },
+            )
+        }))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let mut state: ProcessState = decode(self.name(), state)?;
+        program.call(libc::SYS_umask, "umask", &[u64::from(state.umask).into()]);
+        state.cwd.push(0);
+        let cwd = Arg::Data(program.data(&state.cwd));
+        program.call(libc::SYS_chdir, "chdir to the working directory", &[cwd]);
+        let mut set = |option: i32, what, value: u64| {
+            if value != 0 {
+                program.call(libc::SYS_prctl, what, &[(option as u64).into(), value.into()]);
+            }
+        };
+        set(libc::PR_SET_CHILD_SUBREAPER, "PR_SET_CHILD_SUBREAPER", state.subreaper as u64);
+        set(libc::PR_SET_THP_DISABLE, "PR_SET_THP_DISABLE", state.thp_disable);
+        Ok(())
+    }
+}
+
+/// What a change of credentials resets: personality(2), timer slack, PR_SET_DUMPABLE,
+/// PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS.
+pub struct AfterCreds;
+
+#[derive(Serialize, Deserialize)]
+struct AfterCredsState {
+    personality: u64,
+    timer_slack: u64,
+    dumpable: u64,
+    death_signal: i32,
+    no_new_privs: bool,
+}
+
+impl Part for AfterCreds {
+    fn name(&self) -> &'static str {
+        "thread attributes"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        let mut get =
+            |option: i32, what| program.call(libc::SYS_prctl, what, &[(option as u64).into()]);
+        let slack = get(libc::PR_GET_TIMERSLACK, "PR_GET_TIMERSLACK");
+        let dumpable = get(libc::PR_GET_DUMPABLE, "PR_GET_DUMPABLE");
+        let at = program.data(&[0; 8]);
+        let death = (libc::PR_GET_PDEATHSIG as u64).into();
+        let death = program.call(libc::SYS_prctl, "PR_GET_PDEATHSIG", &[death, Arg::Data(at)]);
+        let personality =
+            program.call(libc::SYS_personality, "personality", &[Arg::Num(0xffff_ffff)]);
+        let no_new_privs = view.number("NoNewPrivs:") != 0;
+        Ok(Box::new(move |_, outcome| {
+            outcome.get(death)?;
+            let mut signal = [0; 4];
+            signal.copy_from_slice(&outcome.data(at)[..4]);
+            encode(
+                "thread attributes",
+                &AfterCredsState {
+                    personality: outcome.get(personality)?,
+                    timer_slack: outcome.get(slack)?,
+                    dumpable: outcome.get(dumpable)?,
+                    death_signal: i32::from_le_bytes(signal),
+                    no_new_privs,
+                },
+            )
+        }))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let state: AfterCredsState = decode(self.name(), state)?;
+        program.call(libc::SYS_personality, "personality", &[state.personality.into()]);
+        let mut set = |option: i32, what, value: u64| {
+            program.call(libc::SYS_prctl, what, &[(option as u64).into(), value.into()]);
+        };
+        set(libc::PR_SET_TIMERSLACK, "PR_SET_TIMERSLACK", state.timer_slack);
+        // Only 0 and 1 can be set; 2 (set by the kernel) is as unreadable as 0 to others.
+        let dumpable = u64::from(state.dumpable == 1);
+        set(libc::PR_SET_DUMPABLE, "PR_SET_DUMPABLE", dumpable);
+        if state.death_signal != 0 {
+            set(libc::PR_SET_PDEATHSIG, "PR_SET_PDEATHSIG", state.death_signal as u64);
+        }
+        if state.no_new_privs {
+            set(libc::PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS", 1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! Devices without state of their own: null(4), zero(4), full(4), random(4), tty(4).
+//! Every other device is refused by name.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::content::{open_at, OPEN_FLAGS};
+use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+
+const NAME: &str = "device";
+
+/// Major, minor, name: the same device on every Linux (admin-guide/devices.txt).
+const SAME_EVERYWHERE: [(u32, u32, &str); 6] = [
+    (1, 3, "/dev/null"),
+    (1, 5, "/dev/zero"),
+    (1, 7, "/dev/full"),
+    (1, 8, "/dev/random"),
+    (1, 9, "/dev/urandom"),
+    (5, 0, "/dev/tty"),
+];
+
+/// Character majors of terminals: pty masters and slaves (old and new), consoles, serial
+/// lines, hypervisor consoles.
+const TERMINALS: [std::ops::RangeInclusive<u32>; 5] =
+    [2..=5, 128..=143, 166..=166, 188..=188, 204..=204];
+const HVC: u32 = 229;
+
+/// Where accelerators live.
+const GPU_PATHS: [&str; 5] = ["/dev/nvidia", "/dev/dri/", "/dev/kfd", "/dev/mali", "/dev/accel/"];
+const GPU_MAJORS: [u32; 3] = [195, 226, 261];
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    rdev: u64,
+    flags: i32,
+}
+
+/// A terminal: a tty, serial line or pty, or a pty master. Not `/dev/tty`, which is opened
+/// again by its name once the new process has its controlling terminal.
+#[must_use]
+pub fn is_terminal(view: &FdView) -> bool {
+    let (major, minor) = numbers(view.rdev);
+    view.file_type() == libc::S_IFCHR
+        && view.flags & libc::O_PATH == 0
+        && (major, minor) != (5, 0)
+        && (major == HVC || TERMINALS.iter().any(|range| range.contains(&major)))
+}
+
+fn numbers(rdev: u64) -> (u32, u32) {
+    (libc::major(rdev), libc::minor(rdev))
+}
+
+fn path(rdev: u64) -> Option<&'static str> {
+    let device = numbers(rdev);
+    SAME_EVERYWHERE.iter().find(|(major, minor, _)| (*major, *minor) == device).map(|d| d.2)
+}
+
+pub(super) struct Device;
+
+impl FdKind for Device {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        matches!(view.file_type(), libc::S_IFCHR | libc::S_IFBLK)
+    }
+
+    fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        if view.file_type() == libc::S_IFCHR && path(view.rdev).is_some() {
+            return encode(&State { rdev: view.rdev, flags: view.flags });
+        }
+        let (major, minor) = numbers(view.rdev);
+        let gpu = GPU_MAJORS.contains(&major) && view.file_type() == libc::S_IFCHR;
+        Err(if gpu || GPU_PATHS.iter().any(|start| view.link.starts_with(start)) {
+            let cause = "state lives in the accelerator";
+            view.refuse("VOS-DEV-GPU", cause, "stop using the GPU, or let the program finish here")
+        } else if is_terminal(view) {
+            let cause = "it is a terminal that vosrun does not relay";
+            view.refuse("VOS-TTY", cause, "start the program in one terminal, or without it")
+        } else {
+            let cause = format!("device {major}:{minor} belongs to this machine");
+            view.refuse("VOS-DEV", cause, "let the program close the device, or finish here")
+        })
+    }
+
+    fn restore(
+        &self,
+        _object: u32,
+        state: &[u8],
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        let state: State = decode(NAME, state)?;
+        let path = path(state.rdev).ok_or(FdError::State(NAME))?;
+        let file = File::from(open_at(Path::new(path), state.flags & OPEN_FLAGS, 0)?);
+        let meta = file.metadata().map_err(failed(format!("examine {path}")))?;
+        if meta.rdev() != state.rdev {
+            let (major, minor) = numbers(meta.rdev());
+            let what = format!("open {path}: it is device {major}:{minor} here");
+            return Err(failed(what)(std::io::ErrorKind::InvalidData.into()));
+        }
+        Ok(file.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::super::testing::{moved, Here};
+    use super::*;
+
+    #[test]
+    fn common_devices_come_back() {
+        for (_, _, path) in &SAME_EVERYWHERE[..5] {
+            let file = File::open(path).expect("open");
+            let copy = File::from(moved(&file));
+            assert_eq!(
+                copy.metadata().expect("stat").rdev(),
+                file.metadata().expect("stat").rdev(),
+                "{path}"
+            );
+        }
+        let full = File::options().read(true).write(true).open("/dev/full").expect("open");
+        let mut copy = File::from(moved(&full));
+        assert_eq!(copy.write(b"x").map_err(|e| e.raw_os_error()), Err(Some(libc::ENOSPC)));
+        let mut byte = [1];
+        copy.read_exact(&mut byte).expect("read");
+        assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn terminals_are_told_apart() {
+        let flags = libc::O_NOCTTY;
+        let open = |path: &str| File::options().read(true).custom_flags(flags).open(path);
+        let master = open("/dev/ptmx").expect("open");
+        let here = Here::of(&[&master]);
+        assert!(is_terminal(&here.view(&master)));
+        assert_eq!(here.refusal(&master), "VOS-TTY");
+        let null = open("/dev/null").expect("open");
+        assert!(!is_terminal(&Here::of(&[&null]).view(&null)));
+    }
+
+    #[test]
+    fn other_devices_are_refused_by_name() {
+        let view = |link: &str, major, minor| FdView {
+            link: link.into(),
+            mode: libc::S_IFCHR | 0o600,
+            rdev: libc::makedev(major, minor),
+            ..FdView::default()
+        };
+        let code = |view: &FdView| match Device.capture(view, &Here::of(&[])) {
+            Err(FdError::Refused(finding)) => finding.code,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(code(&view("/dev/nvidia0", 195, 0)), "VOS-DEV-GPU");
+        assert_eq!(code(&view("/dev/dri/renderD128", 226, 128)), "VOS-DEV-GPU");
+        assert_eq!(code(&view("/dev/bus/usb/001/002", 189, 1)), "VOS-DEV");
+        assert_eq!(code(&view("/dev/fuse", 10, 229)), "VOS-DEV");
+    }
+}

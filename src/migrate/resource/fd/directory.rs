@@ -1,0 +1,86 @@
+//! Directories (opendir(3), getdents(2)) with their read position.
+//!
+//! The position is a cookie of the file system. At another file system it means nothing:
+//! a directory that is being read moves only when the target has the very same one.
+
+use std::os::fd::OwnedFd;
+
+use super::regular::{has_its_name, Named};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+
+pub(super) const NAME: &str = "directory";
+
+pub(super) struct Directory;
+
+impl FdKind for Directory {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        view.file_type() == libc::S_IFDIR && view.link.starts_with('/')
+    }
+
+    fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        if !has_its_name(view) {
+            let cause = "its name does not lead to the directory any more";
+            let remedy = "let the program close it";
+            return Err(view.refuse("VOS-FILE-UNLINKED", cause, remedy));
+        }
+        encode(&Named::read(view).map_err(view.failed("examine"))?)
+    }
+
+    fn restore(
+        &self,
+        _object: u32,
+        state: &[u8],
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        decode::<Named>(NAME, state)?.open(libc::O_DIRECTORY).map(|(fd, _)| fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsRawFd;
+
+    use super::super::raw;
+    use super::super::regular::{same_file, Sameness};
+    use super::super::testing::{moved, Here};
+    use super::*;
+
+    #[test]
+    fn reading_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().expect("dir");
+        for i in 0..2000 {
+            fs::write(dir.path().join(format!("a-rather-long-name-{i}")), "").expect("write");
+        }
+        let fd = File::open(dir.path()).expect("open");
+        let next = |fd: &dyn AsRawFd| raw::directory_entries(fd.as_raw_fd()).expect("getdents");
+        let first = next(&fd);
+        assert!(Here::of(&[&fd]).view(&fd).pos > 0);
+        let copy = moved(&fd);
+        let second = next(&fd);
+        assert!(!second.is_empty() && second != first);
+        assert!(next(&copy) == second);
+    }
+
+    #[test]
+    fn half_read_it_moves_only_to_itself() {
+        let fd = File::open("/usr").expect("open");
+        let mut named = Named::read(&Here::of(&[&fd]).view(&fd)).expect("named");
+        named.identity.boot = "another".into();
+        assert_eq!(same_file(&named).expect("ask"), Sameness::SameContent);
+        named.pos = 5;
+        assert_eq!(same_file(&named).expect("ask"), Sameness::Differs);
+    }
+
+    #[test]
+    fn a_removed_directory_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let fd = File::open(dir.path()).expect("open");
+        drop(dir);
+        assert_eq!(Here::of(&[&fd]).refusal(&fd), "VOS-FILE-UNLINKED");
+    }
+}

@@ -1,0 +1,312 @@
+//! File descriptors: the interface of a kind, and the table of kinds.
+//!
+//! ```text
+//! source: /proc/PID/fd/N ─► FdView ─► find ─► FdKind::capture ─► Object (postcard bytes)
+//!                                               └► FdKind::bulk ─► content, streamed apart
+//! target: FdKind::vessel ─► file to fill ─► RestoreCx::provided
+//!         in the new process: Object ─► FdKind::restore ─► fd at its number ─► FdKind::finish
+//! ```
+//! Descriptors that share an open file description (kcmp) are captured once. One module per
+//! kind; `view` reads /proc, `place` puts descriptors at their numbers, `content` carries
+//! files that exist nowhere else, `raw` holds every unsafe block.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Finding, Severity};
+
+pub mod content;
+mod deleted;
+mod device;
+mod directory;
+mod epoll;
+mod eventfd;
+mod inotify;
+mod memfd;
+mod opath;
+mod pipe;
+pub mod place;
+pub mod raw;
+mod refused;
+pub mod regular;
+mod signalfd;
+#[cfg(test)]
+mod testing;
+mod timerfd;
+mod view;
+
+pub use content::{BulkId, BulkSource};
+pub use device::is_terminal;
+pub use pipe::outside_holders;
+pub use place::{restore_all, PROVIDED};
+pub use view::{views, FdView, Views};
+
+/// A captured open file description, as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// [`FdKind::name`], or [`PROVIDED`] for what the target's supervisor hands in.
+    pub kind: String,
+    /// What [`FdKind::capture`] gave.
+    pub state: Vec<u8>,
+    /// Status flags as fcntl(F_GETFL) shows them, without O_CLOEXEC.
+    pub flags: i32,
+}
+
+/// One descriptor of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its number.
+    pub fd: i32,
+    /// Index of its description among the objects.
+    pub object: u32,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+}
+
+/// What capture may ask.
+pub trait CaptureCx {
+    /// A duplicate of a job's descriptor (pidfd_getfd), sharing its description.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn dup(&self, view: &FdView) -> io::Result<OwnedFd>;
+    /// Every description of the job.
+    fn all(&self) -> &[FdView];
+    /// Annotations of the handle table for this descriptor (e.g. inotify watches), postcard.
+    fn annotation(&self, view: &FdView) -> Option<&[u8]>;
+    /// Host pids of the job's processes.
+    fn job_pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self.all().iter().map(|v| v.host_pid).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+}
+
+/// What restore may ask. Runs inside the new process, before it gets its old memory.
+pub trait RestoreCx {
+    /// A descriptor that the supervisor made beforehand for this description: the local
+    /// end of a relay, or a filled vessel. Taken once.
+    fn provided(&mut self, object: u32) -> Option<OwnedFd>;
+    /// What several objects of one process have in common while they are made.
+    fn shared(&mut self) -> &mut Shared;
+}
+
+/// Kernel objects behind several descriptions, by their identity at the source. Emptied by
+/// [`restore_all`] before the descriptors get their numbers.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// By st_dev and st_ino of the source.
+    pipes: HashMap<(u64, u64), pipe::Ends>,
+}
+
+/// Why an object cannot move or could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum FdError {
+    #[error("{}: {}", .0.object, .0.cause)]
+    Refused(Box<Finding>),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("{0}: state does not decode")]
+    State(&'static str),
+}
+
+/// One kind of object behind descriptors. Stateless; lives in [`KINDS`].
+pub trait FdKind: Sync {
+    /// Stable name on the wire and in `inspect`.
+    fn name(&self) -> &'static str;
+    /// Is this description of my kind?
+    fn recognises(&self, view: &FdView) -> bool;
+    /// What `check` has to say, without touching anything. By default it is the refusal that
+    /// a capture would give now; what goes wrong because the job runs on meanwhile is no
+    /// finding.
+    fn check(&self, view: &FdView, cx: &dyn CaptureCx) -> Vec<Finding> {
+        match self.capture(view, cx) {
+            Err(FdError::Refused(finding)) => vec![*finding],
+            _ => Vec::new(),
+        }
+    }
+    /// The state, of a frozen job, without changing it.
+    ///
+    /// # Errors
+    /// [`FdError::Refused`] with the finding that `check` would have given.
+    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError>;
+    /// Content that exists nowhere else and travels apart from the state. Descriptions with
+    /// the same [`BulkSource::id`] have the same content: send it once.
+    ///
+    /// # Errors
+    /// As [`FdKind::capture`].
+    fn bulk(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Result<Option<BulkSource>, FdError> {
+        Ok(None)
+    }
+    /// The id that [`FdKind::bulk`] gave at the source, out of the state.
+    ///
+    /// # Errors
+    /// When the state does not decode.
+    fn bulk_id(&self, _state: &[u8]) -> Result<Option<BulkId>, FdError> {
+        Ok(None)
+    }
+    /// Target's supervisor: makes the empty file, of the right size, that is to be filled
+    /// and then handed to every object with this [`FdKind::bulk_id`] as
+    /// [`RestoreCx::provided`].
+    ///
+    /// # Errors
+    /// What was tried on which object.
+    fn vessel(&self, _state: &[u8]) -> Result<Option<OwnedFd>, FdError> {
+        Ok(None)
+    }
+    /// Makes the object anew; the caller moves it to its number and sets the status flags
+    /// that fcntl(F_SETFL) can set.
+    ///
+    /// # Errors
+    /// What was tried on which object.
+    fn restore(
+        &self,
+        object: u32,
+        state: &[u8],
+        cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError>;
+    /// After all descriptors have their numbers (epoll interest lists, seals).
+    ///
+    /// # Errors
+    /// What was tried on which object.
+    fn finish(&self, _state: &[u8], _fd: i32) -> Result<(), FdError> {
+        Ok(())
+    }
+}
+
+/// Every kind, first match wins.
+pub const KINDS: &[&dyn FdKind] = &[
+    &refused::Special,
+    &opath::OPath,
+    &memfd::MemFd,
+    &regular::Regular,
+    &deleted::Deleted,
+    &directory::Directory,
+    &device::Device,
+    &pipe::Pipe,
+    &eventfd::EventFd,
+    &timerfd::TimerFd,
+    &signalfd::SignalFd,
+    &epoll::Epoll,
+    &inotify::Inotify,
+    &refused::Rest,
+    &place::Provided,
+];
+
+/// The kind of a description; always some, if only one that refuses.
+#[must_use]
+pub fn find(view: &FdView) -> Option<&'static dyn FdKind> {
+    KINDS.iter().copied().find(|kind| kind.recognises(view))
+}
+
+/// The kind with this wire name.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static dyn FdKind> {
+    KINDS.iter().copied().find(|kind| kind.name() == name)
+}
+
+/// Everything that `check` has to say of one description: its kind's findings and those
+/// that any kind can have (locks, signal-driven I/O).
+#[must_use]
+pub fn check(view: &FdView, cx: &dyn CaptureCx) -> Vec<Finding> {
+    let mut findings = find(view).map_or_else(Vec::new, |kind| kind.check(view, cx));
+    findings.extend(locks(view));
+    findings.extend(signal_driven(view, cx));
+    findings
+}
+
+/// Captures one description of a frozen job.
+///
+/// # Errors
+/// [`FdError::Refused`] with the first blocker, [`FdError::Io`] with what was tried.
+pub fn capture(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
+    if let Some(finding) = locks(view).or_else(|| signal_driven(view, cx)) {
+        return Err(FdError::Refused(Box::new(finding)));
+    }
+    let kind = find(view).unwrap_or(&refused::Rest);
+    Ok(Object { kind: kind.name().to_owned(), state: kind.capture(view, cx)?, flags: view.flags })
+}
+
+/// Record locks, flock(2) locks, open-file-description locks and leases, which fdinfo shows
+/// as `lock:` lines (proc_pid_fdinfo(5)).
+fn locks(view: &FdView) -> Option<Finding> {
+    view.field("lock").map(|lock| {
+        view.blocker(
+            "VOS-LOCK",
+            format!("a file lock or lease is held through it ({})", lock.trim()),
+            "let the program release the lock, then move it",
+        )
+    })
+}
+
+/// O_ASYNC, F_SETOWN, F_SETSIG (fcntl(2)): signals sent by the object to a pid.
+fn signal_driven(view: &FdView, cx: &dyn CaptureCx) -> Option<Finding> {
+    if view.flags & libc::O_PATH != 0 {
+        return None;
+    }
+    let owner = cx.dup(view).and_then(|fd| {
+        let signal = raw::fcntl(fd.as_raw_fd(), raw::F_GETSIG, 0)?;
+        Ok((raw::owner(fd.as_raw_fd())?, signal))
+    });
+    let (owner, signal) = owner.unwrap_or_default();
+    (view.flags & libc::O_ASYNC != 0 || owner != 0 || signal != 0).then(|| {
+        view.blocker(
+            "VOS-ASYNC",
+            format!("it sends signals when ready (owner {owner}, signal {signal})"),
+            "use a program version that polls instead of O_ASYNC or F_SETOWN",
+        )
+    })
+}
+
+impl FdView {
+    /// `fd 9 → /dev/nvidia0`, the object of findings and errors.
+    #[must_use]
+    pub fn object(&self) -> String {
+        format!("fd {} → {}", self.fd, self.link)
+    }
+
+    /// A finding that prevents the move.
+    #[must_use]
+    pub fn blocker(&self, code: &str, cause: impl Into<String>, remedy: &str) -> Finding {
+        Finding {
+            severity: Severity::Blocker,
+            code: code.to_owned(),
+            object: self.object(),
+            cause: cause.into(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    /// The same as an error of capture.
+    fn refuse(&self, code: &str, cause: impl Into<String>, remedy: &str) -> FdError {
+        FdError::Refused(Box::new(self.blocker(code, cause, remedy)))
+    }
+
+    /// An error of a system call on this descriptor.
+    fn failed(&self, tried: &str) -> impl FnOnce(io::Error) -> FdError {
+        failed(format!("{tried} of {} of process {}", self.object(), self.host_pid))
+    }
+}
+
+/// Names what was tried: `.map_err(failed("open /x"))`.
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> FdError {
+    let what = what.into();
+    |source| FdError::Io { what, source }
+}
+
+/// A kernel's answer that has not the form its documentation promises.
+fn unexpected(what: impl Into<String>) -> FdError {
+    FdError::Io { what: what.into(), source: io::ErrorKind::InvalidData.into() }
+}
+
+fn encode(state: &impl Serialize) -> Result<Vec<u8>, FdError> {
+    postcard::to_stdvec(state).map_err(|e| failed("encode a state")(io::Error::other(e)))
+}
+
+fn decode<'a, T: Deserialize<'a>>(kind: &'static str, state: &'a [u8]) -> Result<T, FdError> {
+    postcard::from_bytes(state).map_err(|_| FdError::State(kind))
+}

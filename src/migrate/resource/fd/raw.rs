@@ -1,0 +1,322 @@
+//! Every unsafe block of this module: the system calls on descriptors that std and nix lack
+//! or offer only for owned descriptors.
+//!
+//! Descriptors are plain numbers here: the callers work on numbers of a job.
+
+use std::cmp::Ordering;
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// fcntl(2): the signal that tells of readiness, 0 for none chosen.
+pub const F_GETSIG: i32 = 11;
+
+fn check(result: libc::c_long) -> io::Result<i64> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = check(result)? as RawFd;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// kcmp(2) KCMP_FILE within one process: the order of the two open file descriptions.
+///
+/// # Errors
+/// `ENOSYS` without CONFIG_KCMP, `EPERM`, `ESRCH`, `EBADF`.
+pub fn compare_files(pid: i32, fd1: RawFd, fd2: RawFd) -> io::Result<Ordering> {
+    const KCMP_FILE: i32 = 0;
+    // SAFETY: numbers only.
+    match check(unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, fd1, fd2) })? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        _ => Ok(Ordering::Greater),
+    }
+}
+
+/// kcmp(2) KCMP_EPOLL_TFD: is the description behind `fd` what the `nth` entry for number
+/// `tfd` (counted from 0, in the order of fdinfo) of the epoll `efd` watches?
+///
+/// # Errors
+/// `ENOSYS` without CONFIG_KCMP, `EBADF` when `fd` is closed, `ENOENT` without the entry.
+pub fn epoll_watches(pid: i32, fd: RawFd, efd: RawFd, tfd: RawFd, nth: u32) -> io::Result<bool> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    let slot = [efd as u32, tfd as u32, nth];
+    // SAFETY: slot is a struct kcmp_epoll_slot (three __u32) that lives through the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, fd, &raw const slot as usize)
+    };
+    check(result).map(|n| n == 0)
+}
+
+/// fcntl(2), for commands whose argument is a number or absent.
+///
+/// # Errors
+/// Those of the command.
+pub fn fcntl(fd: RawFd, command: i32, arg: i32) -> io::Result<i32> {
+    // F_SETLK and its like take pointers and would be misused here.
+    debug_assert!(!(5..=7).contains(&command) && !(36..=38).contains(&command));
+    // SAFETY: all callers pass commands with a number for argument.
+    check(unsafe { libc::fcntl(fd, command, arg) }.into()).map(|n| n as i32)
+}
+
+/// fcntl(2) F_GETOWN_EX: who gets the object's signals, 0 for nobody.
+///
+/// # Errors
+/// `EBADF`.
+pub fn owner(fd: RawFd) -> io::Result<i32> {
+    const F_GETOWN_EX: i32 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: owner is a struct f_owner_ex (type, pid) that lives through the call.
+    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }.into()).map(|_| owner[1])
+}
+
+/// fcntl(2) F_DUPFD_CLOEXEC: the lowest free number from `min` on.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`, `EINVAL` for a `min` beyond RLIMIT_NOFILE.
+pub fn dup_from(fd: RawFd, min: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, min) }.into())
+}
+
+/// dup3(2): makes `number` a duplicate of `fd`, closing what was there.
+///
+/// # Errors
+/// `EBADF` also for a number beyond RLIMIT_NOFILE, `EINVAL` for `fd == number`.
+pub fn dup_onto(fd: RawFd, number: RawFd, cloexec: bool) -> io::Result<()> {
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: numbers only; the callers own the number that is replaced.
+    check(unsafe { libc::dup3(fd, number, flags) }.into()).map(drop)
+}
+
+/// close_range(2) of all descriptors from `first` to `last`, both inclusive.
+///
+/// # Errors
+/// `EINVAL` for `first > last`, `ENOSYS` before Linux 5.9.
+pub fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: numbers only; the callers give up what they close.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// ioctl(2) FIONREAD: bytes that can be read.
+///
+/// # Errors
+/// `ENOTTY` for objects without it.
+pub fn readable_bytes(fd: RawFd) -> io::Result<usize> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: n lives through the call; FIONREAD writes an int.
+    check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }.into()).map(|_| n as usize)
+}
+
+/// getsockopt(2) of an int at level SOL_SOCKET.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: value and len live through the call and len is the size of value.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
+    };
+    check(result.into()).map(|_| value)
+}
+
+/// tee(2) without blocking: duplicates up to `len` bytes from one pipe to another.
+///
+/// # Errors
+/// `EAGAIN` when the source is empty or the target full.
+pub fn tee(from: RawFd, to: RawFd, len: usize) -> io::Result<usize> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) } as _).map(|n| n as usize)
+}
+
+/// memfd_create(2).
+///
+/// # Errors
+/// `EINVAL` for flags the kernel does not know, `EACCES` under vm.memfd_noexec.
+pub fn memfd(name: &CStr, flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: name is a C string that lives through the call.
+    owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) })
+}
+
+/// eventfd(2), close-on-exec, count 0.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn eventfd(semaphore: bool) -> io::Result<OwnedFd> {
+    let flags = libc::EFD_CLOEXEC | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
+    // SAFETY: numbers only.
+    owned(unsafe { libc::eventfd(0, flags) }.into())
+}
+
+/// signalfd(2), close-on-exec; bit n-1 of `mask` stands for signal n.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn signalfd(mask: u64) -> io::Result<OwnedFd> {
+    // SAFETY: mask lives through the call and has the 8 bytes of the kernel's sigset_t.
+    owned(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC) })
+}
+
+/// clock_gettime(2) in nanoseconds.
+///
+/// # Errors
+/// `EINVAL` for an unknown clock.
+pub fn clock(id: i32) -> io::Result<i64> {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: t lives through the call.
+    check(unsafe { libc::clock_gettime(id, &raw mut t) }.into())?;
+    Ok(t.tv_sec.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec))
+}
+
+/// Nanoseconds as the kernel's timespec.
+fn timespec(ns: u64) -> libc::timespec {
+    libc::timespec {
+        tv_sec: (ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (ns % 1_000_000_000) as libc::c_long,
+    }
+}
+
+/// timerfd_create(2), close-on-exec.
+///
+/// # Errors
+/// `EPERM` for the ALARM clocks without CAP_WAKE_ALARM.
+pub fn timerfd(clock: i32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) }.into())
+}
+
+/// timerfd_settime(2), times in nanoseconds.
+///
+/// # Errors
+/// `EINVAL`; `ECANCELED` when the clock was set meanwhile.
+pub fn timerfd_set(fd: RawFd, flags: i32, value: u64, interval: u64) -> io::Result<()> {
+    let new = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
+    // SAFETY: new lives through the call; the old value is not asked for.
+    check(unsafe { libc::timerfd_settime(fd, flags, &raw const new, std::ptr::null_mut()) }.into())
+        .map(drop)
+}
+
+/// timerfd_gettime(2): nanoseconds to the next expiry. A periodic timer with an unread
+/// expiry is advanced by the kernel: its missed ticks are counted and it runs on.
+///
+/// # Errors
+/// `EINVAL` for another kind of descriptor.
+pub fn timerfd_remaining(fd: RawFd) -> io::Result<u64> {
+    let zero = libc::itimerspec { it_interval: timespec(0), it_value: timespec(0) };
+    let mut now = zero;
+    // SAFETY: now lives through the call.
+    check(unsafe { libc::timerfd_gettime(fd, &raw mut now) }.into())?;
+    Ok(now.it_value.tv_sec as u64 * 1_000_000_000 + now.it_value.tv_nsec as u64)
+}
+
+/// ioctl TFD_IOC_SET_TICKS (fs/timerfd.c): the number of unread expiries.
+///
+/// # Errors
+/// `ENOTTY` without CONFIG_CHECKPOINT_RESTORE.
+pub fn timerfd_set_ticks(fd: RawFd, ticks: u64) -> io::Result<()> {
+    const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+    // SAFETY: ticks is the u64 that the request reads and lives through the call.
+    check(unsafe { libc::ioctl(fd, TFD_IOC_SET_TICKS, &raw const ticks) }.into()).map(drop)
+}
+
+/// epoll_create1(2), close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }.into())
+}
+
+/// epoll_ctl(2) with EPOLL_CTL_ADD or EPOLL_CTL_MOD.
+///
+/// # Errors
+/// `EBADF`, `EEXIST`, `ELOOP`, `ENOSPC`, `EPERM` for objects that cannot be polled.
+pub fn epoll_ctl(epoll: RawFd, op: i32, fd: RawFd, events: u32, data: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: event lives through the call.
+    check(unsafe { libc::epoll_ctl(epoll, op, fd, &raw mut event) }.into()).map(drop)
+}
+
+/// epoll_wait(2) without waiting, for at most one event; its data.
+///
+/// # Errors
+/// `EBADF`, `EINVAL`.
+pub fn epoll_poll(epoll: RawFd) -> io::Result<Option<u64>> {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: event is the one entry that the kernel may write and lives through the call.
+    let n = check(unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 0) }.into())?;
+    Ok((n == 1).then_some(event.u64))
+}
+
+/// inotify_init1(2), close-on-exec and non-blocking.
+///
+/// # Errors
+/// `EMFILE` also beyond fs.inotify.max_user_instances.
+pub fn inotify() -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) }.into())
+}
+
+/// inotify_add_watch(2): the watch descriptor.
+///
+/// # Errors
+/// `ENOENT`, `EACCES`, `ENOSPC` beyond fs.inotify.max_user_watches.
+pub fn inotify_add(fd: RawFd, path: &CStr, mask: u32) -> io::Result<i32> {
+    // SAFETY: path is a C string that lives through the call.
+    check(unsafe { libc::inotify_add_watch(fd, path.as_ptr(), mask) }.into()).map(|wd| wd as i32)
+}
+
+/// inotify_rm_watch(2).
+///
+/// # Errors
+/// `EINVAL` for an unknown watch descriptor.
+pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::inotify_rm_watch(fd, wd) }.into()).map(drop)
+}
+
+/// getdents64(2): the next records of a directory, at most 4 KiB.
+#[cfg(test)]
+pub fn directory_entries(fd: RawFd) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0u8; 4096];
+    // SAFETY: the kernel writes at most the length of buf, which lives through the call.
+    let n = check(unsafe { libc::syscall(libc::SYS_getdents64, fd, buf.as_mut_ptr(), buf.len()) })?;
+    buf.truncate(n as usize);
+    Ok(buf)
+}
+
+/// Runs `body` in a forked child, for tests that replace descriptors at their numbers.
+/// The child's complaint comes back through `complaints`, a path.
+#[cfg(test)]
+pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), String>) {
+    // SAFETY: the child uses nothing that other threads may hold but malloc, which glibc
+    // keeps usable across fork, and ends by _exit.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        let text = match result {
+            Ok(Ok(())) => String::new(),
+            Ok(Err(e)) => e,
+            Err(p) => p.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic".into()),
+        };
+        let _ = std::fs::write(complaints, &text);
+        // SAFETY: ends this child at once.
+        unsafe { libc::_exit(i32::from(!text.is_empty())) };
+    }
+    assert!(pid > 0, "fork: {}", io::Error::last_os_error());
+    let mut status = 0;
+    // SAFETY: status lives through the call; pid is our child.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    let text = std::fs::read_to_string(complaints).unwrap_or_default();
+    assert_eq!((status, text.as_str()), (0, ""));
+}

@@ -1,0 +1,250 @@
+//! What does not move, each by its name. [`Special`] comes before the kinds that would take
+//! such a file for a regular one, [`Rest`] takes whatever is left.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::{raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+
+/// Start of the link, code, cause, remedy.
+struct Rule(&'static str, &'static str, &'static str, &'static str);
+
+const CLOSE: &str = "let the program close it, or let it finish here";
+const CONFIGURE: &str = "configure the program to work without it";
+
+const RULES: &[Rule] = &[
+    Rule(
+        "(unreachable)",
+        "VOS-FILE-LOCAL",
+        "the file lies outside of the visible file tree",
+        CLOSE,
+    ),
+    Rule("/dmabuf:", "VOS-DEV-GPU", "it is memory of a graphics device", "stop using the GPU"),
+    Rule("/secretmem", "VOS-SECRETMEM", "secret memory cannot be read from outside", CONFIGURE),
+    Rule(
+        "anon_inode:[fanotify]",
+        "VOS-FANOTIFY",
+        "fanotify watches file systems of this machine",
+        CLOSE,
+    ),
+    Rule(
+        "anon_inode:[io_uring]",
+        "VOS-IO-URING",
+        "the kernel may be working on requests in its rings",
+        "start the program under vosrun, which makes it do without io_uring",
+    ),
+    Rule("anon_inode:[perf_event]", "VOS-PERF", "it counts events of this machine", CLOSE),
+    Rule("anon_inode:[pidfd]", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
+    Rule(
+        "anon_inode:[userfaultfd]",
+        "VOS-USERFAULTFD",
+        "the program handles page faults itself",
+        CONFIGURE,
+    ),
+    Rule("anon_inode:[vfio", "VOS-DEV", "it stands for a device of this machine", CLOSE),
+    Rule("anon_inode:bpf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
+    Rule("anon_inode:btf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
+    Rule("anon_inode:kvm", "VOS-DEV", "it is a virtual machine or a part of one", CLOSE),
+    Rule(
+        "anon_inode:sync_file",
+        "VOS-DEV-GPU",
+        "it is a fence of a graphics device",
+        "stop using the GPU",
+    ),
+    Rule("pidfd:[", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
+];
+
+/// File systems that are windows into this kernel: proc, sysfs, debugfs, tracefs, cgroup,
+/// cgroup2, securityfs, selinuxfs, bpf, configfs, efivarfs (linux/magic.h).
+const KERNEL: [i64; 11] = [
+    0x9fa0,
+    0x6265_6572,
+    0x6462_6720,
+    0x7472_6163,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x7363_6673,
+    0xf97c_ff8c,
+    0xcafe_4a11,
+    0x6265_6570,
+    0xde5e_81e4,
+];
+const MQUEUE: i64 = 0x1980_0202;
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+
+/// Code, cause and remedy of what [`Special`] recognises.
+fn special(view: &FdView) -> Option<(&'static str, &'static str, &'static str)> {
+    if view.fs == MQUEUE {
+        let remedy = "let the program close the queue (mq_overview(7))";
+        return Some(("VOS-MQUEUE", "a POSIX message queue belongs to this machine", remedy));
+    }
+    if KERNEL.contains(&view.fs) {
+        let cause = "it is a file of this kernel (proc, sysfs or the like)";
+        return Some(("VOS-PROC-FD", cause, "let the program open it when it reads it"));
+    }
+    if view.link.split_once(":[").is_some_and(|(kind, _)| NAMESPACES.contains(&kind)) {
+        return Some(("VOS-NSFD", "it stands for a namespace of this machine", CLOSE));
+    }
+    let rule = RULES.iter().find(|rule| view.link.starts_with(rule.0))?;
+    // A file of that name on a disk is a file.
+    let plain = rule.0.starts_with('/') && !view.says_deleted() && rule.0 != "/dmabuf:";
+    (!plain).then_some((rule.1, rule.2, rule.3))
+}
+
+/// Files of kernel file systems, and objects of one kernel.
+pub(super) struct Special;
+
+impl FdKind for Special {
+    fn name(&self) -> &'static str {
+        "special"
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        special(view).is_some()
+    }
+
+    fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        let (code, cause, remedy) = special(view).ok_or(FdError::State("special"))?;
+        Err(view.refuse(code, cause, remedy))
+    }
+
+    fn restore(
+        &self,
+        _object: u32,
+        _state: &[u8],
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        Err(FdError::State("special"))
+    }
+}
+
+/// Sockets, and what is not known.
+pub(super) struct Rest;
+
+impl FdKind for Rest {
+    fn name(&self) -> &'static str {
+        "other"
+    }
+
+    fn recognises(&self, _view: &FdView) -> bool {
+        true
+    }
+
+    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        if view.file_type() == libc::S_IFSOCK {
+            let (code, cause) = socket(view, cx);
+            let remedy = "let the program close the connection, or let it finish here";
+            return Err(view.refuse(code, cause, remedy));
+        }
+        let cause = "vosrun does not know this kind of descriptor";
+        Err(view.refuse("VOS-UNKNOWN-FD", cause, CLOSE))
+    }
+
+    fn restore(
+        &self,
+        _object: u32,
+        _state: &[u8],
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        Err(FdError::State("other"))
+    }
+}
+
+/// Code and cause by SO_DOMAIN and SO_PROTOCOL (socket(7)).
+fn socket(view: &FdView, cx: &dyn CaptureCx) -> (&'static str, &'static str) {
+    let asked = cx.dup(view).and_then(|fd| {
+        let option = |name| raw::socket_option(fd.as_raw_fd(), name);
+        Ok((option(libc::SO_DOMAIN)?, option(libc::SO_PROTOCOL)?))
+    });
+    match asked.unwrap_or((-1, -1)) {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => ("VOS-TCP", "it is a TCP socket"),
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => ("VOS-UDP", "it is a UDP socket"),
+        (libc::AF_UNIX, _) => ("VOS-UNIX", "it is a Unix socket"),
+        (libc::AF_NETLINK, _) => ("VOS-NETLINK", "it is a netlink socket to this kernel"),
+        _ => ("VOS-SOCKET", "it is a socket of a family that does not move"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::socket::{socket, AddressFamily, SockFlag, SockProtocol, SockType};
+
+    use super::super::{find, testing::Here};
+    use super::*;
+    use crate::codes;
+
+    fn refusal(fd: &dyn AsRawFd) -> String {
+        let code = Here::of(&[fd]).refusal(fd);
+        assert!(codes::find(&code).is_some(), "{code} is not explained");
+        code
+    }
+
+    #[test]
+    fn sockets() {
+        let netlink = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        );
+        assert_eq!(refusal(&netlink.expect("netlink")), "VOS-NETLINK");
+        assert_eq!(refusal(&TcpListener::bind("127.0.0.1:0").expect("tcp")), "VOS-TCP");
+        assert_eq!(refusal(&UdpSocket::bind("[::1]:0").expect("udp")), "VOS-UDP");
+        assert_eq!(refusal(&UnixStream::pair().expect("unix").0), "VOS-UNIX");
+    }
+
+    #[test]
+    fn objects_of_this_kernel() {
+        let open = |path: &str| File::open(path).expect("open");
+        assert_eq!(refusal(&open("/proc/self/status")), "VOS-PROC-FD");
+        assert_eq!(refusal(&open("/proc")), "VOS-PROC-FD");
+        assert_eq!(refusal(&open("/proc/self/ns/net")), "VOS-NSFD");
+        let pidfd = crate::tracer::raw::pidfd_open(std::process::id() as i32).expect("pidfd");
+        assert_eq!(refusal(&pidfd), "VOS-PIDFD");
+    }
+
+    #[test]
+    fn rules_by_name() {
+        let code = |link: &str, mode, fs| {
+            let view = FdView { link: link.into(), mode, fs, ..FdView::default() };
+            let kind = find(&view).expect("kind");
+            match kind.capture(&view, &Here::default()) {
+                Err(FdError::Refused(finding)) => finding.code,
+                other => format!("{other:?}"),
+            }
+        };
+        for (link, want) in [
+            ("anon_inode:[io_uring]", "VOS-IO-URING"),
+            ("anon_inode:[userfaultfd]", "VOS-USERFAULTFD"),
+            ("anon_inode:bpf-map", "VOS-BPF"),
+            ("anon_inode:[perf_event]", "VOS-PERF"),
+            ("anon_inode:[fanotify]", "VOS-FANOTIFY"),
+            ("anon_inode:kvm-vcpu:0", "VOS-DEV"),
+            ("anon_inode:[landlock-ruleset]", "VOS-UNKNOWN-FD"),
+            ("anon_inode:[something new]", "VOS-UNKNOWN-FD"),
+        ] {
+            assert_eq!(code(link, 0o600, 0), want, "{link}");
+        }
+        let file = libc::S_IFREG | 0o600;
+        assert_eq!(code("/secretmem (deleted)", file, 0x5345_434d), "VOS-SECRETMEM");
+        assert_eq!(code("/queue", file, MQUEUE), "VOS-MQUEUE");
+        assert!(special(&FdView { link: "/secretmem.txt".into(), ..FdView::default() }).is_none());
+    }
+
+    #[test]
+    fn rules_have_explained_codes() {
+        for rule in RULES {
+            assert!(codes::find(rule.1).is_some(), "{}", rule.1);
+        }
+    }
+
+    #[test]
+    fn signal_driven_descriptors() {
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        raw::fcntl(reader.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32).expect("owner");
+        assert_eq!(refusal(&reader), "VOS-ASYNC");
+    }
+}

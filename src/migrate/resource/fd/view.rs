@@ -1,0 +1,309 @@
+//! A process's descriptors as /proc shows them, grouped by open file description.
+//!
+//! proc_pid_fd(5), proc_pid_fdinfo(5), kcmp(2).
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::{raw, Slot};
+use crate::control::{Finding, Severity};
+
+/// One open file description of the job, as /proc shows it.
+#[derive(Debug, Clone, Default)]
+pub struct FdView {
+    /// Host pid of a process that holds it.
+    pub host_pid: i32,
+    /// The lowest descriptor that refers to it in that process.
+    pub fd: i32,
+    /// Target of the link `/proc/PID/fd/N`, e.g. `pipe:[1234]` or `/tmp/x (deleted)`. Bytes
+    /// that are not UTF-8 are replaced; [`FdView::path`] has them all.
+    pub link: String,
+    /// The whole text of `/proc/PID/fdinfo/N`.
+    pub fdinfo: String,
+    /// Status flags (`flags:` of fdinfo, without O_CLOEXEC).
+    pub flags: i32,
+    /// File position (`pos:` of fdinfo).
+    pub pos: u64,
+    /// st_mode, st_ino, st_dev, st_rdev, st_size, st_nlink of the object.
+    pub mode: u32,
+    pub ino: u64,
+    pub dev: u64,
+    pub rdev: u64,
+    pub size: u64,
+    pub nlink: u64,
+    /// Type of the file system, `f_type` of statfs(2), for regular files, directories and
+    /// FIFOs whose links are paths; else 0.
+    pub fs: i64,
+}
+
+impl FdView {
+    /// Reads what /proc knows of one descriptor.
+    ///
+    /// # Errors
+    /// `ENOENT` when it is not open (any more), `EACCES` without the right to trace.
+    pub fn read(host_pid: i32, fd: i32) -> io::Result<Self> {
+        Self::read_with_cloexec(host_pid, fd).map(|(view, _)| view)
+    }
+
+    fn read_with_cloexec(host_pid: i32, fd: i32) -> io::Result<(Self, bool)> {
+        let mut view = Self { host_pid, fd, ..Self::default() };
+        let proc = view.proc_path();
+        view.link = fs::read_link(&proc)?.to_string_lossy().into_owned();
+        let meta = fs::metadata(&proc)?;
+        view.fdinfo = fdinfo(host_pid, fd)?;
+        let flags = view.number("flags", 8)? as i32;
+        view.flags = flags & !libc::O_CLOEXEC;
+        view.pos = view.number("pos", 10)?;
+        (view.mode, view.ino, view.dev) = (meta.mode(), meta.ino(), meta.dev());
+        (view.rdev, view.size, view.nlink) = (meta.rdev(), meta.size(), meta.nlink());
+        let tree = matches!(view.file_type(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO);
+        if tree && view.link.starts_with('/') {
+            view.fs = nix::sys::statfs::statfs(&proc)?.filesystem_type().0 as i64;
+        }
+        Ok((view, flags & libc::O_CLOEXEC != 0))
+    }
+
+    /// `/proc/PID/fd/N`; opening it makes a new description of the same object.
+    #[must_use]
+    pub fn proc_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", self.host_pid, self.fd))
+    }
+
+    /// The link's bytes as they are.
+    ///
+    /// # Errors
+    /// `ENOENT` when the descriptor is closed.
+    pub fn path(&self) -> io::Result<Vec<u8>> {
+        fs::read_link(self.proc_path()).map(|path| path.into_os_string().into_vec())
+    }
+
+    /// S_IFMT part of the mode.
+    #[must_use]
+    pub fn file_type(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+
+    /// The link says that the name is gone (or the name ends that way).
+    #[must_use]
+    pub fn says_deleted(&self) -> bool {
+        self.link.starts_with('/') && self.link.ends_with(" (deleted)")
+    }
+
+    /// The text after `key:` in fdinfo, trimmed, of its first line with that key.
+    #[must_use]
+    pub fn field(&self, key: &str) -> Option<&str> {
+        self.fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+            .map(str::trim)
+    }
+
+    /// A number of fdinfo in the given base.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is missing or no number.
+    pub fn number(&self, key: &str, base: u32) -> io::Result<u64> {
+        self.field(key).and_then(|text| u64::from_str_radix(text, base).ok()).ok_or_else(|| {
+            let what = format!("no number `{key}` in /proc/{}/fdinfo/{}", self.host_pid, self.fd);
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })
+    }
+}
+
+/// The descriptors of one process.
+#[derive(Debug, Clone, Default)]
+pub struct Views {
+    /// One per open file description, in the order of their lowest descriptors.
+    pub objects: Vec<FdView>,
+    /// Every descriptor, ascending.
+    pub table: Vec<Slot>,
+    /// What could not be found out.
+    pub warnings: Vec<Finding>,
+}
+
+/// Reads all descriptors of a process. Descriptors that are closed meanwhile are left out.
+///
+/// # Errors
+/// `ENOENT` when there is no such process, `EACCES` without the right to trace it.
+pub fn views(host_pid: i32) -> io::Result<Views> {
+    let mut found = Views::default();
+    let mut groups = Groups::default();
+    for fd in numbers(host_pid)? {
+        let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        let object = groups.object_of(&view, found.objects.len() as u32);
+        if object as usize == found.objects.len() {
+            found.objects.push(view);
+        }
+        found.table.push(Slot { fd, object, cloexec });
+    }
+    found.warnings.extend(groups.broken.map(|e| no_kcmp(host_pid, &e)));
+    Ok(found)
+}
+
+/// The whole fdinfo. The kernel makes it in one piece, so that a read which leaves room in
+/// the buffer was the last.
+fn fdinfo(host_pid: i32, fd: i32) -> io::Result<String> {
+    let mut file = File::open(format!("/proc/{host_pid}/fdinfo/{fd}"))?;
+    let mut buf = [0; 2048];
+    let n = file.read(&mut buf)?;
+    let mut text = buf[..n].to_vec();
+    if n == buf.len() {
+        file.read_to_end(&mut text)?;
+    }
+    String::from_utf8(text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// The open descriptors of a process, ascending.
+pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{host_pid}/fd"))? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Descriptions found so far. Only those with the same inode can be the same; among them
+/// the kernel's order (kcmp) is searched by halves.
+#[derive(Default)]
+struct Groups {
+    /// By st_dev and st_ino: (a descriptor, its object), in the order of kcmp.
+    by_inode: HashMap<(u64, u64), Vec<(i32, u32)>>,
+    /// Why kcmp does not work here.
+    broken: Option<io::Error>,
+}
+
+impl Groups {
+    /// The object of this view: an earlier one, or `next`.
+    fn object_of(&mut self, view: &FdView, next: u32) -> u32 {
+        let group = self.by_inode.entry((view.dev, view.ino)).or_default();
+        let (mut low, mut high) = (0, if self.broken.is_some() { 0 } else { group.len() });
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match raw::compare_files(view.host_pid, group[middle].0, view.fd) {
+                Ok(Ordering::Equal) => return group[middle].1,
+                Ok(Ordering::Less) => low = middle + 1,
+                Ok(Ordering::Greater) => high = middle,
+                // One of the two was closed just now.
+                Err(e) if e.raw_os_error() == Some(libc::EBADF) => break,
+                Err(e) => {
+                    self.broken = Some(e);
+                    break;
+                }
+            }
+        }
+        group.insert(low, (view.fd, next));
+        next
+    }
+}
+
+fn no_kcmp(host_pid: i32, error: &io::Error) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        code: "VOS-KCMP".to_owned(),
+        object: format!("descriptors of process {host_pid}"),
+        cause: format!("kcmp(2) does not work here ({error}): duplicated descriptors will not share their offset after a move"),
+        remedy: "use a kernel with CONFIG_KCMP, and allow kcmp in the seccomp filter around vosrun".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
+
+    use super::super::{capture, testing::Here};
+    use super::*;
+
+    fn object(views: &Views, fd: &impl AsRawFd) -> u32 {
+        let slot = views.table.iter().find(|slot| slot.fd == fd.as_raw_fd());
+        slot.expect("descriptor listed").object
+    }
+
+    #[test]
+    fn duplicates_share_an_object_and_reopened_files_do_not() {
+        let file = tempfile::tempfile().expect("file");
+        let dup = file.try_clone().expect("dup");
+        let again = fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("open");
+        let views = views(std::process::id() as i32).expect("views");
+        assert_eq!(object(&views, &file), object(&views, &dup));
+        assert_ne!(object(&views, &file), object(&views, &again));
+        let view = &views.objects[object(&views, &dup) as usize];
+        assert_eq!(view.fd, file.as_raw_fd().min(dup.as_raw_fd()));
+        assert_eq!((view.file_type(), view.nlink), (libc::S_IFREG, 0));
+        assert!(views.warnings.is_empty());
+    }
+
+    #[test]
+    fn many_objects_of_one_inode_are_told_apart_quickly() {
+        let fds: Vec<OwnedFd> = (0..300).map(|_| raw::eventfd(false).expect("eventfd")).collect();
+        let dups: Vec<OwnedFd> = fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
+        let start = Instant::now();
+        let views = views(std::process::id() as i32).expect("views");
+        assert!(start.elapsed().as_millis() < 2000, "{:?}", start.elapsed());
+        let mut objects: Vec<u32> = fds.iter().map(|fd| object(&views, fd)).collect();
+        assert_eq!(objects, dups.iter().map(|fd| object(&views, fd)).collect::<Vec<_>>());
+        objects.sort_unstable();
+        objects.dedup();
+        assert_eq!(objects.len(), fds.len());
+    }
+
+    #[test]
+    fn another_process_is_captured_without_its_help() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::write(dir.path().join("f"), "line one\nline two\n").expect("write");
+        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; echo ready; exec cat";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("ready");
+        let found = views(child.id() as i32);
+        let here = Here::default();
+        let kinds = found.as_ref().map(|found| {
+            let name = |slot: &Slot| {
+                let view = &found.objects[slot.object as usize];
+                (slot.fd, slot.object, capture(view, &here).map(|o| o.kind).ok())
+            };
+            found.table.iter().filter(|s| s.fd < 10).map(name).collect::<Vec<_>>()
+        });
+        let pos =
+            found.as_ref().map(|found| found.objects.iter().find(|v| v.fd == 7).map(|v| v.pos));
+        drop(child.stdin.take());
+        child.wait().expect("wait");
+        let kind = |name: &str| Some(name.to_owned());
+        let wanted = [
+            (0, 0, kind("pipe")),
+            (1, 1, kind("pipe")),
+            (2, 2, kind("device")),
+            (7, 3, kind("file")),
+            (8, 3, kind("file")),
+            (9, 4, kind("deleted")),
+        ];
+        assert_eq!(kinds.expect("views"), wanted);
+        assert_eq!(pos.expect("views"), Some(9));
+    }
+
+    #[test]
+    fn without_kcmp_nothing_is_grouped() {
+        let broken = Some(io::Error::from_raw_os_error(libc::ENOSYS));
+        let mut groups = Groups { broken, ..Groups::default() };
+        let view = FdView::default();
+        assert_eq!(groups.object_of(&view, 0), 0);
+        assert_eq!(groups.object_of(&view, 1), 1);
+    }
+}

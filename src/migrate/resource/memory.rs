@@ -1,0 +1,419 @@
+//! Mappings: what stands behind each, and which pages travel.
+//!
+//! Pages themselves are not in the image: they are read from the frozen process while they
+//! are sent ([`read_pages`]), in the order of [`MmImage::data`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use serde::{Deserialize, Serialize};
+
+use super::{blocker, raw, PartError};
+use crate::control::Finding;
+use crate::tracer::memory::{self, PageMap, Pages, VmFlags, Vma};
+
+/// What stands behind a mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private anonymous memory, perhaps named (PR_SET_VMA_ANON_NAME).
+    Anonymous { name: Option<String> },
+    /// A file of [`MmImage::files`].
+    File(u32),
+    /// Shared memory without a name on a file system: MAP_SHARED | MAP_ANONYMOUS, a memfd or
+    /// a deleted file; an index into [`MmImage::objects`].
+    Object(u32),
+    /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: made by the kernel.
+    Special(String),
+}
+
+/// One mapping as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    pub prot: i32,
+    pub shared: bool,
+    pub offset: u64,
+    pub flags: VmFlags,
+    pub backing: Backing,
+    /// Guard regions within it.
+    pub guards: Vec<(u64, u64)>,
+    /// Pages of it will be sent.
+    pub has_data: bool,
+}
+
+impl Mapping {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Never true for a mapping of a process.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// A file by which two nodes agree on its content.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FileId {
+    pub path: String,
+    pub dev: u64,
+    pub ino: u64,
+    pub size: u64,
+    /// Modification time, nanoseconds since the epoch.
+    pub mtime_ns: i64,
+}
+
+impl FileId {
+    /// Of the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn of(path: &str) -> io::Result<Self> {
+        Ok(Self::from_metadata(path, &fs::metadata(path)?))
+    }
+
+    /// Of a file whose metadata is known.
+    #[must_use]
+    pub fn from_metadata(path: &str, m: &fs::Metadata) -> Self {
+        Self {
+            path: path.to_owned(),
+            dev: m.dev(),
+            ino: m.ino(),
+            size: m.size(),
+            mtime_ns: m.mtime() * 1_000_000_000 + m.mtime_nsec(),
+        }
+    }
+}
+
+/// Shared memory that is no file of the file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedObject {
+    /// Device (as stat(2) gives it) and inode: finds the descriptor of the same object.
+    pub dev: u64,
+    pub ino: u64,
+    /// Name of the memfd, for an object that no descriptor holds.
+    pub name: String,
+    /// Bytes that its mappings need.
+    pub size: u64,
+    /// MAP_SHARED | MAP_ANONYMOUS.
+    pub anonymous: bool,
+}
+
+/// Addresses that PR_SET_MM_MAP gives back (`struct prctl_mm_map`), in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Layout {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// The address space without its pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmImage {
+    pub mappings: Vec<Mapping>,
+    pub files: Vec<FileId>,
+    pub objects: Vec<SharedObject>,
+    pub layout: Layout,
+    pub auxv: Vec<u8>,
+    /// The executable, an index into `files`.
+    pub exe: u32,
+    /// The text of `[vdso]`: the target compares it with its own.
+    pub vdso: Vec<u8>,
+    /// Ranges whose pages follow, in the order in which they are sent.
+    pub data: Vec<(u64, u64)>,
+}
+
+impl MmImage {
+    /// Bytes of all pages that follow.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.data.iter().map(|(s, e)| e - s).sum()
+    }
+}
+
+/// The mapping is made by the kernel and not by the program.
+#[must_use]
+pub fn is_special(vma: &Vma) -> bool {
+    matches!(vma.path.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]" | "[vsyscall]" | "[uprobes]")
+}
+
+fn object_name(vma: &Vma) -> String {
+    let name = if vma.path.is_empty() { "anonymous" } else { &vma.path };
+    format!("mapping {:x}-{:x} {name}", vma.start, vma.end)
+}
+
+fn refuse(vma: &Vma, cause: &str, remedy: &str) -> Finding {
+    blocker("VOS-MAPPING", object_name(vma), cause, remedy)
+}
+
+/// Why a mapping cannot move, if so.
+#[must_use]
+pub fn check_vma(vma: &Vma) -> Option<Finding> {
+    let f = vma.flags;
+    if vma.path.starts_with("/SYSV") {
+        return Some(blocker(
+            "VOS-SYSV",
+            object_name(vma),
+            "System V shared memory does not move yet",
+            "let the program use POSIX shared memory, or let it finish",
+        ));
+    }
+    let cause = if f.contains(VmFlags::HUGETLB) {
+        "memory from the hugetlb pool does not move"
+    } else if f.contains(VmFlags::SHADOW_STACK) {
+        "user shadow stacks do not move"
+    } else if f.contains(VmFlags::UFFD) {
+        "the program handles faults of this memory itself (userfaultfd)"
+    } else if vma.pkey != 0 {
+        "it is under a protection key (pkeys)"
+    } else if is_special(vma) {
+        return (vma.path == "[uprobes]").then(|| {
+            refuse(vma, "a uprobe is set in the program", "take the probe away (perf, bpftrace)")
+        });
+    } else if f.contains(VmFlags::SEALED) {
+        "it is sealed (mseal)"
+    } else if f.intersects(VmFlags::IO | VmFlags::PFN) {
+        "it is memory of a device"
+    } else if vma.path.starts_with("anon_inode:") {
+        "it belongs to a kernel object that does not move"
+    } else if vma.path.starts_with("/dev/") && !is_memory_file(&vma.path) {
+        "it is mapped from a device"
+    } else {
+        return None;
+    };
+    Some(refuse(vma, cause, "let the program give it back, or let it finish"))
+}
+
+fn is_memory_file(path: &str) -> bool {
+    path.starts_with("/dev/zero") || path.starts_with("/dev/shm/")
+}
+
+/// Collects what stands behind the mappings.
+#[derive(Default)]
+struct Backings {
+    files: Vec<FileId>,
+    objects: Vec<SharedObject>,
+    /// Files already asked: path and inode to index.
+    known: BTreeMap<(String, u64), u32>,
+}
+
+impl Backings {
+    fn file(&mut self, pid: i32, path: &str, ino: u64) -> Option<u32> {
+        let key = (path.to_owned(), ino);
+        if let Some(&index) = self.known.get(&key) {
+            return Some(index);
+        }
+        let m = fs::metadata(format!("/proc/{pid}/root{path}")).ok()?;
+        if m.ino() != ino || !m.is_file() {
+            return None;
+        }
+        let index = self.files.len() as u32;
+        self.files.push(FileId::from_metadata(path, &m));
+        self.known.insert(key, index);
+        Some(index)
+    }
+
+    fn object(&mut self, vma: &Vma) -> u32 {
+        let dev = libc::makedev(vma.dev.0, vma.dev.1);
+        let size = vma.offset + vma.len();
+        let at = self.objects.iter().position(|o| (o.dev, o.ino) == (dev, vma.ino));
+        let at = at.unwrap_or_else(|| {
+            let name = vma.path.trim_end_matches(" (deleted)");
+            self.objects.push(SharedObject {
+                dev,
+                ino: vma.ino,
+                name: name.strip_prefix("/memfd:").unwrap_or(name).to_owned(),
+                size,
+                anonymous: name == "/dev/zero",
+            });
+            self.objects.len() - 1
+        });
+        self.objects[at].size = self.objects[at].size.max(size);
+        at as u32
+    }
+
+    fn of(&mut self, pid: i32, vma: &Vma) -> Backing {
+        if is_special(vma) {
+            return Backing::Special(vma.path.clone());
+        }
+        let name = ["[anon:", "[anon_shmem:"].iter().find_map(|p| vma.path.strip_prefix(p));
+        let name = name.map(|n| n.trim_end_matches(']').to_owned());
+        let anonymous = vma.ino == 0 || (vma.path.starts_with("/dev/zero") && !vma.shared);
+        if anonymous && !vma.shared {
+            return Backing::Anonymous { name };
+        }
+        if let Some(file) = self.file(pid, &vma.path, vma.ino) {
+            return Backing::File(file);
+        }
+        if vma.shared {
+            return Backing::Object(self.object(vma));
+        }
+        // A private mapping of a file that has no name any more: its pages travel as memory.
+        Backing::Anonymous { name: None }
+    }
+}
+
+/// Captures the address space of a frozen process, but not its pages. `brk` is what brk(0)
+/// answered inside.
+///
+/// # Errors
+/// The first mapping that cannot move, or what of /proc could not be read.
+pub fn capture(pid: i32, brk: u64) -> Result<MmImage, PartError> {
+    let io = |what: &'static str| {
+        move |source| PartError::Io { what: format!("{what} of process {pid}"), source }
+    };
+    let mut vmas = memory::vmas(pid).map_err(io("smaps"))?;
+    vmas.retain(|v| v.path != "[vsyscall]");
+    if let Some(finding) = vmas.iter().find_map(check_vma) {
+        return Err(PartError::Refused(Box::new(finding)));
+    }
+    let pagemap = PageMap::open(pid).map_err(io("pagemap"))?;
+    let mut backings = Backings::default();
+    let exe = exe(pid, &mut backings)?;
+    let mut mappings = Vec::with_capacity(vmas.len());
+    let mut data = Vec::new();
+    for vma in &vmas {
+        let backing = backings.of(pid, vma);
+        let ranges = pages_of(pid, &pagemap, vma, &backing).map_err(io("pagemap"))?;
+        let guards = pagemap.scan(vma.start, vma.end, Pages::Guard).map_err(io("pagemap"))?;
+        mappings.push(Mapping {
+            start: vma.start,
+            end: vma.end,
+            prot: vma.prot,
+            shared: vma.shared,
+            offset: vma.offset,
+            flags: vma.flags,
+            backing,
+            guards,
+            has_data: !ranges.is_empty(),
+        });
+        data.extend(ranges);
+    }
+    let vdso = match vmas.iter().find(|v| v.path == "[vdso]") {
+        Some(v) => read_range(pid, v.start, v.end).map_err(io("vdso"))?,
+        None => Vec::new(),
+    };
+    Ok(MmImage {
+        mappings,
+        files: backings.files,
+        objects: backings.objects,
+        layout: layout(pid, brk)?,
+        auxv: fs::read(format!("/proc/{pid}/auxv")).map_err(io("auxv"))?,
+        exe,
+        vdso,
+        data,
+    })
+}
+
+fn exe(pid: i32, backings: &mut Backings) -> Result<u32, PartError> {
+    let link = format!("/proc/{pid}/exe");
+    let io = |source| PartError::Io { what: link.clone(), source };
+    let path = fs::read_link(&link).map_err(io)?.to_string_lossy().into_owned();
+    let ino = fs::metadata(&link).map_err(io)?.ino();
+    backings.file(pid, &path, ino).ok_or_else(|| {
+        PartError::Refused(Box::new(blocker(
+            "VOS-EXE",
+            format!("process {pid} {path}"),
+            "its executable has been removed or replaced",
+            "start it again from the new file",
+        )))
+    })
+}
+
+/// Ranges whose content the target cannot get from elsewhere.
+fn pages_of(
+    pid: i32,
+    pagemap: &PageMap,
+    vma: &Vma,
+    backing: &Backing,
+) -> io::Result<Vec<(u64, u64)>> {
+    match backing {
+        Backing::Special(_) => Ok(Vec::new()),
+        Backing::File(_) if vma.shared => Ok(Vec::new()),
+        Backing::File(_) => pagemap.scan(vma.start, vma.end, Pages::Private),
+        Backing::Anonymous { .. } if vma.ino == 0 => {
+            pagemap.scan(vma.start, vma.end, Pages::Private)
+        }
+        // The object's pages that are in use may be mapped nowhere: all that can be read.
+        Backing::Anonymous { .. } | Backing::Object(_) => readable(pid, vma),
+    }
+}
+
+/// The part of a mapping before the end of its file: what can be read at all.
+fn readable(pid: i32, vma: &Vma) -> io::Result<Vec<(u64, u64)>> {
+    let (mut good, mut bad) = (vma.start, vma.end + memory::PAGE);
+    let mut byte = [0];
+    let mem = File::open(format!("/proc/{pid}/mem"))?;
+    while bad - good > memory::PAGE {
+        let middle = good + (bad - good) / 2 / memory::PAGE * memory::PAGE;
+        if mem.read_at(&mut byte, middle - memory::PAGE).is_ok() {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Ok(if good > vma.start { vec![(vma.start, good)] } else { Vec::new() })
+}
+
+fn layout(pid: i32, brk: u64) -> Result<Layout, PartError> {
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).map_err(|e| {
+        PartError::Io { what: format!("stat of process {pid}"), source: io::Error::other(e) }
+    })?;
+    let get = |v: Option<u64>| v.unwrap_or(0);
+    Ok(Layout {
+        start_code: stat.startcode,
+        end_code: stat.endcode,
+        start_data: get(stat.start_data),
+        end_data: get(stat.end_data),
+        start_brk: get(stat.start_brk),
+        brk,
+        start_stack: stat.startstack,
+        arg_start: get(stat.arg_start),
+        arg_end: get(stat.arg_end),
+        env_start: get(stat.env_start),
+        env_end: get(stat.env_end),
+    })
+}
+
+/// Reads one range of memory, readable by the process itself or not.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_range(pid: i32, start: u64, end: u64) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0; (end - start) as usize];
+    read_pages(pid, &[(start, end)], &mut buf)?;
+    Ok(buf)
+}
+
+/// Reads ranges of pages into `buf`, one behind the other: process_vm_readv(2), and
+/// `/proc/PID/mem` for memory that the process itself may not read (PROT_NONE).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_pages(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
+    if raw::read_ranges(pid, ranges, buf).is_ok() {
+        return Ok(());
+    }
+    let mem = File::open(format!("/proc/{pid}/mem"))?;
+    let mut at = 0;
+    for &(start, end) in ranges {
+        let len = (end - start) as usize;
+        mem.read_exact_at(&mut buf[at..at + len], start)?;
+        at += len;
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Signal actions and pending signals (signal(7)).
+
+use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::tracer::inject::{sigbit, Arg, Program};
+use crate::tracer::raw;
+
+/// `struct kernel_sigaction` of x86-64: handler, flags, restorer, mask.
+const ACTION_LEN: usize = 32;
+const SIGNALS: i32 = 64;
+
+/// sigaction(2) of all 64 signals, shared by the threads.
+pub struct Actions;
+
+impl Part for Actions {
+    fn name(&self) -> &'static str {
+        "sigactions"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Process
+    }
+    fn ask(&self, _view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        let rows: Vec<_> = (1..=SIGNALS)
+            .map(|signal| {
+                let at = program.data(&[0; ACTION_LEN]);
+                let args = [Arg::Num(signal as u64), Arg::Num(0), Arg::Data(at), Arg::Num(8)];
+                (program.call(libc::SYS_rt_sigaction, "rt_sigaction", &args), at)
+            })
+            .collect();
+        Ok(Box::new(move |_, outcome| {
+            let mut state = Vec::with_capacity(SIGNALS as usize * ACTION_LEN);
+            for (row, at) in rows {
+                outcome.get(row)?;
+                state.extend_from_slice(outcome.data(at));
+            }
+            Ok(state)
+        }))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        if state.len() != SIGNALS as usize * ACTION_LEN {
+            return Err(PartError::State("sigactions"));
+        }
+        for (signal, action) in (1..=SIGNALS).zip(state.chunks(ACTION_LEN)) {
+            if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+                let at = program.data(action);
+                let args = [Arg::Num(signal as u64), Arg::Data(at), Arg::Num(0), Arg::Num(8)];
+                program.call(libc::SYS_rt_sigaction, "rt_sigaction", &args);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Signals queued for a thread, and with the first thread those of the process, each with its
+/// siginfo (PTRACE_PEEKSIGINFO). They are queued again by the thread itself, which is the
+/// only one that may give any si_code (rt_sigqueueinfo(2)).
+pub struct Pending;
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Queued {
+    own: Vec<Vec<u8>>,
+    process: Vec<Vec<u8>>,
+}
+
+/// The signal number of a siginfo.
+fn number(info: &[u8]) -> i32 {
+    i32::from_le_bytes([info[0], info[1], info[2], info[3]])
+}
+
+impl Part for Pending {
+    fn name(&self) -> &'static str {
+        "pending"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+        let queued = |shared| {
+            raw::queued_signals(view.tid, shared).map(|all| with_bare(view, shared, all)).map_err(
+                |source| PartError::Io {
+                    what: format!("signals queued for thread {}", view.tid),
+                    source,
+                },
+            )
+        };
+        let process = if view.pid == view.tid { queued(true)? } else { Vec::new() };
+        let state = encode(self.name(), &Queued { own: queued(false)?, process })?;
+        Ok(Box::new(move |_, _| Ok(state)))
+    }
+    fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let queued: Queued = decode(self.name(), state)?;
+        if queued.own.iter().chain(&queued.process).any(|info| info.len() != 128) {
+            return Err(PartError::State(self.name()));
+        }
+        let (pid, tid) = (Arg::Num(to.job_pid as u64), Arg::Num(to.job_tid as u64));
+        for info in queued.process {
+            let at = Arg::Data(program.data(&info));
+            let args = [pid, Arg::Num(number(&info) as u64), at];
+            program.call(libc::SYS_rt_sigqueueinfo, "rt_sigqueueinfo", &args);
+        }
+        for info in queued.own {
+            let at = Arg::Data(program.data(&info));
+            let args = [pid, tid, Arg::Num(number(&info) as u64), at];
+            program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);
+        }
+        Ok(())
+    }
+}
+
+/// Adds signals that are pending without a queue entry (the kernel drops the siginfo when
+/// RLIMIT_SIGPENDING is reached, send_signal in kernel/signal.c).
+fn with_bare(view: &View, shared: bool, queued: Vec<raw::SigInfo>) -> Vec<Vec<u8>> {
+    let mask = view.hex(if shared { "ShdPnd:" } else { "SigPnd:" });
+    let mut all: Vec<Vec<u8>> = queued.iter().map(|info| info.to_vec()).collect();
+    for signal in 1..=SIGNALS {
+        let known = all.iter().any(|info| number(info) == signal);
+        if mask & sigbit(signal) != 0 && !known && signal != libc::SIGKILL {
+            let mut info = vec![0u8; 128];
+            info[..4].copy_from_slice(&signal.to_le_bytes());
+            all.push(info);
+        }
+    }
+    all.retain(|info| number(info) != libc::SIGKILL);
+    all
+}

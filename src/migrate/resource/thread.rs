@@ -1,0 +1,137 @@
+//! What a thread has told the kernel of itself: pointers into its memory, stack for signals,
+//! name, restartable sequences.
+
+use serde::{Deserialize, Serialize};
+
+use super::{decode, encode, raw, Answer, Part, PartError, Scope, Told, View};
+use crate::tracer;
+use crate::tracer::inject::{Arg, Program};
+
+/// set_tid_address(2) and set_robust_list(2).
+pub struct Pointers;
+
+#[derive(Serialize, Deserialize)]
+struct PointersState {
+    clear_tid: u64,
+    robust: (u64, u64),
+}
+
+/// prctl(2): where the kernel clears the tid when the thread ends.
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+impl Part for Pointers {
+    fn name(&self) -> &'static str {
+        "thread pointers"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        let robust = raw::robust_list(view.tid).map_err(|source| PartError::Io {
+            what: format!("robust list of thread {}", view.tid),
+            source,
+        })?;
+        let at = program.data(&[0; 8]);
+        let args = [Arg::Num(PR_GET_TID_ADDRESS), Arg::Data(at)];
+        let row = program.call(libc::SYS_prctl, "PR_GET_TID_ADDRESS", &args);
+        Ok(Box::new(move |_, outcome| {
+            outcome.get(row)?;
+            let mut word = [0; 8];
+            word.copy_from_slice(outcome.data(at));
+            let clear_tid = u64::from_le_bytes(word);
+            encode("thread pointers", &PointersState { clear_tid, robust })
+        }))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let state: PointersState = decode(self.name(), state)?;
+        program.call(libc::SYS_set_tid_address, "set_tid_address", &[state.clear_tid.into()]);
+        // Also when it is null: the new process has one of the supervisor's.
+        let (head, len) = state.robust;
+        program.call(libc::SYS_set_robust_list, "set_robust_list", &[head.into(), len.into()]);
+        Ok(())
+    }
+}
+
+/// sigaltstack(2). A thread that is on its alternate stack has it disarmed (SS_AUTODISARM)
+/// or cannot change it; the new thread is told from the batch stub, which uses no stack.
+pub struct AltStack;
+
+impl Part for AltStack {
+    fn name(&self) -> &'static str {
+        "sigaltstack"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, _view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        let at = program.data(&[0; 24]);
+        let args = [Arg::Num(0), Arg::Data(at)];
+        let row = program.call(libc::SYS_sigaltstack, "sigaltstack", &args);
+        Ok(Box::new(move |_, outcome| {
+            outcome.get(row)?;
+            Ok(outcome.data(at).to_vec())
+        }))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let Ok(mut stack): Result<[u8; 24], _> = state.try_into() else {
+            return Err(PartError::State(self.name()));
+        };
+        // SS_ONSTACK is an answer only; what can be set is disabled or not, and autodisarm.
+        stack[8] &= !(libc::SS_ONSTACK as u8);
+        let at = Arg::Data(program.data(&stack));
+        program.call(libc::SYS_sigaltstack, "sigaltstack", &[at, Arg::Num(0)]);
+        Ok(())
+    }
+}
+
+/// `/proc/PID/task/TID/comm`, PR_SET_NAME.
+pub struct Name;
+
+impl Part for Name {
+    fn name(&self) -> &'static str {
+        "comm"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+        let path = format!("/proc/{}/task/{}/comm", view.pid, view.tid);
+        let mut comm =
+            std::fs::read(&path).map_err(|source| PartError::Io { what: path, source })?;
+        comm.pop();
+        comm.resize(16, 0);
+        Ok(Box::new(move |_, _| Ok(comm)))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let at = Arg::Data(program.data(state));
+        program.call(libc::SYS_prctl, "PR_SET_NAME", &[(libc::PR_SET_NAME as u64).into(), at]);
+        Ok(())
+    }
+}
+
+/// The rseq(2) area. Told last: from then on the kernel writes into it.
+pub struct Rseq;
+
+impl Part for Rseq {
+    fn name(&self) -> &'static str {
+        "rseq"
+    }
+    fn scope(&self) -> Scope {
+        Scope::Thread
+    }
+    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+        // Without the request (before Linux 5.13) no glibc of that age registers rseq either.
+        let state = tracer::raw::rseq(view.tid).unwrap_or_default();
+        let state = encode(self.name(), &state)?;
+        Ok(Box::new(move |_, _| Ok(state)))
+    }
+    fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
+        let (at, len, signature, flags): (u64, u32, u32, u32) = decode(self.name(), state)?;
+        if at != 0 {
+            let args = [at.into(), u64::from(len).into(), u64::from(flags).into()];
+            let args = [args[0], args[1], args[2], u64::from(signature).into()];
+            program.call(libc::SYS_rseq, "rseq", &args);
+        }
+        Ok(())
+    }
+}

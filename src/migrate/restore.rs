@@ -1,0 +1,567 @@
+//! A [`ProcessImage`] becomes a stopped process.
+//!
+//! ```text
+//! Skeleton ─seize─► Restoring::begin   old mappings gone, vdso in place, new mappings made
+//!                   Restoring::fill    pages as they arrive
+//!                   Restoring::finish  threads made, told their state, registers set
+//! ```
+//! All calls run in the new process through the batch stub. Until the job owns itself it has
+//! PTRACE_O_EXITKILL: a copy that may not run yet dies with its supervisor.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::image::{ProcessImage, Restart, ThreadImage};
+use super::resource::memory::{Backing, Mapping, MmImage};
+use super::resource::registers::{self, Registers};
+use super::resource::{part, PartError, Scope, Told, View, PARTS};
+use super::skeleton::Built;
+use super::vdso::{with_jumps, Vdso};
+use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_DATA, STUB_LEN};
+use crate::tracer::memory::{self, VmFlags, PAGE};
+use crate::tracer::raw;
+use crate::tracer::stop::{self, Stop};
+
+/// Why a process could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    #[error(transparent)]
+    Part(#[from] PartError),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("the image is inconsistent: {0}")]
+    Image(&'static str),
+}
+
+type Result<T> = std::result::Result<T, RestoreError>;
+
+fn io_error<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T> {
+    result.map_err(|source| RestoreError::Io { what: what.into(), source })
+}
+
+/// A thread of the restored process, stopped.
+#[derive(Debug, Clone, Copy)]
+pub struct NewThread {
+    pub tid: i32,
+    pub host_tid: i32,
+    pub restart: Option<Restart>,
+}
+
+/// A process that is getting its old memory.
+#[derive(Debug)]
+pub struct Restoring {
+    pid: i32,
+    leader: Remote,
+    stub: Stub,
+    /// Descriptors to close when the mappings are made.
+    temporary: Vec<RawFd>,
+}
+
+/// Runs calls in as many batches as they need, and insists that each succeeds.
+struct Runner<'a> {
+    remote: &'a mut Remote,
+    stub: &'a Stub,
+    program: Program,
+}
+
+impl<'a> Runner<'a> {
+    fn new(remote: &'a mut Remote, stub: &'a Stub) -> Self {
+        Self { remote, stub, program: Program::default() }
+    }
+
+    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
+        if self.program.size() as u64 + 4096 > STUB_LEN {
+            self.flush()?;
+        }
+        let args: Vec<Arg> = args.iter().map(|&a| Arg::Num(a)).collect();
+        self.program.call(nr, what, &args);
+        Ok(())
+    }
+
+    fn call_with(
+        &mut self,
+        nr: i64,
+        what: &'static str,
+        data: &[u8],
+        args: impl FnOnce(Arg) -> Vec<Arg>,
+    ) -> Result<()> {
+        if (self.program.size() + data.len()) as u64 + 4096 > STUB_LEN {
+            self.flush()?;
+        }
+        let at = Arg::Data(self.program.data(data));
+        self.program.call(nr, what, &args(at));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let program = std::mem::take(&mut self.program);
+        Ok(self.remote.run(self.stub, program)?.all_ok()?)
+    }
+}
+
+/// Free addresses: neither in the new process now nor in the image.
+struct Free {
+    taken: Vec<(u64, u64)>,
+}
+
+impl Free {
+    fn new(now: &[memory::Vma], image: &MmImage) -> Self {
+        let mut taken: Vec<(u64, u64)> = now.iter().map(|v| (v.start, v.end)).collect();
+        taken.extend(image.mappings.iter().map(|m| (m.start, m.end)));
+        taken.sort_unstable();
+        Self { taken }
+    }
+
+    /// Takes `len` bytes, with a page around them free.
+    fn take(&mut self, len: u64) -> Result<u64> {
+        const FIRST: u64 = 0x1000_0000;
+        const LAST: u64 = 0x7fff_f000_0000;
+        let mut at = FIRST;
+        for &(start, end) in &self.taken {
+            if start >= at + len + 2 * PAGE {
+                break;
+            }
+            at = at.max(end);
+        }
+        let at = at + PAGE;
+        if at + len > LAST {
+            return Err(RestoreError::Image("no free addresses"));
+        }
+        self.taken.push((at, at + len));
+        self.taken.sort_unstable();
+        Ok(at)
+    }
+}
+
+impl Restoring {
+    /// Takes hold of the process, and replaces its mappings by those of the image.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn begin(pid: i32, image: &ProcessImage, built: &Built, vdso: &Vdso) -> Result<Self> {
+        io_error(format!("seize process {pid}"), raw::seize(pid))?;
+        io_error(format!("stop process {pid}"), raw::interrupt(pid))?;
+        let stopped = io_error(format!("wait for process {pid}"), stop::wait(pid, true))?;
+        if stopped.map(|w| w.stop) != Some(Stop::Interrupt) {
+            return Err(RestoreError::Image("the new process ended"));
+        }
+        io_error("PTRACE_O_EXITKILL", raw::set_exitkill(pid, true))?;
+        let rseq = raw::rseq(pid).unwrap_or_default();
+        let mut leader = Remote::open(pid, false)?;
+        let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
+        let mut free = Free::new(&now, &image.memory);
+        let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
+        let stub = Stub::map(&mut leader, insn, Some(free.take(STUB_LEN)?))?;
+        let mut runner = Runner::new(&mut leader, &stub);
+        clear(&mut runner, &now, rseq, image, vdso, &mut free)?;
+        make_mappings(&mut runner, &image.memory, built, &mut free)?;
+        set_layout(&mut runner, &image.memory, built.exe)?;
+        let mut temporary = built.temporary.clone();
+        temporary.push(built.control);
+        for fd in &temporary {
+            runner.call(libc::SYS_close, "close", &[*fd as u64])?;
+        }
+        runner.flush()?;
+        if !vdso.is_like(&image.memory) {
+            redirect(&mut runner, pid, &image.memory, vdso)?;
+        }
+        Ok(Self { pid, leader, stub, temporary })
+    }
+
+    /// Writes pages.
+    ///
+    /// # Errors
+    /// `EFAULT` when the image does not map them.
+    pub fn fill(&self, ranges: &[(u64, u64)], bytes: &[u8]) -> Result<()> {
+        let mut at = 0;
+        for &(start, end) in ranges {
+            let len = (end - start) as usize;
+            let piece = bytes.get(at..at + len).ok_or(RestoreError::Image("short pages"))?;
+            io_error(
+                format!("write memory {start:x}-{end:x}"),
+                inject::write_all(self.pid, start, piece),
+            )?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Makes the threads, tells everything its state, and leaves all threads stopped with
+    /// their registers. `filter` is the seccomp program (`struct sock_filter`s) to put in.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn finish(mut self, image: &ProcessImage, filter: Option<&[u8]>) -> Result<Vec<NewThread>> {
+        debug_assert!(!self.temporary.is_empty());
+        let mut runner = Runner::new(&mut self.leader, &self.stub);
+        protect(&mut runner, &image.memory)?;
+        for thread in &image.threads[1..] {
+            clone_thread(&mut runner, thread.tid)?;
+        }
+        runner.flush()?;
+        if let Some(filter) = filter {
+            install_filter(&mut runner, filter)?;
+        }
+        let hosts = self.collect_threads(image)?;
+        let mut threads = vec![(self.leader, &image.threads[0])];
+        for (host_tid, thread) in hosts {
+            io_error("PTRACE_O_EXITKILL", raw::set_exitkill(host_tid, true))?;
+            threads.push((Remote::open(host_tid, false)?, thread));
+        }
+        for (index, (remote, thread)) in threads.iter_mut().enumerate() {
+            tell(remote, &self.stub, self.pid, image, thread, index == 0)?;
+        }
+        let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
+        let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
+        threads[0].0.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        let mut new = Vec::with_capacity(threads.len());
+        for (remote, thread) in threads {
+            let host_tid = remote.tid();
+            set_registers(remote, &thread.registers)?;
+            new.push(NewThread { tid: thread.tid, host_tid, restart: thread.restart });
+        }
+        Ok(new)
+    }
+
+    /// Waits for the first stop of every new thread, and finds which is which.
+    fn collect_threads<'a>(&self, image: &'a ProcessImage) -> Result<Vec<(i32, &'a ThreadImage)>> {
+        let mut found = Vec::new();
+        let views = io_error("threads", super::capture::views(self.pid))?;
+        for view in views.iter().filter(|v| v.tid != self.pid) {
+            let first =
+                io_error(format!("wait for thread {}", view.tid), stop::wait(view.tid, true))?;
+            if first.map(|w| w.stop) != Some(Stop::Interrupt) {
+                return Err(RestoreError::Image("a new thread ended"));
+            }
+            let thread = image.threads.iter().find(|t| t.tid == view.job_tid);
+            found.push((view.tid, thread.ok_or(RestoreError::Image("a thread too many"))?));
+        }
+        if found.len() + 1 == image.threads.len() {
+            Ok(found)
+        } else {
+            Err(RestoreError::Image("a thread is missing"))
+        }
+    }
+}
+
+/// Takes away what the process has of the supervisor, and puts the vdso in its place.
+fn clear(
+    runner: &mut Runner,
+    now: &[memory::Vma],
+    rseq: (u64, u32, u32, u32),
+    image: &ProcessImage,
+    vdso: &Vdso,
+    free: &mut Free,
+) -> Result<()> {
+    const RSEQ_FLAG_UNREGISTER: u64 = 1;
+    let (at, len, signature, _) = rseq;
+    if at != 0 {
+        let args = [at, len.into(), RSEQ_FLAG_UNREGISTER, signature.into()];
+        runner.call(libc::SYS_rseq, "rseq", &args)?;
+    }
+    let stub = runner.stub.base;
+    for vma in now.iter().filter(|v| !super::resource::memory::is_special(v)) {
+        debug_assert!(!vma.contains(stub));
+        runner.call(libc::SYS_munmap, "munmap", &[vma.start, vma.len()])?;
+    }
+    vdso.place(
+        &image.memory,
+        now,
+        |len| free.take(len),
+        |old, len, new| {
+            let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            runner.call(libc::SYS_mremap, "mremap of the vdso", &[old, len, len, flags, new])
+        },
+    )?;
+    runner.flush()
+}
+
+/// The old vdso's text at its old address, with jumps into the new one.
+fn redirect(runner: &mut Runner, pid: i32, image: &MmImage, vdso: &Vdso) -> Result<()> {
+    let special = |m: &&Mapping| matches!(&m.backing, Backing::Special(n) if n == "[vdso]");
+    let Some(old) = image.mappings.iter().find(special) else { return Ok(()) };
+    let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
+    let new = now.iter().find(|v| v.path == "[vdso]");
+    let new = new.ok_or(RestoreError::Image("no vdso here"))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let args = [old.start, old.len(), prot, flags as u64, u64::MAX, 0];
+    runner.call(libc::SYS_mmap, "mmap of the old vdso", &args)?;
+    runner.flush()?;
+    let text = with_jumps(&image.vdso, vdso.text(), new.start);
+    io_error("write the old vdso", inject::write_all(pid, old.start, &text))?;
+    let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+    runner.call(libc::SYS_mprotect, "mprotect of the old vdso", &[old.start, old.len(), prot])?;
+    runner.flush()
+}
+
+/// Protection while pages are written: theirs, and for private memory with content more.
+fn first_prot(m: &Mapping) -> i32 {
+    if m.has_data {
+        m.prot | libc::PROT_READ | libc::PROT_WRITE
+    } else {
+        m.prot
+    }
+}
+
+fn make_mappings(
+    runner: &mut Runner,
+    image: &MmImage,
+    built: &Built,
+    free: &mut Free,
+) -> Result<()> {
+    let anonymous = make_shared(runner, image, free)?;
+    for m in &image.mappings {
+        let flags = mmap_flags(m);
+        let prot = first_prot(m) as u64;
+        let fd = match &m.backing {
+            Backing::Special(_) => continue,
+            Backing::Anonymous { .. } => u64::MAX,
+            Backing::File(index) => *descriptor(&built.paths, *index)? as u64,
+            Backing::Object(index) => match anonymous.get(*index as usize) {
+                Some(Some((base, _))) => {
+                    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+                    // An old size of 0 gives the same shared pages a second place (mremap(2)).
+                    let args = [base + m.offset, 0, m.len(), flags, m.start];
+                    runner.call(libc::SYS_mremap, "mremap of shared memory", &args)?;
+                    if prot as i32 != libc::PROT_READ | libc::PROT_WRITE {
+                        let args = [m.start, m.len(), prot];
+                        runner.call(libc::SYS_mprotect, "mprotect", &args)?;
+                    }
+                    advise(runner, m)?;
+                    continue;
+                }
+                _ => *descriptor(&built.shared, *index)? as u64,
+            },
+        };
+        let anonymous = if fd == u64::MAX { libc::MAP_ANONYMOUS } else { 0 };
+        let args = [m.start, m.len(), prot, (flags | anonymous) as u64, fd, m.offset];
+        let args = if fd == u64::MAX { [args[0], args[1], args[2], args[3], fd, 0] } else { args };
+        runner.call(libc::SYS_mmap, "mmap", &args)?;
+        name(runner, m)?;
+        advise(runner, m)?;
+    }
+    for (base, len) in anonymous.into_iter().flatten() {
+        runner.call(libc::SYS_munmap, "munmap", &[base, len])?;
+    }
+    runner.flush()
+}
+
+fn descriptor(fds: &[RawFd], index: u32) -> Result<&RawFd> {
+    fds.get(index as usize).ok_or(RestoreError::Image("a mapping of no file"))
+}
+
+/// Shared anonymous memory is mapped once, whole, at a free place; its mappings are made from
+/// there, so that several keep sharing their pages.
+fn make_shared(
+    runner: &mut Runner,
+    image: &MmImage,
+    free: &mut Free,
+) -> Result<Vec<Option<(u64, u64)>>> {
+    let mut bases = Vec::new();
+    for object in &image.objects {
+        if !object.anonymous {
+            bases.push(None);
+            continue;
+        }
+        let at = free.take(object.size)?;
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let args = [at, object.size, prot, flags as u64, u64::MAX, 0];
+        runner.call(libc::SYS_mmap, "mmap of shared memory", &args)?;
+        bases.push(Some((at, object.size)));
+    }
+    Ok(bases)
+}
+
+const MAP_DROPPABLE: i32 = 0x08;
+
+fn mmap_flags(m: &Mapping) -> i32 {
+    let mut flags = libc::MAP_FIXED_NOREPLACE;
+    flags |= match (m.shared, m.flags.contains(VmFlags::DROPPABLE)) {
+        (true, _) => libc::MAP_SHARED,
+        (false, true) => MAP_DROPPABLE,
+        (false, false) => libc::MAP_PRIVATE,
+    };
+    if m.flags.contains(VmFlags::GROWS_DOWN) {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if m.flags.contains(VmFlags::NO_RESERVE) {
+        flags |= libc::MAP_NORESERVE;
+    }
+    flags
+}
+
+/// PR_SET_VMA_ANON_NAME (Linux 5.17); a name is no more than a help for people.
+fn name(runner: &mut Runner, m: &Mapping) -> Result<()> {
+    const PR_SET_VMA: u64 = 0x5356_4d41;
+    let Backing::Anonymous { name: Some(name) } = &m.backing else { return Ok(()) };
+    let mut name = name.clone().into_bytes();
+    name.push(0);
+    let (start, len) = (Arg::Num(m.start), Arg::Num(m.len()));
+    runner.call_with(libc::SYS_prctl, "PR_SET_VMA", &name, |at| {
+        vec![Arg::Num(PR_SET_VMA), Arg::Num(0), start, len, at]
+    })
+}
+
+/// madvise(2) as the flags of the mapping tell.
+fn advise(runner: &mut Runner, m: &Mapping) -> Result<()> {
+    const ADVICE: [(VmFlags, i32); 8] = [
+        (VmFlags::DONT_FORK, libc::MADV_DONTFORK),
+        (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+        (VmFlags::DONT_DUMP, libc::MADV_DONTDUMP),
+        (VmFlags::HUGE, libc::MADV_HUGEPAGE),
+        (VmFlags::NO_HUGE, libc::MADV_NOHUGEPAGE),
+        (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+        (VmFlags::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+        (VmFlags::RANDOM, libc::MADV_RANDOM),
+    ];
+    for (flag, advice) in ADVICE {
+        // Droppable memory is wiped on fork and not dumped of itself (mmap(2)).
+        if m.flags.contains(flag) && !m.flags.contains(VmFlags::DROPPABLE) {
+            runner.call(libc::SYS_madvise, "madvise", &[m.start, m.len(), advice as u64])?;
+        }
+    }
+    Ok(())
+}
+
+/// After the pages: final protection, guard regions, locks.
+fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
+    const MADV_GUARD_INSTALL: u64 = 102;
+    const MLOCK_ONFAULT: u64 = 1;
+    for m in image.mappings.iter().filter(|m| !matches!(m.backing, Backing::Special(_))) {
+        for (start, end) in &m.guards {
+            let args = [*start, end - start, MADV_GUARD_INSTALL];
+            runner.call(libc::SYS_madvise, "MADV_GUARD_INSTALL", &args)?;
+        }
+        if m.flags.contains(VmFlags::LOCKED) {
+            let flags = if m.flags.contains(VmFlags::LOCK_ON_FAULT) { MLOCK_ONFAULT } else { 0 };
+            runner.call(libc::SYS_mlock2, "mlock2", &[m.start, m.len(), flags])?;
+        }
+        if first_prot(m) != m.prot {
+            runner.call(libc::SYS_mprotect, "mprotect", &[m.start, m.len(), m.prot as u64])?;
+        }
+    }
+    runner.flush()
+}
+
+/// PR_SET_MM_MAP (prctl(2), `struct prctl_mm_map`): brk, arguments, environment, auxv, exe.
+fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_MAP: u64 = 14;
+    const STRUCT_LEN: u64 = 104;
+    runner.flush()?;
+    let auxv = runner.program.data(&image.auxv);
+    let l = &image.layout;
+    let auxv_at = runner.stub.base + STUB_DATA + auxv.offset();
+    let words = [
+        l.start_code,
+        l.end_code,
+        l.start_data,
+        l.end_data,
+        l.start_brk,
+        l.brk,
+        l.start_stack,
+        l.arg_start,
+        l.arg_end,
+        l.env_start,
+        l.env_end,
+        auxv_at,
+    ];
+    let mut map: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    map.extend_from_slice(&(image.auxv.len() as u32).to_le_bytes());
+    map.extend_from_slice(&exe.to_le_bytes());
+    runner.call_with(libc::SYS_prctl, "PR_SET_MM_MAP", &map, |at| {
+        vec![Arg::Num(PR_SET_MM), Arg::Num(PR_SET_MM_MAP), at, Arg::Num(STRUCT_LEN)]
+    })?;
+    runner.flush()
+}
+
+/// clone3(2) of a thread with its old tid. It stops before its first instruction.
+fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
+    const FLAGS: i32 = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    if runner.program.size() as u64 + 8192 > STUB_LEN {
+        runner.flush()?;
+    }
+    let wanted = runner.program.data(&tid.to_le_bytes());
+    let set_tid = runner.stub.base + STUB_DATA + wanted.offset();
+    let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, 1, 0];
+    let args: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let len = args.len() as u64;
+    runner.call_with(libc::SYS_clone3, "clone3", &args, |at| vec![at, Arg::Num(len)])
+}
+
+/// seccomp(2) in all threads.
+fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
+    const SECCOMP_SET_MODE_FILTER: u64 = 1;
+    runner.flush()?;
+    let code = runner.program.data(filter);
+    let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();
+    prog.extend_from_slice(&(runner.stub.base + STUB_DATA + code.offset()).to_le_bytes());
+    let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC as u64);
+    runner.call_with(libc::SYS_seccomp, "seccomp", &prog, |at| {
+        vec![Arg::Num(SECCOMP_SET_MODE_FILTER), tsync, at]
+    })?;
+    runner.flush()
+}
+
+/// Tells a thread everything of [`PARTS`], in that order.
+fn tell(
+    remote: &mut Remote,
+    stub: &Stub,
+    pid: i32,
+    image: &ProcessImage,
+    thread: &ThreadImage,
+    leader: bool,
+) -> Result<()> {
+    let to = Told { pid, tid: remote.tid(), job_pid: image.ids.pid, job_tid: thread.tid };
+    for state in &thread.parts {
+        part(Scope::Thread, &state.name)?;
+    }
+    let mut program = Program::default();
+    for part in PARTS {
+        let states = match part.scope() {
+            Scope::Process if leader => &image.parts,
+            Scope::Process => continue,
+            Scope::Thread => &thread.parts,
+        };
+        let Some(state) = states.iter().find(|s| s.name == part.name()) else { continue };
+        if program.size() as u64 > STUB_LEN / 2 {
+            remote.run(stub, std::mem::take(&mut program))?.all_ok()?;
+        }
+        part.tell(&state.state, &to, &mut program)?;
+    }
+    Ok(remote.run(stub, program)?.all_ok()?)
+}
+
+fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {
+    let words = wanted.general.as_slice().try_into();
+    let words = words.map_err(|_| RestoreError::Image("registers"))?;
+    io_error(
+        format!("extended registers of thread {}", remote.tid()),
+        registers::set_extended(remote.tid(), &wanted.extended),
+    )?;
+    remote.regs = registers::from_words(words);
+    remote.mask = wanted.mask;
+    Ok(remote.close()?)
+}
+
+/// Checks that the new process is what the image says, before it may run.
+///
+/// # Errors
+/// When the numbers differ.
+pub fn verify(pid: i32, image: &ProcessImage) -> Result<()> {
+    let view = io_error("status", View::read_process(pid))?;
+    if super::capture::ids(&view)? == image.ids {
+        Ok(())
+    } else {
+        Err(RestoreError::Image("the new process has other ids"))
+    }
+}

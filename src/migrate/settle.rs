@@ -1,0 +1,300 @@
+//! Interrupted system calls: how they go on after the freeze.
+//!
+//! A stop wakes a sleeping thread. What it finds in rax then (kernel, `arch_do_signal_or_restart`
+//! in arch/x86/kernel/signal.c) decides:
+//!
+//! * `ERESTARTSYS`, `ERESTARTNOINTR`, `ERESTARTNOHAND`: any kernel repeats the call with its
+//!   arguments; the registers travel as they are.
+//! * `ERESTART_RESTARTBLOCK`: the deadline is in the old kernel's task. The remaining time is
+//!   computed from the moment the thread fell asleep, and the call starts again with it.
+//! * `EINTR` of a call that never restarts (epoll_wait and others, signal(7)) although no
+//!   signal with a handler is there: natively the thread would still sleep, so the call
+//!   starts again with its remaining time.
+//!
+//! The moment of falling asleep is `se.exec_start` of `/proc/PID/task/TID/sched`, the
+//! scheduler's clock when the thread last ran. It is taken before the stop and counts only
+//! when the thread has not run since (its voluntary switches tell).
+
+use std::fs;
+use std::io;
+
+use super::image::Restart;
+use crate::tracer::inject::{read_exact, sigbit};
+use crate::tracer::raw::{self, Regs};
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const EINTR: i64 = -(libc::EINTR as i64);
+
+/// Where a call keeps its relative timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timeout {
+    /// Argument n points to a `struct timespec`; null: none.
+    Spec(usize),
+    /// Argument n is a number of milliseconds; negative: none.
+    Millis(usize),
+}
+
+/// The timeout of a call, when it is relative and lost with the old kernel. `args` as in
+/// [`arguments`].
+fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
+    const FUTEX_WAIT: u64 = 0;
+    const FUTEX_CMD: u64 = !(128 | 256);
+    match nr {
+        libc::SYS_nanosleep => Some(Timeout::Spec(0)),
+        libc::SYS_clock_nanosleep if args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
+            Some(Timeout::Spec(2))
+        }
+        libc::SYS_poll => Some(Timeout::Millis(2)),
+        libc::SYS_futex if args[1] & FUTEX_CMD == FUTEX_WAIT => Some(Timeout::Spec(3)),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(Timeout::Millis(3)),
+        SYS_EPOLL_PWAIT2 | libc::SYS_semtimedop => Some(Timeout::Spec(3)),
+        libc::SYS_rt_sigtimedwait => Some(Timeout::Spec(2)),
+        libc::SYS_io_getevents => Some(Timeout::Spec(4)),
+        _ => None,
+    }
+}
+
+const SYS_EPOLL_PWAIT2: i64 = 441;
+
+/// Calls that answer EINTR when a stop wakes them.
+fn answers_eintr(nr: i64) -> bool {
+    matches!(
+        nr,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | SYS_EPOLL_PWAIT2
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_io_getevents
+    )
+}
+
+/// System-call arguments in their order.
+#[must_use]
+pub fn arguments(r: &Regs) -> [u64; 6] {
+    [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]
+}
+
+fn set_argument(r: &mut Regs, n: usize, value: u64) {
+    *[&mut r.rdi, &mut r.rsi, &mut r.rdx, &mut r.r10, &mut r.r8, &mut r.r9][n] = value;
+}
+
+/// A thread asleep, seen before it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Asleep {
+    /// Scheduler clock when it last ran, nanoseconds.
+    since: u64,
+    switches: u64,
+    nr: i64,
+}
+
+/// `field : value` of a sched file, nanoseconds for times (written in milliseconds).
+fn sched_field(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find(|l| l.starts_with(name))?;
+    line.rsplit(':').next()?.trim().parse().ok()
+}
+
+impl Asleep {
+    /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
+    /// a move would lose, or this kernel has no such file.
+    #[must_use]
+    pub fn look(pid: i32, tid: i32) -> Option<Self> {
+        let dir = format!("/proc/{pid}/task/{tid}");
+        let text = fs::read_to_string(format!("{dir}/syscall")).ok()?;
+        let mut words = text.split_whitespace();
+        let nr: i64 = words.next()?.parse().ok()?;
+        let mut args = [0; 6];
+        for arg in &mut args {
+            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+        }
+        if nr != libc::SYS_restart_syscall {
+            timeout_of(nr, &args)?;
+        }
+        let sched = fs::read_to_string(format!("{dir}/sched")).ok()?;
+        Some(Self {
+            since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
+            switches: sched_field(&sched, "nr_voluntary_switches")? as u64,
+            nr,
+        })
+    }
+
+    /// It went from that sleep straight into the stop.
+    fn still(&self, pid: i32, tid: i32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/task/{tid}/sched"))
+            .ok()
+            .and_then(|text| sched_field(&text, "nr_voluntary_switches"))
+            .is_some_and(|now| now as u64 == self.switches + 1)
+    }
+}
+
+/// The scheduler's clock now, nanoseconds: our own `se.exec_start` just after a sleep.
+///
+/// # Errors
+/// When this kernel does not tell.
+pub fn scheduler_clock() -> io::Result<u64> {
+    std::thread::sleep(std::time::Duration::from_micros(1));
+    let text = fs::read_to_string("/proc/thread-self/sched")?;
+    sched_field(&text, "se.exec_start")
+        .map(|ms| (ms * 1e6) as u64)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// Reads a `struct timespec`, nanoseconds.
+fn timespec(pid: i32, at: u64) -> io::Result<u64> {
+    let mut raw = [0; 16];
+    read_exact(pid, at, &mut raw)?;
+    let (sec, nsec) = raw.split_at(8);
+    let word = |b: &[u8]| {
+        let mut w = [0; 8];
+        w.copy_from_slice(b);
+        u64::from_le_bytes(w)
+    };
+    Ok(word(sec).saturating_mul(1_000_000_000).saturating_add(word(nsec)))
+}
+
+/// The whole timeout of a call, nanoseconds; `None`: it has none.
+fn whole(pid: i32, timeout: Timeout, args: &[u64; 6]) -> io::Result<Option<u64>> {
+    match timeout {
+        Timeout::Spec(n) if args[n] == 0 => Ok(None),
+        Timeout::Spec(n) => timespec(pid, args[n]).map(Some),
+        Timeout::Millis(n) if (args[n] as i32) < 0 => Ok(None),
+        Timeout::Millis(n) => Ok(Some(u64::from(args[n] as u32) * 1_000_000)),
+    }
+}
+
+/// What is known of a thread when its interrupted call is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Interrupted<'a> {
+    pub pid: i32,
+    pub tid: i32,
+    pub regs: &'a Regs,
+    /// A signal is pending that is not blocked, or about to be delivered.
+    pub signal: bool,
+    /// Seen before the stop.
+    pub asleep: Option<Asleep>,
+    /// [`scheduler_clock`] at the freeze.
+    pub now: Option<u64>,
+    /// A restart that was under way already, with its deadline still ahead by this much.
+    pub running: Option<Restart>,
+}
+
+/// How the call of a stopped thread goes on at the target; `None`: the registers say all.
+///
+/// # Errors
+/// When its timeout cannot be read.
+pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
+    let result = it.regs.rax as i64;
+    let nr = it.regs.orig_rax as i64;
+    let in_call = nr >= 0;
+    let restarts = in_call
+        && (result == ERESTART_RESTARTBLOCK
+            || (result == EINTR && answers_eintr(nr) && !it.signal));
+    if let Some(running) = it.running {
+        let interrupted = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND].contains(&result);
+        return Ok((restarts || (in_call && interrupted)).then_some(running));
+    }
+    if !restarts {
+        return Ok(None);
+    }
+    let args = arguments(it.regs);
+    let Some(timeout) = timeout_of(nr, &args) else {
+        return Ok(Some(Restart { nr, remaining_ns: None }));
+    };
+    let Some(whole) = whole(it.pid, timeout, &args)? else {
+        return Ok(Some(Restart { nr, remaining_ns: None }));
+    };
+    let slept = match (it.asleep, it.now) {
+        (Some(asleep), Some(now)) if asleep.nr == nr && asleep.still(it.pid, it.tid) => {
+            now.saturating_sub(asleep.since)
+        }
+        _ => 0,
+    };
+    Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
+}
+
+/// Gives a stopped thread the registers with which its call starts again with what is left of
+/// its timeout. The old arguments must be put back when the call returns: the kernel keeps
+/// argument registers, and compilers count on it. A timespec goes below the red zone, where
+/// signal frames go too.
+///
+/// # Errors
+/// When registers or stack cannot be written.
+pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<()> {
+    let mut regs = *regs;
+    regs.rip -= 2;
+    regs.rax = restart.nr as u64;
+    regs.orig_rax = u64::MAX;
+    if let (Some(ns), Some(timeout)) =
+        (restart.remaining_ns, timeout_of(restart.nr, &arguments(&regs)))
+    {
+        match timeout {
+            Timeout::Millis(n) => {
+                let ms = ns.div_ceil(1_000_000).min(i32::MAX as u64);
+                set_argument(&mut regs, n, ms);
+            }
+            Timeout::Spec(n) => {
+                let at = (regs.rsp - 128 - 64) & !15;
+                let mut spec = (ns / 1_000_000_000).to_le_bytes().to_vec();
+                spec.extend_from_slice(&(ns % 1_000_000_000).to_le_bytes());
+                crate::tracer::inject::write_all(tid, at, &spec)?;
+                set_argument(&mut regs, n, at);
+            }
+        }
+    }
+    raw::set_regs(tid, &regs)
+}
+
+/// Gives registers (in the order of `user_regs_struct`) the arguments of a system call from
+/// `original`.
+pub fn put_back_arguments(words: &mut [u64; 27], original: &Regs) {
+    let mut regs = super::resource::registers::from_words(words);
+    for (n, value) in arguments(original).into_iter().enumerate() {
+        set_argument(&mut regs, n, value);
+    }
+    *words = super::resource::registers::words(&regs);
+}
+
+/// Does the thread have a signal that would be delivered now?
+#[must_use]
+pub fn has_deliverable(pending: u64, blocked: u64) -> bool {
+    pending & !blocked & !sigbit(libc::SIGCONT) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_timeouts() {
+        let args = [0, 0, 500, 7, 0, 0];
+        assert_eq!(timeout_of(libc::SYS_poll, &args), Some(Timeout::Millis(2)));
+        assert_eq!(timeout_of(libc::SYS_futex, &[0, 128, 0, 7, 0, 0]), Some(Timeout::Spec(3)));
+        // FUTEX_WAIT_BITSET and TIMER_ABSTIME are absolute.
+        assert_eq!(timeout_of(libc::SYS_futex, &[0, 128 | 9, 0, 7, 0, 0]), None);
+        assert_eq!(timeout_of(libc::SYS_clock_nanosleep, &[1, 1, 0, 0, 0, 0]), None);
+        let pid = std::process::id() as i32;
+        assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
+        assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_sleeper_is_seen() {
+        let child = std::process::Command::new("sleep").arg("100").spawn();
+        let mut child = child.unwrap();
+        let pid = child.id() as i32;
+        let asleep = loop {
+            if let Some(a) = Asleep::look(pid, pid) {
+                break a;
+            }
+            std::thread::yield_now();
+        };
+        let now = scheduler_clock().unwrap();
+        assert!(now.saturating_sub(asleep.since) < 20_000_000_000, "{now} {asleep:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

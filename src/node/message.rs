@@ -1,0 +1,28 @@
+//! What nodes say to each other on `node.vosrun`: one message per frame, no payload.
+
+use serde::{Deserialize, Serialize};
+
+use super::Peer;
+
+/// Largest message, bytes; [`super::peers::MAX_MEMBERS`] entries fit.
+pub const MAX_MESSAGE: usize = 256 << 10;
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeMsg {
+    /// "Let me in": the only thing a stranger may say. Answered by [`Self::Members`] or
+    /// [`Self::Refused`], or, when the secret is not a valid one, by nothing.
+    Join {
+        secret: [u8; 16],
+        entry: Peer,
+    },
+    /// All members that the sender knows, itself among them.
+    Members(Vec<Peer>),
+    /// No, and why: one sentence.
+    Refused(String),
+    /// Answered by [`Self::Pong`].
+    Ping,
+    Pong,
+    /// The members that the sender knows; answered by [`Self::Members`].
+    Sync(Vec<Peer>),
+}

@@ -1,0 +1,338 @@
+//! One half of one relayed object: a local descriptor, a sender and/or a receiver.
+//!
+//! Every event ends in [`Endpoint::pump`], which moves what can be moved:
+//!
+//! ```text
+//! local ──fill──► Sender ──send──► link      link ──► Receiver ──drain──► local
+//! ```
+//! A frozen endpoint takes part in the protocol but leaves its local object alone. That is
+//! what makes a copy of its state valid as long as it stays frozen: it acknowledges nothing
+//! that the copy has not seen.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+
+use mio::{Interest, Registry, Token};
+
+use super::away::Pty;
+use super::home::HomeTty;
+use super::local::{Got, Local, Put};
+use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
+use super::RelayError;
+
+/// Puts one message on the link.
+pub type Out<'a> = &'a mut dyn FnMut(RelayMsg, &[u8]);
+
+/// What an endpoint is besides its streams.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// The real pipe, socket or file.
+    HomePipe,
+    /// The real terminal.
+    HomeTty(HomeTty),
+    /// The other end of the job's pipe; its capacity, bytes.
+    AwayPipe { capacity: u32 },
+    /// The master of the job's terminal.
+    AwayPty(Pty),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub id: StreamId,
+    pub role: Role,
+    pub local: Option<Local>,
+    pub tx: Option<Sender>,
+    pub rx: Option<Receiver>,
+    /// Bytes that go to `local` before those of `rx`, acknowledged already.
+    pub backlog: VecDeque<u8>,
+    pub frozen: bool,
+    /// The last read or write did not say "later".
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer does not know yet what [`Endpoint::notices`] says.
+    pub announce: bool,
+    /// Offset of the last acknowledgement on this link.
+    acknowledged: u64,
+}
+
+impl Endpoint {
+    /// A frozen endpoint.
+    pub fn new(id: StreamId, role: Role, tx: Option<Sender>, rx: Option<Receiver>) -> Self {
+        Self {
+            id,
+            role,
+            local: None,
+            tx,
+            rx,
+            backlog: VecDeque::new(),
+            frozen: true,
+            readable: true,
+            writable: true,
+            announce: false,
+            acknowledged: 0,
+        }
+    }
+
+    /// Takes `local` and asks for its events.
+    pub fn attach(
+        &mut self,
+        mut local: Local,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<(), RelayError> {
+        let interest = match (&self.tx, &self.rx) {
+            (Some(_), None) => Interest::READABLE,
+            (None, _) => Interest::WRITABLE,
+            (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
+        };
+        local
+            .register(registry, token, interest)
+            .map_err(|e| RelayError::io(self.id, "watch the local object", e))?;
+        self.local = Some(local);
+        Ok(())
+    }
+
+    /// Closes the local object, for good.
+    pub fn close(&mut self, registry: &Registry) {
+        if let Some(local) = self.local.take() {
+            local.close(registry);
+        }
+    }
+
+    /// Takes the local object into use.
+    pub fn thaw(&mut self) {
+        self.frozen = false;
+        self.ready();
+    }
+
+    /// The local object may have become readable, writable or broken.
+    pub fn ready(&mut self) {
+        self.readable = true;
+        self.writable = true;
+        let gone = self.local.as_ref().is_some_and(Local::hung_up);
+        if gone && !self.frozen {
+            self.gone();
+        }
+    }
+
+    /// The other side of the local object is gone.
+    fn gone(&mut self) {
+        match &mut self.role {
+            Role::HomeTty(tty) => {
+                tty.hang_up();
+                self.break_off();
+                self.announce = true;
+            }
+            Role::HomePipe | Role::AwayPipe { .. } => self.break_reader(),
+            // No slave is open just now; the job may open it again by /dev/tty.
+            Role::AwayPty(_) => {}
+        }
+    }
+
+    /// Nothing goes in or out any more.
+    pub fn break_off(&mut self) {
+        if let Some(tx) = &mut self.tx {
+            tx.break_off();
+        }
+        self.break_reader();
+    }
+
+    /// Nobody reads what comes from the link: its writer shall know.
+    pub fn break_reader(&mut self) {
+        if let Some(rx) = self.rx.as_mut().filter(|rx| !rx.finished()) {
+            rx.break_off();
+            self.backlog.clear();
+            self.announce = true;
+        }
+    }
+
+    /// Moves all that can be moved now.
+    pub fn pump(&mut self, registry: &Registry, linked: bool, out: Out<'_>) {
+        if !self.frozen {
+            self.fill();
+            self.drain();
+            self.close_if_done(registry);
+        }
+        if linked {
+            self.send(out);
+        }
+    }
+
+    fn fill(&mut self) {
+        let mut buf = [0; CHUNK];
+        while self.readable && self.may_read() {
+            let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
+            let room = tx.room().min(buf.len());
+            if room == 0 {
+                return;
+            }
+            match local.read(&mut buf[..room]) {
+                Got::Bytes(n) => tx.push(&buf[..n]),
+                other => self.no_bytes(other),
+            }
+        }
+    }
+
+    fn may_read(&mut self) -> bool {
+        match (&mut self.role, &self.local) {
+            (Role::HomeTty(tty), Some(local)) => tty.may_read(local.as_fd()),
+            (_, local) => local.is_some(),
+        }
+    }
+
+    /// A read gave no bytes.
+    fn no_bytes(&mut self, got: Got) {
+        self.readable = false;
+        match &mut self.role {
+            Role::HomeTty(_) if self.local.as_ref().is_some_and(Local::hung_up) => self.gone(),
+            Role::HomeTty(tty) if got == Got::Refused => tty.lost(),
+            Role::HomePipe | Role::AwayPipe { .. } if got != Got::Later => {
+                if let Some(tx) = &mut self.tx {
+                    tx.close();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads all that the local object holds into the sender, whatever the window.
+    pub fn take_all(&mut self) {
+        let mut buf = [0; CHUNK];
+        while let (Some(tx), Some(local)) = (&mut self.tx, &self.local) {
+            if tx.closed() {
+                return;
+            }
+            match local.read(&mut buf) {
+                Got::Bytes(n) => tx.push(&buf[..n]),
+                other => return self.no_bytes(other),
+            }
+        }
+    }
+
+    /// Writes backlog and received bytes to the local object.
+    pub fn drain(&mut self) {
+        while self.writable {
+            let (Some(rx), Some(local)) = (&mut self.rx, &self.local) else { return };
+            let backlog = self.backlog.as_slices().0;
+            let bytes = if backlog.is_empty() { rx.pending() } else { backlog };
+            if bytes.is_empty() {
+                return;
+            }
+            match local.write(bytes) {
+                Put::Broken => return self.gone_for_writing(),
+                Put::Later | Put::Bytes(0) => self.writable = false,
+                Put::Bytes(n) if backlog.is_empty() => rx.consume(n),
+                Put::Bytes(n) => drop(self.backlog.drain(..n)),
+            }
+        }
+    }
+
+    fn gone_for_writing(&mut self) {
+        match self.role {
+            Role::AwayPty(_) => self.break_reader(),
+            _ => self.gone(),
+        }
+    }
+
+    fn close_if_done(&mut self, registry: &Registry) {
+        if let Role::AwayPty(pty) = &self.role {
+            if pty.hung_up() {
+                self.break_off();
+            }
+        }
+        if let Some(rx) = self.rx.as_mut().filter(|rx| rx.at_eof() && self.backlog.is_empty()) {
+            rx.consume_eof();
+        }
+        let written = self.rx.as_ref().is_none_or(Receiver::finished);
+        if !written {
+            return;
+        }
+        if let (Role::HomeTty(tty), Some(local)) = (&mut self.role, &self.local) {
+            // The job's last word is written: the relay of this terminal is over.
+            tty.finish(local.as_fd());
+            self.close(registry);
+        } else if self.tx.as_ref().is_none_or(Sender::closed) {
+            self.close(registry);
+        }
+    }
+
+    /// Where the receiver stands, for a new link.
+    pub fn resync(&mut self, out: Out<'_>) {
+        let stream = self.id;
+        if let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) {
+            out(RelayMsg::Resync { stream, next: rx.next() }, &[]);
+            let (offset, window) = rx.ack();
+            self.acknowledged = offset;
+            out(RelayMsg::Ack { stream, offset, window }, &[]);
+        }
+        self.announce = true;
+    }
+
+    fn send(&mut self, out: Out<'_>) {
+        let stream = self.id;
+        if std::mem::take(&mut self.announce) {
+            for notice in self.notices() {
+                out(notice, &[]);
+            }
+        }
+        if let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) {
+            let (offset, window) = rx.ack();
+            if offset != self.acknowledged {
+                self.acknowledged = offset;
+                out(RelayMsg::Ack { stream, offset, window }, &[]);
+            }
+        }
+        while let Some((offset, bytes, eof)) = self.tx.as_mut().and_then(Sender::poll) {
+            out(RelayMsg::Data { stream, offset, eof }, &bytes);
+        }
+    }
+
+    /// What the peer must know besides the bytes. Repeating it does no harm.
+    fn notices(&self) -> Vec<RelayMsg> {
+        let mut notices = match &self.role {
+            Role::HomeTty(tty) => tty.notices(self.id),
+            Role::AwayPty(pty) => pty.notices(self.id),
+            Role::HomePipe | Role::AwayPipe { .. } => Vec::new(),
+        };
+        if self.rx.as_ref().is_some_and(Receiver::broken) {
+            notices.push(RelayMsg::BrokenPipe { stream: self.id });
+        }
+        notices
+    }
+
+    /// A message of the peer; [`Endpoint::pump`] shall follow.
+    pub fn message(&mut self, msg: &RelayMsg, payload: &[u8]) -> Result<(), RelayError> {
+        let id = self.id;
+        let wrong = |error| RelayError::Stream { stream: id, error };
+        match (msg, &mut self.role) {
+            (RelayMsg::Winsize { size, .. }, Role::AwayPty(pty)) => pty.resize(*size),
+            (RelayMsg::Hangup { .. }, Role::AwayPty(pty)) => pty.hang_up(),
+            (RelayMsg::Typed { until, .. }, Role::AwayPty(pty)) => pty.typed(*until),
+            (RelayMsg::Settings { termios, .. }, Role::HomeTty(tty)) => tty.leave_with(termios),
+            (&RelayMsg::Data { offset, eof, .. }, _) => {
+                let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
+                // A writer that goes on has not heard yet.
+                self.announce |= rx.broken();
+                rx.on_data(offset, payload, eof).map_err(wrong)?;
+            }
+            (&RelayMsg::Ack { offset, window, .. }, _) => {
+                self.sender(msg)?.on_ack(offset, window).map_err(wrong)?;
+            }
+            (&RelayMsg::Resync { next, .. }, _) => {
+                self.sender(msg)?.on_resync(next).map_err(wrong)?;
+            }
+            (RelayMsg::BrokenPipe { .. }, _) => self.sender(msg)?.break_off(),
+            _ => return Err(RelayError::unexpected(msg)),
+        }
+        if let (Role::AwayPty(pty), Some(local), false) = (&mut self.role, &self.local, self.frozen)
+        {
+            pty.apply_size(local.as_fd());
+        }
+        Ok(())
+    }
+
+    fn sender(&mut self, msg: &RelayMsg) -> Result<&mut Sender, RelayError> {
+        self.tx.as_mut().ok_or_else(|| RelayError::unexpected(msg))
+    }
+}

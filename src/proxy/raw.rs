@@ -1,0 +1,135 @@
+//! Every unsafe block of the relays: preadv2(2) and pwritev2(2) with RWF_NOWAIT, terminal
+//! modes and sizes (ioctl_tty(2)), the other end of a pty.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Position argument of preadv2(2) that means "at the file offset".
+const AT_OFFSET: libc::c_long = -1;
+
+fn check(result: libc::c_long) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// read(2) that never waits, without touching the description's flags.
+///
+/// # Errors
+/// `EAGAIN` when it would wait, `EOPNOTSUPP` when the object cannot tell.
+pub fn read_nowait(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: `iov` describes `buf`, which is writable for its length during the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_preadv2,
+            fd.as_raw_fd(),
+            &raw const iov,
+            1_usize,
+            AT_OFFSET,
+            AT_OFFSET,
+            libc::RWF_NOWAIT,
+        )
+    })
+}
+
+/// write(2) that never waits, without touching the description's flags.
+///
+/// # Errors
+/// `EAGAIN` when it would wait, `EOPNOTSUPP` when the object cannot tell, `EPIPE`.
+pub fn write_nowait(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    let iov = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+    // SAFETY: `iov` describes `buf`, which pwritev2 only reads, during the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pwritev2,
+            fd.as_raw_fd(),
+            &raw const iov,
+            1_usize,
+            AT_OFFSET,
+            AT_OFFSET,
+            libc::RWF_NOWAIT,
+        )
+    })
+}
+
+/// TCGETS: the terminal's modes. On a pty master: those of its slave.
+///
+/// # Errors
+/// `ENOTTY`; `EIO` after a hang-up.
+pub fn get_termios(fd: BorrowedFd<'_>) -> io::Result<libc::termios> {
+    let mut termios = std::mem::MaybeUninit::<libc::termios>::zeroed();
+    // SAFETY: tcgetattr writes one termios; all-zero bytes are a valid one as well.
+    unsafe {
+        check(libc::tcgetattr(fd.as_raw_fd(), termios.as_mut_ptr()).into())?;
+        Ok(termios.assume_init())
+    }
+}
+
+/// TCSETS (`libc::TCSANOW`) or TCSETSW (`libc::TCSADRAIN`).
+///
+/// # Errors
+/// `ENOTTY`; `EIO` after a hang-up.
+pub fn set_termios(fd: BorrowedFd<'_>, when: i32, termios: &libc::termios) -> io::Result<()> {
+    // SAFETY: tcsetattr reads one termios, which the reference keeps alive.
+    check(unsafe { libc::tcsetattr(fd.as_raw_fd(), when, termios) }.into()).map(drop)
+}
+
+/// tee(2): copies at most `len` bytes from one pipe to another, without consuming them or
+/// waiting.
+///
+/// # Errors
+/// `EAGAIN` when there is nothing or no room, `EINVAL` when either is not a pipe.
+pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    // SAFETY: tee takes only numbers; both descriptors are open.
+    let copied = unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) };
+    usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+}
+
+/// FIONREAD: bytes that can be read.
+///
+/// # Errors
+/// `ENOTTY` on objects without that notion.
+pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes = 0_i32;
+    // SAFETY: FIONREAD writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }.into())?;
+    check(bytes.into())
+}
+
+/// TIOCGWINSZ.
+///
+/// # Errors
+/// `ENOTTY`; `EIO` after a hang-up.
+pub fn get_winsize(fd: BorrowedFd<'_>) -> io::Result<libc::winsize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) }.into())?;
+    Ok(size)
+}
+
+/// TIOCSWINSZ. The kernel sends SIGWINCH to the foreground group when the size changed.
+///
+/// # Errors
+/// `ENOTTY`; `EIO` after a hang-up.
+pub fn set_winsize(fd: BorrowedFd<'_>, size: &libc::winsize) -> io::Result<()> {
+    let size: *const libc::winsize = size;
+    // SAFETY: TIOCSWINSZ reads one winsize, which the reference keeps alive.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, size) }.into()).map(drop)
+}
+
+/// TIOCSPTLCK 0 and TIOCGPTPEER: unlocks a pty master and opens its slave, whatever is
+/// mounted on /dev/pts.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`; `EIO` when the slave cannot be opened.
+pub fn pty_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (fd, unlock) = (master.as_raw_fd(), 0_i32);
+    // SAFETY: TIOCSPTLCK reads one int.
+    check(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlock) }.into())?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags by value.
+    let peer = unsafe { libc::ioctl(fd, libc::TIOCGPTPEER, flags) };
+    check(peer.into())?;
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
+}

@@ -1,0 +1,186 @@
+//! A job's folder in the hands of its supervisor.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::ids::{Epoch, JobId};
+use crate::state::{JobDir, JobMeta, StateDir};
+
+/// A job whose lock is held by this process.
+#[derive(Debug)]
+pub struct Job {
+    pub id: JobId,
+    pub dir: JobDir,
+    pub meta: JobMeta,
+    _lock: Flock<File>,
+}
+
+impl Job {
+    /// Makes a new job, named `wanted` or, if a live job has that name, `wanted-2`, …. Its
+    /// process is not known yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn create(
+        state: &StateDir,
+        wanted: &str,
+        command: Vec<String>,
+        attached: bool,
+    ) -> io::Result<Self> {
+        let id = JobId::random()?;
+        let dir = state.job(id);
+        crate::state::make_dir(&state.path().join("jobs"))?;
+        let naming = open_locked(File::open(state.path().join("jobs"))?, FlockArg::LockExclusive)?;
+        let meta = JobMeta {
+            name: free_name(wanted, &live_names(state)?),
+            command,
+            home: node_name(state),
+            pid: 0,
+            host: None,
+            epoch: Epoch(1),
+            started_ms: now_ms(),
+            attached,
+            filtered: false,
+        };
+        dir.create()?;
+        let lock = lock(&dir)?;
+        // Not synced: a job without a process is worth nothing after a crash.
+        fs::write(dir.path().join("meta"), serde_json::to_vec_pretty(&meta)?)?;
+        drop(naming);
+        Ok(Self { id, dir, meta, _lock: lock })
+    }
+
+    /// Takes over a job that has a folder, but no supervisor.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it has one; else when its folder cannot be read.
+    pub fn take_over(id: JobId, dir: JobDir) -> io::Result<Self> {
+        let lock = lock(&dir)?;
+        let meta = dir.meta()?;
+        Ok(Self { id, dir, meta, _lock: lock })
+    }
+
+    /// Notes which process the job is, durably.
+    ///
+    /// # Errors
+    /// When the process is gone or the folder cannot be written.
+    pub fn set_process(&mut self, host_pid: i32) -> io::Result<()> {
+        self.meta.pid = host_pid;
+        self.meta.host = Some((host_pid, start_time(host_pid)?));
+        self.save()
+    }
+
+    /// Writes what the job is, durably.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn save(&self) -> io::Result<()> {
+        self.dir.set_meta(&self.meta)
+    }
+}
+
+/// Is the job's process on this host and alive?
+#[must_use]
+pub fn is_alive(meta: &JobMeta) -> bool {
+    meta.host.is_some_and(|(pid, started)| start_time(pid).is_ok_and(|now| now == started))
+}
+
+/// Has the job a supervisor?
+#[must_use]
+pub fn is_supervised(dir: &JobDir) -> bool {
+    let Ok(file) = File::open(dir.lock()) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+}
+
+/// A process's start time, clock ticks since boot (field 22 of proc_pid_stat(5)).
+///
+/// # Errors
+/// `NotFound` when there is no such process or it is a zombie.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    let gone = |_| io::Error::from(io::ErrorKind::NotFound);
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).map_err(gone)?;
+    match stat.state {
+        'Z' | 'X' => Err(io::ErrorKind::NotFound.into()),
+        _ => Ok(stat.starttime),
+    }
+}
+
+/// This node's name: as configured, else the host's.
+#[must_use]
+pub fn node_name(state: &StateDir) -> String {
+    let configured = fs::read_to_string(state.node().join("name")).unwrap_or_default();
+    if !configured.trim().is_empty() {
+        return configured.trim().to_owned();
+    }
+    nix::unistd::gethostname()
+        .map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Unix milliseconds now.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock(dir: &JobDir) -> io::Result<Flock<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    open_locked(options.open(dir.lock())?, FlockArg::LockExclusiveNonblock)
+}
+
+fn open_locked(file: File, how: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(file, how).map_err(|(_, e)| e.into())
+}
+
+/// Names of the jobs that have a supervisor or a process.
+fn live_names(state: &StateDir) -> io::Result<BTreeSet<String>> {
+    let live = |dir: JobDir| {
+        let meta = dir.meta().ok()?;
+        (is_supervised(&dir) || is_alive(&meta)).then_some(meta.name)
+    };
+    Ok(state.jobs()?.into_iter().filter_map(|(_, dir)| live(dir)).collect())
+}
+
+fn free_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+    let numbered = (2..).map(|n| format!("{wanted}-{n}"));
+    let mut names = std::iter::once(wanted.to_owned()).chain(numbered);
+    names.find(|name| !taken.contains(name)).unwrap_or_else(|| wanted.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_names_are_not_given_twice() {
+        let tmp = tempfile::tempdir().unwrap();
+        let state = StateDir::open(tmp.path()).unwrap();
+        let first = Job::create(&state, "app", vec![], false).unwrap();
+        let second = Job::create(&state, "app", vec![], false).unwrap();
+        assert_eq!((first.meta.name.as_str(), second.meta.name.as_str()), ("app", "app-2"));
+        assert!(is_supervised(&first.dir));
+        drop(first);
+        assert_eq!(Job::create(&state, "app", vec![], false).unwrap().meta.name, "app");
+    }
+
+    #[test]
+    fn a_supervised_job_cannot_be_taken_over() {
+        let tmp = tempfile::tempdir().unwrap();
+        let state = StateDir::open(tmp.path()).unwrap();
+        let mut job = Job::create(&state, "app", vec![], false).unwrap();
+        let (id, dir) = (job.id, job.dir.clone());
+        let refused = Job::take_over(id, dir.clone()).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        job.set_process(std::process::id() as i32).unwrap();
+        assert!(is_alive(&job.meta));
+        drop(job);
+        assert!(is_alive(&Job::take_over(id, dir).unwrap().meta));
+    }
+}

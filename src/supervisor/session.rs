@@ -1,0 +1,277 @@
+//! The traced threads of one job, and what each stop does to them.
+//!
+//! ```text
+//! Wait ─► note (who is there) ─► hold? ─ yes ─► Held(stop), until thaw
+//!                                  └─ no ─► resume: cont / deliver / listen / step to exit
+//! ```
+//! A stop is answered at once: a job never waits for anything but a move.
+//!
+//! The kernel reports a new thread twice, by an event of its creator and by its own first
+//! stop, in either order; ptrace(2) says what execve does to the other threads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use crate::syscalls::handles::Handles;
+use crate::syscalls::{self, AtExit};
+use crate::tracer::{raw, Exit, Stop, Wait};
+
+/// What a thread is doing, as far as the supervisor is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskState {
+    Running,
+    /// In group-stop by this signal, listened to (PTRACE_LISTEN).
+    Group(i32),
+    /// Stopped and kept so; the stop is answered at [`Session::thaw`].
+    Held(Stop),
+}
+
+/// One traced thread.
+#[derive(Debug, Clone)]
+pub struct Task {
+    pub tid: i32,
+    /// Its process (tgid).
+    pub pid: i32,
+    pub state: TaskState,
+    /// Between vfork(2) and the child's exec or exit: cannot be stopped.
+    pub in_vfork: bool,
+    /// Its creator's event has come, or there is none to come.
+    announced: bool,
+    at_exit: Option<AtExit>,
+}
+
+/// The threads of one job.
+#[derive(Debug)]
+pub struct Session {
+    pub tasks: BTreeMap<i32, Task>,
+    /// Host pid of the first process; the job ends with it.
+    pub root: i32,
+    pub handles: Handles,
+    /// How the first process ended.
+    pub ended: Option<Exit>,
+    /// The first process has come to a group-stop by this signal since this was last taken.
+    pub root_stopped: Option<i32>,
+    hold: bool,
+    /// Threads that were gone before their creator's event came.
+    early_dead: BTreeSet<i32>,
+}
+
+impl Session {
+    /// A session without a process; see [`Session::begin`].
+    #[must_use]
+    pub fn new(handles: Handles) -> Self {
+        Self {
+            tasks: BTreeMap::new(),
+            root: 0,
+            handles,
+            ended: None,
+            root_stopped: None,
+            hold: false,
+            early_dead: BTreeSet::new(),
+        }
+    }
+
+    /// The job's first process, whose threads are traced already and in no stop that was
+    /// reported.
+    pub fn begin(&mut self, root: i32, tids: impl IntoIterator<Item = i32>) {
+        self.root = root;
+        self.add_process(root, tids);
+    }
+
+    /// Adds the threads of one more process, as [`Session::begin`].
+    pub fn add_process(&mut self, pid: i32, tids: impl IntoIterator<Item = i32>) {
+        for tid in tids {
+            self.add(tid, pid, true);
+        }
+    }
+
+    /// All processes, ascending.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<i32> {
+        self.tasks.values().map(|task| task.pid).collect()
+    }
+
+    /// Is the whole first process in group-stop, and by which signal?
+    #[must_use]
+    pub fn root_in_stop(&self) -> Option<i32> {
+        let mut threads = self.tasks.values().filter(|t| t.pid == self.root).map(|t| t.state);
+        let signal = |state| match state {
+            TaskState::Group(signal) | TaskState::Held(Stop::Group(signal)) => Some(signal),
+            _ => None,
+        };
+        let first = threads.next().and_then(signal)?;
+        threads.all(|state| signal(state).is_some()).then_some(first)
+    }
+
+    /// Takes one wait status.
+    ///
+    /// # Errors
+    /// When the kernel refuses a ptrace request for another reason than that the thread is
+    /// gone.
+    pub fn take(&mut self, wait: Wait) -> io::Result<()> {
+        let Wait { tid, stop } = wait;
+        if let Stop::Exited(exit) = stop {
+            self.gone(tid, exit);
+            return Ok(());
+        }
+        self.note(tid, stop);
+        if self.hold && matches!(stop, Stop::Interrupt | Stop::Signal(_) | Stop::Group(_)) {
+            self.set_state(tid, TaskState::Held(stop));
+            return Ok(());
+        }
+        let answered = self.resume(tid, stop);
+        if let (Stop::Group(signal), Some(_)) = (stop, self.root_in_stop()) {
+            let of_root = self.tasks.get(&tid).is_some_and(|t| t.pid == self.root);
+            self.root_stopped = self.root_stopped.or(of_root.then_some(signal));
+        }
+        forgive(answered)
+    }
+
+    /// Begins to stop every thread. They stop one by one as their waits are taken; see
+    /// [`Session::frozen`].
+    ///
+    /// # Errors
+    /// As [`Session::take`].
+    pub fn freeze(&mut self) -> io::Result<()> {
+        self.hold = true;
+        let held = |t: &&Task| matches!(t.state, TaskState::Held(_));
+        self.tasks.values().filter(|t| !held(t)).try_for_each(|t| forgive(raw::interrupt(t.tid)))
+    }
+
+    /// Is every thread held?
+    #[must_use]
+    pub fn frozen(&self) -> bool {
+        self.tasks.values().all(|t| matches!(t.state, TaskState::Held(_)))
+    }
+
+    /// Answers every held stop and lets the job run on.
+    ///
+    /// # Errors
+    /// As [`Session::take`].
+    pub fn thaw(&mut self) -> io::Result<()> {
+        self.hold = false;
+        let held = |t: &Task| match t.state {
+            TaskState::Held(stop) => Some((t.tid, stop)),
+            _ => None,
+        };
+        let held: Vec<_> = self.tasks.values().filter_map(held).collect();
+        held.into_iter().try_for_each(|(tid, stop)| forgive(self.resume(tid, stop)))
+    }
+
+    fn add(&mut self, tid: i32, pid: i32, announced: bool) {
+        let state = TaskState::Running;
+        let task = Task { tid, pid, state, in_vfork: false, announced, at_exit: None };
+        self.tasks.insert(tid, task);
+    }
+
+    fn set_state(&mut self, tid: i32, state: TaskState) {
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.state = state;
+        }
+    }
+
+    /// Who is there: threads appear, vanish, change their tid.
+    fn note(&mut self, tid: i32, stop: Stop) {
+        if !self.tasks.contains_key(&tid) {
+            self.add(tid, process_of(tid), false);
+        }
+        match stop {
+            Stop::Clone(new) | Stop::Fork(new) => self.announce(tid, new),
+            Stop::Vfork(new) => {
+                self.announce(tid, new);
+                self.set_vfork(tid, true);
+            }
+            Stop::VforkDone => self.set_vfork(tid, false),
+            Stop::Exec(_) => self.executed(tid),
+            _ => {}
+        }
+    }
+
+    fn set_vfork(&mut self, tid: i32, inside: bool) {
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.in_vfork = inside;
+        }
+    }
+
+    /// The event of a creator: `new` exists, or did.
+    fn announce(&mut self, creator: i32, new: i32) {
+        if self.early_dead.remove(&new) {
+            return;
+        }
+        if let Some(task) = self.tasks.get_mut(&new) {
+            task.announced = true;
+            return;
+        }
+        let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
+        let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
+        self.add(new, if is_thread { parent } else { new }, true);
+    }
+
+    /// After execve the process has one thread, under the tgid, whoever called.
+    fn executed(&mut self, pid: i32) {
+        self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
+        self.add(pid, pid, true);
+    }
+
+    fn gone(&mut self, tid: i32, exit: Exit) {
+        if tid == self.root {
+            self.ended = Some(exit);
+        }
+        if self.tasks.remove(&tid).is_some_and(|task| !task.announced) {
+            self.early_dead.insert(tid);
+        }
+    }
+
+    /// Answers a stop.
+    fn resume(&mut self, tid: i32, stop: Stop) -> io::Result<()> {
+        if let Stop::Group(signal) = stop {
+            self.set_state(tid, TaskState::Group(signal));
+            return raw::listen(tid);
+        }
+        self.set_state(tid, TaskState::Running);
+        if self.hold {
+            // The stop that is left now has used up the interruption; see ptrace_stop() in
+            // kernel/signal.c.
+            raw::interrupt(tid)?;
+        }
+        match stop {
+            Stop::Signal(signal) => raw::cont(tid, signal),
+            Stop::Seccomp => self.enter_syscall(tid),
+            Stop::Syscall => self.leave_syscall(tid),
+            _ => raw::cont(tid, 0),
+        }
+    }
+
+    fn enter_syscall(&mut self, tid: i32) -> io::Result<()> {
+        let Some(at_exit) = syscalls::at_entry(tid)? else { return raw::cont(tid, 0) };
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.at_exit = Some(at_exit);
+        }
+        raw::syscall_step(tid)
+    }
+
+    fn leave_syscall(&mut self, tid: i32) -> io::Result<()> {
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            if let Some(at_exit) = task.at_exit.take() {
+                at_exit.finish(tid, task.pid, &mut self.handles)?;
+            }
+        }
+        raw::cont(tid, 0)
+    }
+}
+
+/// ESRCH: the thread was killed; its exit is reported by itself.
+fn forgive(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// The tgid of a thread; itself when it is gone already.
+fn process_of(tid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let tgid = status.lines().find_map(|l| l.strip_prefix("Tgid:"));
+    tgid.and_then(|t| t.trim().parse().ok()).unwrap_or(tid)
+}

@@ -1,0 +1,197 @@
+//! What a job looks like from outside: the answer to [`Request::Status`].
+//!
+//! All of it is read from /proc when somebody asks; nothing walks page tables.
+//!
+//! [`Request::Status`]: crate::control::Request::Status
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Instant;
+
+use procfs::process::{Process, Stat, Status};
+
+use super::session::Session;
+use super::Supervisor;
+use crate::control::{FdStatus, JobState, JobStatus, ProcessStatus};
+
+/// CPU time at the last question.
+#[derive(Debug)]
+pub(super) struct CpuMeter {
+    at: Instant,
+    ticks: u64,
+}
+
+impl CpuMeter {
+    pub(super) fn new() -> Self {
+        Self { at: Instant::now(), ticks: 0 }
+    }
+
+    /// Percent of one CPU since the last question.
+    fn percent(&mut self, ticks: u64) -> f32 {
+        let spent = ticks.saturating_sub(self.ticks) as f32 / procfs::ticks_per_second() as f32;
+        let elapsed = self.at.elapsed().as_secs_f32().max(0.001);
+        *self = Self { at: Instant::now(), ticks };
+        100.0 * spent / elapsed
+    }
+}
+
+/// One process as /proc shows it.
+struct Seen {
+    stat: Stat,
+    status: Status,
+}
+
+fn look(pid: i32) -> Option<Seen> {
+    let process = Process::new(pid).ok()?;
+    Some(Seen { stat: process.stat().ok()?, status: process.status().ok()? })
+}
+
+impl Supervisor {
+    /// Everything that `ps` and `inspect` show of this job.
+    #[must_use]
+    pub fn status(&mut self) -> JobStatus {
+        let root = self.session.root;
+        let processes: Vec<Seen> = self.session.processes().into_iter().filter_map(look).collect();
+        let sum = |of: fn(&Seen) -> u64| processes.iter().map(of).sum::<u64>();
+        let node = self.node.clone();
+        let meta = &self.job.meta;
+        JobStatus {
+            id: self.job.id,
+            name: meta.name.clone(),
+            command: meta.command.join(" "),
+            state: self.board.state.unwrap_or_else(|| state_of(&self.session)),
+            home: meta.home.clone(),
+            epoch: meta.epoch,
+            started_ms: meta.started_ms,
+            cpu_percent: self.cpu.percent(sum(|p| p.stat.utime + p.stat.stime)),
+            rss_bytes: 1024 * sum(|p| p.status.vmrss.unwrap_or(0)),
+            private_bytes: 1024 * sum(|p| p.status.rssanon.unwrap_or(0)),
+            cwd: link(root, "cwd"),
+            tty: look(root).and_then(|p| terminal(p.stat.tty_nr)),
+            connections: processes.iter().map(|p| connections(p.stat.pid)).sum(),
+            fds: descriptors(root, self.describe),
+            depends: self.board.depends.clone(),
+            history: self.board.history.clone(),
+            blockers: self.board.blockers.clone(),
+            moving: self.board.moving.clone(),
+            supervisor_pid: nix::unistd::getpid().as_raw(),
+            attached: meta.attached,
+            processes: processes.iter().map(|p| process_status(p, &node)).collect(),
+            node,
+        }
+    }
+}
+
+fn state_of(session: &Session) -> JobState {
+    match session.root_in_stop() {
+        Some(_) => JobState::Stopped,
+        None => JobState::Running,
+    }
+}
+
+fn process_status(seen: &Seen, node: &str) -> ProcessStatus {
+    let namespaced = seen.status.nspid.as_ref().and_then(|pids| pids.last().copied());
+    ProcessStatus {
+        pid: namespaced.unwrap_or(seen.stat.pid),
+        host_pid: seen.stat.pid,
+        node: node.to_owned(),
+        comm: seen.stat.comm.clone(),
+        threads: u32::try_from(seen.stat.num_threads).unwrap_or(0),
+    }
+}
+
+fn link(pid: i32, name: &str) -> String {
+    let target = fs::read_link(format!("/proc/{pid}/{name}"));
+    target.map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned())
+}
+
+/// Name of a terminal by its device number (proc_pid_stat(5), `tty_nr`).
+fn terminal(tty_nr: i32) -> Option<String> {
+    let (major, minor) = ((tty_nr >> 8) & 0xfff, (tty_nr & 0xff) | ((tty_nr >> 12) & 0xf_ff00));
+    match major {
+        0 => None,
+        4 if minor < 64 => Some(format!("tty{minor}")),
+        4 => Some(format!("ttyS{}", minor - 64)),
+        136..=143 => Some(format!("pts/{}", (major - 136) * 256 + minor)),
+        _ => Some(format!("tty {major}:{minor}")),
+    }
+}
+
+/// Numbers of the process's descriptors, ascending.
+fn numbers(pid: i32) -> BTreeSet<i32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// How a descriptor is shown: pid, number and link to [`FdStatus`]. Replaced by the one
+/// that knows the registered kinds.
+pub type Describe = fn(i32, i32, String) -> FdStatus;
+
+fn descriptors(pid: i32, describe: Describe) -> Vec<FdStatus> {
+    let one = |fd| describe(pid, fd, link(pid, &format!("fd/{fd}")));
+    numbers(pid).into_iter().map(one).collect()
+}
+
+/// The kind as the link itself tells it.
+#[must_use]
+pub fn by_link(_pid: i32, fd: i32, what: String) -> FdStatus {
+    let kind = match what.split_once(':') {
+        Some(("anon_inode", name)) => name.trim_matches(['[', ']']).to_owned(),
+        Some((kind, _)) if !what.starts_with('/') => kind.to_owned(),
+        _ => "file".to_owned(),
+    };
+    FdStatus { fd, kind, what, binding: "native".into() }
+}
+
+/// Established TCP connections of a process.
+fn connections(pid: i32) -> u32 {
+    let inode = |fd: i32| {
+        let target = link(pid, &format!("fd/{fd}"));
+        target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()
+    };
+    let sockets: BTreeSet<u64> = numbers(pid).into_iter().filter_map(inode).collect();
+    if sockets.is_empty() {
+        return 0;
+    }
+    let table = |name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    [table("tcp"), table("tcp6")].iter().map(|t| established(t, &sockets)).sum()
+}
+
+/// Rows of /proc/net/tcp in state 01 (ESTABLISHED) that belong to `sockets`.
+fn established(table: &str, sockets: &BTreeSet<u64>) -> u32 {
+    let ours = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = fields.get(9).and_then(|i| i.parse().ok());
+        fields.get(3) == Some(&"01") && inode.is_some_and(|i| sockets.contains(&i))
+    };
+    table.lines().skip(1).filter(ours).count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminals_have_names() {
+        assert_eq!(terminal(0), None);
+        assert_eq!(terminal(0x8803).as_deref(), Some("pts/3"));
+        assert_eq!(terminal(0x401).as_deref(), Some("tty1"));
+    }
+
+    #[test]
+    fn kinds_come_from_the_link() {
+        let kind = |what: &str| by_link(1, 3, what.into()).kind;
+        assert_eq!(kind("pipe:[12]"), "pipe");
+        assert_eq!(kind("anon_inode:[eventfd]"), "eventfd");
+        assert_eq!(kind("/tmp/a:b"), "file");
+    }
+
+    #[test]
+    fn own_connections_are_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = std::process::id() as i32;
+        let before = connections(own);
+        let _one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(connections(own) > before);
+    }
+}

@@ -1,0 +1,287 @@
+//! The handle table: what the kernel does not tell later about a descriptor.
+//!
+//! The kernel's own descriptor table is the handle table; here are only annotations to it.
+//! Today these are the paths of inotify watches: fdinfo shows a watch's inode (see
+//! proc_pid_fdinfo(5)), not its path.
+//!
+//! A record is found again by the watch number and inode that fdinfo shows, so that it
+//! holds for duplicates of the descriptor in any process, and a watch that the kernel has
+//! dropped by itself is not reported. fdinfo is read when somebody asks, never when a watch
+//! is added: it lists all watches, and programs add them by the thousand.
+//!
+//! Every change is appended to `STATE/jobs/<id>/handles` before the job runs on: a `u32`
+//! little-endian length, then postcard. A torn last entry is ignored.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state;
+
+/// One inotify watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// Watch descriptor.
+    pub wd: i32,
+    /// Absolute path as given to inotify_add_watch(2), bytes as the file system has them.
+    pub path: Vec<u8>,
+    /// The mask it was made with.
+    pub mask: u32,
+}
+
+/// Where a watch was added: process, descriptor, watch descriptor.
+type Key = (i32, i32, i32);
+
+/// A watch and the inode its path led to; 0 when it could not be asked. Some stacked file
+/// systems show another number there than fdinfo does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    ino: u64,
+    watch: Watch,
+}
+
+/// One entry of the file.
+#[derive(Debug, Serialize, Deserialize)]
+enum Change {
+    Add(Key, Record),
+    Remove(Key),
+}
+
+/// One `inotify` line of an fdinfo file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Live {
+    wd: i32,
+    ino: u64,
+}
+
+/// The handle table of one job.
+#[derive(Debug)]
+pub struct Handles {
+    path: PathBuf,
+    file: Option<File>,
+    records: BTreeMap<Key, Record>,
+    /// Entries in the file, to know when it is worth writing anew.
+    entries: usize,
+}
+
+impl Handles {
+    /// The table kept in `path`, with what a former supervisor left there.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be read.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let bytes = match fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let mut handles =
+            Self { path: path.to_owned(), file: None, records: BTreeMap::new(), entries: 0 };
+        decode(&bytes).into_iter().for_each(|change| handles.apply(change));
+        if !bytes.is_empty() {
+            handles.rewrite()?;
+        }
+        Ok(handles)
+    }
+
+    /// Records a watch that process `pid` has just added to its descriptor `fd`.
+    pub fn add(&mut self, pid: i32, fd: i32, watch: Watch) {
+        let ino = inode(&watch).unwrap_or(0);
+        self.change(Change::Add((pid, fd, watch.wd), Record { ino, watch }));
+    }
+
+    /// Forgets a watch.
+    pub fn remove(&mut self, pid: i32, fd: i32, wd: i32) {
+        self.change(Change::Remove((pid, fd, wd)));
+    }
+
+    /// The watches of a descriptor that still exist, as postcard of `Vec<Watch>`; `None`
+    /// when there is nothing to say of it.
+    #[must_use]
+    pub fn annotation(&self, host_pid: i32, fd: i32) -> Option<Vec<u8>> {
+        let known: HashMap<_, _> =
+            self.records.values().map(|r| ((r.watch.wd, r.ino), &r.watch)).collect();
+        let find = |live: Live| {
+            let exact = self.records.get(&(host_pid, fd, live.wd));
+            let same_inode = exact.filter(|r| r.ino == live.ino).map(|r| &r.watch);
+            let duplicate = || known.get(&(live.wd, live.ino)).copied();
+            same_inode.or_else(duplicate).or(exact.map(|r| &r.watch))
+        };
+        let watches: Vec<&Watch> =
+            live_watches(host_pid, fd).into_iter().filter_map(find).collect();
+        if watches.is_empty() {
+            return None;
+        }
+        postcard::to_stdvec(&watches).ok()
+    }
+
+    /// Takes up watches that were made anew for descriptor `fd` of process `pid`.
+    pub fn take_up(&mut self, pid: i32, fd: i32, watches: Vec<Watch>) {
+        watches.into_iter().for_each(|watch| self.add(pid, fd, watch));
+    }
+
+    fn change(&mut self, change: Change) {
+        let written = self.append(&change);
+        if let Err(e) = written {
+            tracing::warn!("{}: {e}; adopt would not know this watch", self.path.display());
+        }
+        self.apply(change);
+        if self.entries > 4 * self.records.len() + 1000 {
+            let _ = self.rewrite();
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.entries += 1;
+        match change {
+            Change::Add(key, record) => drop(self.records.insert(key, record)),
+            Change::Remove(key) => drop(self.records.remove(&key)),
+        }
+    }
+
+    fn append(&mut self, change: &Change) -> io::Result<()> {
+        let frame = encode(change)?;
+        if self.file.is_none() {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).mode(0o600);
+            self.file = Some(options.open(&self.path)?);
+        }
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(&frame))
+    }
+
+    fn rewrite(&mut self) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for (key, record) in &self.records {
+            bytes.extend(encode(&Change::Add(*key, record.clone()))?);
+        }
+        state::write_atomic(&self.path, &bytes)?;
+        self.file = None;
+        self.entries = self.records.len();
+        Ok(())
+    }
+}
+
+fn encode(change: &Change) -> io::Result<Vec<u8>> {
+    let body = postcard::to_stdvec(change).map_err(io::Error::other)?;
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend(body);
+    Ok(frame)
+}
+
+/// The entries of the file up to the first that is torn.
+fn decode(mut bytes: &[u8]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    while let Some((len, rest)) = bytes.split_first_chunk::<4>() {
+        let len = u32::from_le_bytes(*len) as usize;
+        let Some(body) = rest.get(..len) else { break };
+        let Ok(change) = postcard::from_bytes(body) else { break };
+        changes.push(change);
+        bytes = &rest[len..];
+    }
+    changes
+}
+
+/// The watches that fdinfo shows; none when the descriptor is gone or is something else.
+fn live_watches(pid: i32, fd: i32) -> Vec<Live> {
+    let fdinfo = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+    fdinfo.lines().filter_map(parse_watch).collect()
+}
+
+/// The inode that a watch's path leads to.
+fn inode(watch: &Watch) -> io::Result<u64> {
+    let path = Path::new(OsStr::from_bytes(&watch.path));
+    let follow = watch.mask & libc::IN_DONT_FOLLOW == 0;
+    let metadata = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    metadata.map(|m| m.ino())
+}
+
+/// `inotify wd:1 ino:4d2 sdev:800001 mask:3 …`, all hexadecimal.
+fn parse_watch(line: &str) -> Option<Live> {
+    let fields = line.strip_prefix("inotify ")?;
+    let field = |name: &str| {
+        let text = fields.split_whitespace().find_map(|f| f.strip_prefix(name))?;
+        u64::from_str_radix(text, 16).ok()
+    };
+    Some(Live { wd: field("wd:")? as i32, ino: field("ino:")? })
+}
+
+/// Makes a thread's path absolute in this process's view of the file system.
+#[must_use]
+pub fn resolve(tid: i32, path: &[u8]) -> Vec<u8> {
+    let base = if path.starts_with(b"/") { "root" } else { "cwd" };
+    let base = fs::read_link(format!("/proc/{tid}/{base}")).unwrap_or_else(|_| "/".into());
+    let relative = path.strip_prefix(b"/").unwrap_or(path);
+    base.join(OsStr::from_bytes(relative)).into_os_string().into_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    use std::os::fd::{AsFd, AsRawFd};
+
+    fn own() -> i32 {
+        std::process::id() as i32
+    }
+
+    fn watches(handles: &Handles, fd: i32) -> Vec<Watch> {
+        let bytes = handles.annotation(own(), fd).unwrap_or_else(|| vec![0]);
+        postcard::from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn fdinfo_lines_are_read() {
+        let live = parse_watch("inotify wd:1f ino:9e7e sdev:800013 mask:800afce");
+        assert_eq!(live, Some(Live { wd: 0x1f, ino: 0x9e7e }));
+        assert_eq!(parse_watch("pos:\t0"), None);
+    }
+
+    #[test]
+    fn watches_survive_reopening_and_hold_for_duplicates() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("handles");
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+        let fd = inotify.as_fd().as_raw_fd();
+        inotify.add_watch(dir.path(), AddWatchFlags::IN_CREATE).unwrap();
+        inotify.add_watch("/", AddWatchFlags::IN_DELETE).unwrap();
+        let first = Watch { wd: 1, path: dir.path().as_os_str().as_bytes().into(), mask: 0x100 };
+        let second = Watch { wd: 2, path: b"/".into(), mask: 0x200 };
+        let mut handles = Handles::open(&file).unwrap();
+        handles.take_up(own(), fd, vec![first.clone(), second.clone()]);
+        let handles = Handles::open(&file).unwrap();
+        let duplicate = inotify.as_fd().try_clone_to_owned().unwrap();
+        let mut seen = watches(&handles, duplicate.as_raw_fd());
+        seen.sort_by_key(|w| w.wd);
+        assert_eq!(seen, [first, second]);
+    }
+
+    #[test]
+    fn removed_and_vanished_watches_are_not_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+        let fd = inotify.as_fd().as_raw_fd();
+        let wd = inotify.add_watch(dir.path(), AddWatchFlags::IN_CREATE).unwrap();
+        let mut handles = Handles::open(&dir.path().join("handles")).unwrap();
+        let watch = Watch { wd: 1, path: b"/tmp".into(), mask: 1 };
+        handles.add(own(), fd, watch.clone());
+        assert_eq!(watches(&handles, fd), [watch]);
+        inotify.rm_watch(wd).unwrap();
+        assert!(handles.annotation(own(), fd).is_none());
+        handles.remove(own(), fd, 1);
+        assert!(Handles::open(&dir.path().join("handles")).unwrap().records.is_empty());
+    }
+
+    #[test]
+    fn a_torn_entry_ends_the_file() {
+        let whole = encode(&Change::Remove((1, 2, 3))).unwrap();
+        let mut bytes = whole.clone();
+        bytes.extend(&whole[..whole.len() - 1]);
+        assert_eq!(decode(&bytes).len(), 1);
+        assert_eq!(decode(&[0xff; 64]).len(), 0);
+    }
+}

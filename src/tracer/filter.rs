@@ -1,0 +1,113 @@
+//! The seccomp filter of a launched program, as classic BPF (seccomp(2)).
+//!
+//! ```text
+//! ld  arch        other than x86-64 (i386)             ─► ALLOW
+//! ld  nr
+//! jeq each call that is not native                     ─► TRACE or ERRNO
+//!     all others, x32 among them (bit 30 of nr is set) ─► ALLOW
+//! ```
+
+use libc::{
+    sock_filter, BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO, SECCOMP_RET_TRACE,
+};
+
+use crate::syscalls::table::{Policy, Row};
+
+/// AUDIT_ARCH_X86_64 of `linux/audit.h`: EM_X86_64, 64 bits, little endian.
+pub const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
+/// Offsets in `struct seccomp_data`.
+const NR: u32 = 0;
+const ARCH: u32 = 4;
+
+fn statement(code: u32, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+fn load(offset: u32) -> sock_filter {
+    statement(BPF_LD | BPF_W | BPF_ABS, offset)
+}
+
+fn give(action: u32) -> sock_filter {
+    statement(BPF_RET | BPF_K, action)
+}
+
+/// Skips the next instruction unless the loaded value is `k`.
+fn if_equal(k: u32) -> sock_filter {
+    sock_filter { jf: 1, ..statement(BPF_JMP | BPF_JEQ | BPF_K, k) }
+}
+
+/// Skips the next instruction if the loaded value is `k`.
+fn if_other(k: u32) -> sock_filter {
+    sock_filter { jt: 1, ..statement(BPF_JMP | BPF_JEQ | BPF_K, k) }
+}
+
+fn action(policy: Policy) -> Option<u32> {
+    match policy {
+        Policy::Native => None,
+        Policy::Observe => Some(SECCOMP_RET_TRACE),
+        Policy::Refuse(errno) => Some(SECCOMP_RET_ERRNO | errno as u32),
+    }
+}
+
+/// The filter that does what `table` says.
+#[must_use]
+pub fn program(table: &[Row]) -> Vec<sock_filter> {
+    let mut code = vec![load(ARCH), if_other(AUDIT_ARCH_X86_64), give(SECCOMP_RET_ALLOW), load(NR)];
+    for row in table {
+        if let Some(action) = action(row.policy) {
+            code.extend([if_equal(row.nr), give(action)]);
+        }
+    }
+    code.push(give(SECCOMP_RET_ALLOW));
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::syscalls::table::TABLE;
+
+    /// Runs the four instructions the filter is made of.
+    fn run(code: &[sock_filter], nr: u32, arch: u32) -> u32 {
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let op = code[at];
+            at += 1;
+            match u32::from(op.code) {
+                c if c == BPF_LD | BPF_W | BPF_ABS => loaded = [nr, arch][op.k as usize / 4],
+                c if c == BPF_JMP | BPF_JEQ | BPF_K => {
+                    at += usize::from(if loaded == op.k { op.jt } else { op.jf });
+                }
+                c if c == BPF_RET | BPF_K => return op.k,
+                c => panic!("unknown instruction {c:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn does_what_the_table_says_for_every_number() {
+        let code = program(TABLE);
+        for nr in 0..1024 {
+            let listed = TABLE.iter().find(|r| r.nr == nr).and_then(|r| action(r.policy));
+            let want = listed.unwrap_or(SECCOMP_RET_ALLOW);
+            assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64), want, "call {nr}");
+        }
+    }
+
+    #[test]
+    fn leaves_other_architectures_and_x32_alone() {
+        let code = program(TABLE);
+        for nr in 0..1024 {
+            for arch in [0x4000_0003, 0xC000_00B7, 0] {
+                assert_eq!(run(&code, nr, arch), SECCOMP_RET_ALLOW);
+            }
+            assert_eq!(run(&code, nr | 0x4000_0000, AUDIT_ARCH_X86_64), SECCOMP_RET_ALLOW);
+        }
+    }
+
+    #[test]
+    fn fits_the_kernel() {
+        assert!(program(TABLE).len() <= 4096);
+    }
+}

@@ -1,0 +1,239 @@
+//! The command line as a person meets it: the real binary, its exit codes and its words.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// `vosrun` with an empty home and state folder, and nothing of ours in its environment.
+    fn vosrun(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vosrun"));
+        command.args(words).stdin(Stdio::null());
+        for name in ["VOSRUN_STATE_DIR", "VOSRUN_LOG", "XDG_CONFIG_HOME", "NO_COLOR", "TERM"] {
+            command.env_remove(name);
+        }
+        command.env("HOME", self.0.path()).env("XDG_STATE_HOME", self.0.path().join("state"));
+        command
+    }
+
+    fn run(&self, words: &str) -> Output {
+        self.vosrun(&words.split_whitespace().collect::<Vec<_>>()).output().unwrap()
+    }
+
+    fn config(&self, text: &str) {
+        let dir = self.0.path().join(".config/vosrun");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+    }
+}
+
+fn stdout(out: &Output) -> &str {
+    std::str::from_utf8(&out.stdout).unwrap()
+}
+
+fn stderr(out: &Output) -> &str {
+    std::str::from_utf8(&out.stderr).unwrap()
+}
+
+#[test]
+fn usage_errors_are_one_sentence_and_exit_2() {
+    let place = Place::new();
+    for (words, sentence) in [
+        ("./counter", "no command `./counter`; a program is run with: vosrun -- ./counter"),
+        ("migrat", "no command `migrat` (did you mean `migrate`?); a program is run with: vosrun -- migrat"),
+        ("--bogus", "unexpected argument '--bogus' found; see vosrun --help"),
+        ("ps extra", "unexpected argument 'extra' found; see vosrun --help"),
+        ("inspect", "no job is running here"),
+        ("inspect nobody", "no job `nobody` here; vosrun ps lists them"),
+        ("migrate nobody --to b", "no job `nobody` here; vosrun ps lists them"),
+        ("migrate --watch m-7f3a0001", "no move m-7f3a0001 here, neither in progress nor in a job's history"),
+        ("explain VOS-TIMEOT", "no code `VOS-TIMEOT`; near: VOS-TIMEOUT"),
+        ("--name x ps", "--name, --attach, --detach, --filter and a program after -- go with no command"),
+    ] {
+        let out = place.run(words);
+        assert_eq!(out.status.code(), Some(2), "{words}: {}", stderr(&out));
+        assert_eq!(stderr(&out), format!("vosrun: {sentence}\n"), "{words}");
+        assert_eq!(stdout(&out), "", "{words}");
+    }
+}
+
+#[test]
+fn migrate_needs_a_target_or_a_move() {
+    let place = Place::new();
+    for words in
+        ["migrate", "migrate x", "migrate --to b --cancel m-7f3a0001", "migrate --cancel 7"]
+    {
+        let out = place.run(words);
+        assert_eq!(out.status.code(), Some(2), "{words}");
+        assert_eq!(stderr(&out).lines().count(), 1, "{words}: {}", stderr(&out));
+    }
+}
+
+#[test]
+fn nothing_to_do_shows_the_usage() {
+    let out = Place::new().run("");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(stderr(&out).contains("vosrun [OPTIONS] -- PROGRAM [ARGS]..."), "{}", stderr(&out));
+}
+
+#[test]
+fn help_and_version() {
+    let place = Place::new();
+    let out = place.run("--help");
+    assert_eq!(out.status.code(), Some(0));
+    for command in ["migrate", "ps", "inspect", "check", "doctor", "explain", "adopt", "demo"] {
+        assert!(stdout(&out).contains(&format!("  {command} ")), "{command}");
+    }
+    assert!(!stdout(&out).contains("__"), "hidden commands are hidden");
+    assert_eq!(stderr(&out), "");
+    let version = format!("vosrun {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&place.run("--version")), version);
+    assert!(stdout(&place.run("migrate --help")).contains("Usage: vosrun migrate "));
+}
+
+#[test]
+fn every_code_has_its_text() {
+    let place = Place::new();
+    for code in vosrun::codes::CODES {
+        let out = place.run(&format!("explain {}", code.code));
+        assert_eq!(out.status.code(), Some(0), "{}", code.code);
+        let head = format!("{}: {}\n", code.code, code.title);
+        assert!(stdout(&out).starts_with(&head), "{}", stdout(&out));
+        assert!(stdout(&out).lines().all(|l| l.chars().count() <= 100), "{}", stdout(&out));
+    }
+    let all = place.run("explain --json");
+    let all: serde_json::Value = serde_json::from_slice(&all.stdout).unwrap();
+    assert_eq!(all["codes"].as_array().map(Vec::len), Some(vosrun::codes::CODES.len()));
+}
+
+#[test]
+fn ps_of_an_empty_node() {
+    let place = Place::new();
+    let out = place.run("ps");
+    assert_eq!((out.status.code(), stderr(&out)), (Some(0), ""));
+    assert!(stdout(&out).starts_with("ID  NAME  PID@NODE  STATE"), "{}", stdout(&out));
+    let out = place.run("ps --json");
+    let document: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(document, serde_json::json!({ "api": "vosrun/v1", "jobs": [] }));
+}
+
+#[test]
+fn the_state_folder_comes_from_option_environment_and_file() {
+    let place = Place::new();
+    let exists = |name: &str| place.0.path().join(name).is_dir();
+    let path = |name: &str| place.0.path().join(name).display().to_string();
+    place.config(&format!("state_dir = {:?}\n", path("file")));
+    place.vosrun(&["ps"]).output().unwrap();
+    assert!(exists("file") && !exists("state"));
+    place.vosrun(&["ps"]).env("VOSRUN_STATE_DIR", path("env")).output().unwrap();
+    assert!(exists("env"));
+    let option = path("option");
+    let mut command = place.vosrun(&["ps", "--state-dir", &option]);
+    command.env("VOSRUN_STATE_DIR", path("unused")).output().unwrap();
+    assert!(exists("option") && !exists("unused"));
+}
+
+#[test]
+fn a_bad_configuration_is_named() {
+    let place = Place::new();
+    place.config("log = \"info\"\ncolour = 1\n");
+    let out = place.run("ps");
+    assert_eq!(out.status.code(), Some(2));
+    let sentence = stderr(&out);
+    assert!(
+        sentence.contains(".config/vosrun/config.toml: line 2: unknown field `colour`"),
+        "{sentence}"
+    );
+    assert_eq!(place.run("explain").status.code(), Some(0), "explain needs no configuration");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let place = Place::new();
+    let mut child =
+        place.vosrun(&["explain"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""));
+}
+
+/// The output of a command whose stdout is a terminal (script(1) makes one).
+fn on_a_terminal(place: &Place, no_color: Option<&str>) -> Option<String> {
+    let vosrun = Path::new(env!("CARGO_BIN_EXE_vosrun")).display();
+    let mut command = Command::new("script");
+    command.args(["-qec", &format!("{vosrun} explain VOS-BUSY"), "/dev/null"]);
+    command.env("HOME", place.0.path()).env("TERM", "xterm").env_remove("NO_COLOR");
+    if let Some(value) = no_color {
+        command.env("NO_COLOR", value);
+    }
+    let out = command.stdin(Stdio::null()).output().ok()?;
+    Some(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[test]
+fn colours_only_on_a_terminal_and_not_with_no_color() {
+    let place = Place::new();
+    assert!(!stdout(&place.run("explain VOS-BUSY")).contains('\x1b'));
+    let Some(colourful) = on_a_terminal(&place, None) else {
+        eprintln!("skipped the terminal part: no script(1) here");
+        return;
+    };
+    assert!(colourful.contains("\x1b[1mVOS-BUSY"), "{colourful:?}");
+    assert!(on_a_terminal(&place, Some("")).is_some_and(|t| t.contains('\x1b')), "empty: not set");
+    assert!(on_a_terminal(&place, Some("1")).is_some_and(|t| !t.contains('\x1b')));
+}
+
+#[test]
+fn a_job_without_supervisor_is_shown_with_the_way_out() {
+    let place = Place::new();
+    let state = vosrun::state::StateDir::open(&place.0.path().join("state/vosrun")).unwrap();
+    let id = vosrun::ids::JobId([0xa4; 16]);
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    let pid = i32::try_from(sleeper.id()).unwrap();
+    let start = procfs::process::Process::new(pid).unwrap().stat().unwrap().starttime;
+    state.job(id).create().unwrap();
+    state
+        .job(id)
+        .set_meta(&vosrun::state::JobMeta {
+            name: "ctr".into(),
+            command: vec!["./counter".into()],
+            home: "a".into(),
+            pid,
+            host: Some((pid, start)),
+            epoch: vosrun::ids::Epoch(1),
+            started_ms: 1,
+            attached: false,
+            filtered: true,
+        })
+        .unwrap();
+    let out = place.run("ps");
+    assert!(stdout(&out).contains("ORPHANED"), "{}", stdout(&out));
+    assert!(stdout(&out).contains("vosrun adopt ctr"), "{}", stdout(&out));
+    let out = place.run("migrate ctr --to b");
+    assert_eq!(out.status.code(), Some(75));
+    assert!(stderr(&out).contains("still running here as pid"), "{}", stderr(&out));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(stdout(&place.run("ps")).contains("LOST"));
+}
+
+#[test]
+fn doctor_tries_and_reports() {
+    let out = Place::new().run("doctor --quick --json");
+    let document: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(document["api"], "vosrun/v1");
+    let result = |name: &str| {
+        let checks = document["checks"].as_array().unwrap();
+        checks.iter().find(|c| c["name"] == name).unwrap()["result"].clone()
+    };
+    // The tests of this project need these anyway.
+    assert_eq!((result("ptrace"), result("seccomp")), ("ok".into(), "ok".into()), "{document}");
+    assert_eq!(document["exit"], out.status.code().unwrap());
+}

@@ -1,0 +1,6 @@
+//! Relays with real pipes, terminals and programs, over a link that is cut, for jobs that
+//! move.
+
+mod pipes;
+mod terminal;
+mod world;
