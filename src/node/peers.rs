@@ -51,11 +51,17 @@ pub struct Own {
 }
 
 impl Own {
-    /// The entry as told to a peer, for whom this host is `local` when nothing better is
-    /// known.
+    /// The entry as told to a peer. A daemon bound to all addresses is reached by the one
+    /// that this host has towards the peer, `local`.
     #[must_use]
     pub fn peer(&self, id: NodeId, local: SocketAddr) -> Peer {
-        let addr = self.advertise.unwrap_or(SocketAddr::new(local.ip(), self.listen.port()));
+        let addr = match self.advertise {
+            Some(addr) => addr,
+            None if self.listen.ip().is_unspecified() => {
+                SocketAddr::new(local.ip(), self.listen.port())
+            }
+            None => self.listen,
+        };
         Peer { name: self.name.clone(), id, addr: addr.to_string(), stamp_ms: self.stamp_ms }
     }
 }
