@@ -230,7 +230,7 @@ impl Hosts {
     pub fn start_node(&self, index: usize, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
         let token = match index {
             0 => None,
-            _ => Some(self.run(0, &["token"])?.good("token")?.trim().to_owned()),
+            _ => Some(self.token().with_context(|| self.log(0))?),
         };
         let mut child = self.spawn_node(index, token.as_deref(), alter)?;
         let own = self.hosts[index].name;
@@ -242,6 +242,10 @@ impl Hosts {
         });
         *self.hosts[index].node.borrow_mut() = Some(child);
         ready.with_context(|| self.log(index))
+    }
+
+    fn token(&self) -> Result<String> {
+        Ok(self.run(0, &["token"])?.good("token")?.trim().to_owned())
     }
 
     /// Names of the nodes that answer, as `vosrun nodes` on a host has them.
