@@ -47,6 +47,8 @@ impl Job {
             started_ms: now_ms(),
             attached,
             filtered: false,
+            names: None,
+            agent: None,
         };
         dir.create()?;
         let lock = lock(&dir)?;
@@ -54,6 +56,21 @@ impl Job {
         fs::write(dir.path().join("meta"), serde_json::to_vec_pretty(&meta)?)?;
         drop(naming);
         Ok(Self { id, dir, meta, _lock: lock })
+    }
+
+    /// Makes the folder of a job that comes from another node, or takes up the one it left
+    /// behind when it was here before.
+    ///
+    /// # Errors
+    /// `WouldBlock` when a supervisor has it; else when the folder cannot be made.
+    pub fn receive(state: &StateDir, id: JobId, meta: JobMeta) -> io::Result<Self> {
+        let dir = state.job(id);
+        crate::state::make_dir(&state.path().join("jobs"))?;
+        dir.create()?;
+        let lock = lock(&dir)?;
+        let job = Self { id, dir, meta, _lock: lock };
+        job.save()?;
+        Ok(job)
     }
 
     /// Takes over a job that has a folder, but no supervisor.
