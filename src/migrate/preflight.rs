@@ -103,7 +103,8 @@ fn check_process(pid: i32, leader: &View, filters: u64) -> Vec<Finding> {
     let object = format!("process {}", leader.job_pid);
     let children = children(pid);
     if !children.is_empty() {
-        let list: Vec<String> = children.iter().map(|(pid, name)| format!("{pid} {name}")).collect();
+        let list: Vec<String> =
+            children.iter().map(|(pid, name)| format!("{pid} {name}")).collect();
         findings.push(blocker(
             "VOS-CHILDREN",
             format!("{object}, children {}", list.join(", ")),
@@ -318,9 +319,36 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
 /// Features that programs ask for; the kernel's own (synthetic flags, mitigations) do not count.
 fn matters(flag: &str) -> bool {
     const USER: [&str; 30] = [
-        "sse", "avx", "fma", "bmi", "popcnt", "lzcnt", "abm", "movbe", "aes", "pclmul", "vpclmul",
-        "vaes", "sha", "gfni", "adx", "rdrand", "rdseed", "f16c", "xsave", "fsgsbase", "amx",
-        "cx16", "ssse3", "rdpid", "rdtscp", "clflushopt", "clwb", "movdir", "erms", "fsrm",
+        "sse",
+        "avx",
+        "fma",
+        "bmi",
+        "popcnt",
+        "lzcnt",
+        "abm",
+        "movbe",
+        "aes",
+        "pclmul",
+        "vpclmul",
+        "vaes",
+        "sha",
+        "gfni",
+        "adx",
+        "rdrand",
+        "rdseed",
+        "f16c",
+        "xsave",
+        "fsgsbase",
+        "amx",
+        "cx16",
+        "ssse3",
+        "rdpid",
+        "rdtscp",
+        "clflushopt",
+        "clwb",
+        "movdir",
+        "erms",
+        "fsrm",
     ];
     USER.iter().any(|prefix| flag.starts_with(prefix))
 }

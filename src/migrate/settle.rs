@@ -190,8 +190,7 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let result = it.regs.rax as i64;
     let nr = it.regs.orig_rax as i64;
     let in_call = nr >= 0;
-    let woken =
-        result == ERESTART_RESTARTBLOCK || (result == EINTR && answers_eintr(nr));
+    let woken = result == ERESTART_RESTARTBLOCK || (result == EINTR && answers_eintr(nr));
     let restarts = in_call && woken && !it.signal;
     if let Some(running) = it.running {
         let interrupted = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND].contains(&result);

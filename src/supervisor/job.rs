@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -137,6 +139,22 @@ pub fn node_name(state: &StateDir) -> String {
     }
     nix::unistd::gethostname()
         .map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The supervisor's log, `STATE/jobs/<id>/log`; `VOSRUN_LOG` sets its level.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn start_log(dir: &JobDir) -> anyhow::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.open(dir.log()).with_context(|| dir.log().display().to_string())?;
+    let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
+    let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
+    // A subscriber that is there already stays.
+    let _ = log.with_writer(Mutex::new(file)).try_init();
+    Ok(())
 }
 
 /// Unix milliseconds now.

@@ -130,6 +130,8 @@ pub struct Supervisor {
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
     /// Ends the loop when set.
     pub end: Option<End>,
+    /// The job has gone on: its journal stays, for whoever asks where it is.
+    pub keep_folder: bool,
     /// The job is on another node: signals for it are put into `arrived`.
     pub away: bool,
     pub arrived: VecDeque<Arrived>,
@@ -174,6 +176,7 @@ impl Supervisor {
             ready: VecDeque::new(),
             foreign: BTreeMap::new(),
             end: None,
+            keep_folder: false,
             away: false,
             arrived: VecDeque::new(),
             signals,
@@ -449,6 +452,9 @@ impl Supervisor {
             self.finish(key, &Reply::Error(sentence.into()));
         }
         self.signals.dismiss_witness();
+        if self.keep_folder {
+            return;
+        }
         let removed = self.job.dir.remove();
         if let Err(e) = removed {
             tracing::warn!("{}: {e}", self.job.dir.path().display());

@@ -116,9 +116,8 @@ impl Mover {
     /// Sends what waits on a link before this process may end.
     fn flush_link(&mut self, key: LinkKey) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(2);
-        let waits = |m: &Self| {
-            m.links.get(&key).is_some_and(|p| p.over.is_none() && p.link.queued() > 0)
-        };
+        let waits =
+            |m: &Self| m.links.get(&key).is_some_and(|p| p.over.is_none() && p.link.queued() > 0);
         while waits(self) && Instant::now() < until {
             self.pump(Some(Duration::from_millis(50)))?;
         }

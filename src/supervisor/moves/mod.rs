@@ -37,7 +37,6 @@ use standin::StandIn;
 
 pub use target::receive;
 
-
 /// Names a link; never used again for another one.
 type LinkKey = usize;
 
@@ -184,9 +183,7 @@ impl Mover {
             self.drive(key);
         }
         self.relay(Side::Home, |relays, out| relays.on_tick(out));
-        if let Some(standin) = &mut self.standin {
-            standin.take(&mut self.sup);
-        }
+        self.serve_standin();
         Ok(())
     }
 
@@ -357,6 +354,18 @@ impl Mover {
         }
     }
 
+    /// Passes on what the stand-in got, as soon as the job can be reached.
+    fn serve_standin(&mut self) {
+        let Some(standin) = &mut self.standin else { return };
+        standin.take(&mut self.sup);
+        while self.agent.is_none() || self.relay_link.is_some() {
+            let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
+            let Some(signal) = next else { return };
+            self.signal_job(signal);
+            self.say_away(Msg::Signal(signal));
+        }
+    }
+
     fn say_away(&mut self, msg: Msg) {
         if self.agent.is_some() {
             self.say(msg, &[]);
@@ -483,9 +492,9 @@ impl Mover {
                 let report = self.check(to.as_deref())?;
                 self.sup.finish(client, &report);
             }
-            Request::Recover { dead } => {
-                let reply = self.recover(&dead)?;
-                self.sup.finish(client, &reply);
+            Request::Recover { .. } => {
+                let why = "there is no frozen copy of it here".into();
+                self.sup.finish(client, &Reply::Error(why));
             }
             Request::Status => {
                 let status = self.sup.status();

@@ -291,7 +291,11 @@ impl Mover {
             Some((Msg::Abort(why), _)) => Err(stopped(10, "VOS-BUSY", why)),
             Some((Msg::Failed(f), _)) => {
                 let code = crate::codes::find(&f.code).map_or("VOS-TARGET", |c| c.code);
-                Err(stopped(11, code, format!("{} could not take the job: {}", target.name, f.text)))
+                Err(stopped(
+                    11,
+                    code,
+                    format!("{} could not take the job: {}", target.name, f.text),
+                ))
             }
             Some((Msg::Gone { .. }, _)) => {
                 Err(stopped(11, "VOS-TARGET", format!("the home agent on {} is gone", target.name)))
@@ -549,9 +553,8 @@ impl Mover {
         laps.lap("capture");
         let (nodename, domainname) = self.names().map_err(own)?;
         let handles = &self.sup.session.handles;
-        let annotations = files.views.table.iter().filter_map(|s| {
-            Some((s.fd, handles.annotation(pid, s.fd)?))
-        });
+        let annotations =
+            files.views.table.iter().filter_map(|s| Some((s.fd, handles.annotation(pid, s.fd)?)));
         let parcel = Parcel {
             annotations: annotations.collect(),
             image: JobImage {
@@ -612,7 +615,11 @@ impl Mover {
         Ok((frozen.states.clone(), streams))
     }
 
-    fn freeze_away(&mut self, frozen: &mut Frozen, ends: &BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
+    fn freeze_away(
+        &mut self,
+        frozen: &mut Frozen,
+        ends: &BTreeMap<StreamKey, OwnedFd>,
+    ) -> Step1<()> {
         let Some(away) = &mut self.away else { return Ok(()) };
         let all: Vec<u32> = away.streams().collect();
         for stream in all {
@@ -820,7 +827,8 @@ impl Mover {
         );
         let failure = self.failure(id, &target.name, *stopped(12, "VOS-COMMIT-SENT", text.clone()));
         self.sup.board.state = Some(crate::control::JobState::InDoubt);
-        for client in self.moving.as_mut().map(|m| std::mem::take(&mut m.watchers)).unwrap_or_default()
+        for client in
+            self.moving.as_mut().map(|m| std::mem::take(&mut m.watchers)).unwrap_or_default()
         {
             self.sup.finish(client, &Reply::Failed(failure.clone()));
         }
@@ -958,6 +966,7 @@ impl Mover {
             // Its clients get their answers; then there is nothing to do here.
             self.sup.end = Some(super::End::Exited(Exit::Code(0)));
             self.left = true;
+            self.sup.keep_folder = true;
         }
     }
 
@@ -989,7 +998,9 @@ impl Mover {
         let node = self.sup.board.moved_to.clone().unwrap_or_default();
         if let Some(client) = client {
             let name = &self.sup.job.meta.name;
-            let why = format!("{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})");
+            let why = format!(
+                "{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})"
+            );
             self.sup.finish(client, &Reply::Error(why));
         }
         Ok(())

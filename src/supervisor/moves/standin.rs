@@ -140,7 +140,8 @@ fn emptying(pid: i32, stub: &Stub) -> Result<Program> {
         program.call(libc::SYS_setitimer, "setitimer", &[Arg::Num(which), Arg::Data(none)]);
     }
     let default = program.data(&[0; 32]);
-    for signal in (1..=64).filter(|s| sigbit(*s) & (sigbit(libc::SIGKILL) | sigbit(libc::SIGSTOP)) == 0)
+    for signal in
+        (1..=64).filter(|s| sigbit(*s) & (sigbit(libc::SIGKILL) | sigbit(libc::SIGSTOP)) == 0)
     {
         let args = [Arg::Num(signal as u64), Arg::Data(default), Arg::Num(0), Arg::Num(8)];
         program.call(libc::SYS_rt_sigaction, "rt_sigaction", &args);

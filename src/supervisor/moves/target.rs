@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use crate::supervisor::{Mode, Supervisor};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::table::TABLE;
 use crate::tracer::memory::VmFlags;
-use crate::tracer::{filter, raw, Exit};
+use crate::tracer::{filter, raw};
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +46,6 @@ const MOST_IMAGE: usize = 256 << 20;
 /// # Errors
 /// Before the job is known. Later failures are told to the source.
 pub fn receive(state: &StateDir) -> Result<u8> {
-    // SAFETY is in the function: the daemon gives this descriptor and keeps none.
     let socket = crate::migrate::raw::own(3);
     let tls = node::tls(state)?;
     let mut link = Link::accept(std::net::TcpStream::from(socket), &tls)?;
@@ -84,10 +83,7 @@ pub fn receive(state: &StateDir) -> Result<u8> {
         return Ok(0);
     }
     let (supervisor, end) = mover.run()?;
-    let left = supervisor.board.history.last().is_some_and(|m| m.from == supervisor.node);
-    if !left {
-        supervisor.close(end);
-    }
+    supervisor.close(end);
     Ok(0)
 }
 
@@ -140,7 +136,7 @@ fn supervisor_for(state: &StateDir, hello: &Hello) -> Result<Mover> {
     };
     let job = Job::receive(state, hello.job.id, meta)
         .with_context(|| format!("job {} here already", hello.job.id))?;
-    crate::supervisor::start_log(&job.dir)?;
+    crate::supervisor::job::start_log(&job.dir)?;
     let handles = Handles::open(&job.dir.handles()).context("handle table")?;
     let session = Session::new(handles);
     let sup = Supervisor::new(state.clone(), job, session, signals, Mode::Background)?;
@@ -274,9 +270,8 @@ impl Mover {
     /// Waits a moment until the last words are sent.
     fn say_last(&mut self, key: LinkKey) {
         let until = Instant::now() + Duration::from_secs(2);
-        let waits = |m: &Self| {
-            m.links.get(&key).is_some_and(|p| p.over.is_none() && p.link.queued() > 0)
-        };
+        let waits =
+            |m: &Self| m.links.get(&key).is_some_and(|p| p.over.is_none() && p.link.queued() > 0);
         while waits(self) && Instant::now() < until {
             let _ = self.pump(Some(Duration::from_millis(50)));
         }
@@ -309,10 +304,8 @@ impl Mover {
         let verdict = preflight::judge(&a.hello);
         let foreign = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
         let other_kernel = verdict.findings.iter().any(|f| f.code == "VOS-KERNEL");
-        let verdict = crate::migrate::message::Verdict {
-            foreign_vdso: foreign || other_kernel,
-            ..verdict
-        };
+        let verdict =
+            crate::migrate::message::Verdict { foreign_vdso: foreign || other_kernel, ..verdict };
         self.send(key, &Msg::Verdict(verdict), &[]);
         loop {
             let got = self.next(key, Instant::now() + PATIENCE)?;
@@ -356,7 +349,8 @@ impl Mover {
                 }
                 Msg::Pages(ranges) => {
                     let restoring = a.restoring.as_ref();
-                    restoring.ok_or_else(|| anyhow!("pages before the image"))?
+                    restoring
+                        .ok_or_else(|| anyhow!("pages before the image"))?
                         .fill(&ranges, &payload)?;
                 }
                 Msg::PagesEnd => return self.complete(a),
@@ -649,7 +643,12 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    fn resume_all(&mut self, process: &ProcessImage, pid: i32, threads: &[NewThread]) -> Result<()> {
+    fn resume_all(
+        &mut self,
+        process: &ProcessImage,
+        pid: i32,
+        threads: &[NewThread],
+    ) -> Result<()> {
         if let Some(signal) = process.stopped {
             raw::kill(pid, signal).context("stopping the job as it was")?;
         }
