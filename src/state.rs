@@ -180,6 +180,12 @@ pub struct JobMeta {
     pub attached: bool,
     /// The supervisor's seccomp filter is in the job.
     pub filtered: bool,
+    /// Node name and domain name that the job has in a namespace of its own.
+    #[serde(default)]
+    pub names: Option<(String, String)>,
+    /// The node whose agent holds the job's relays (id and name), when it is not this one.
+    #[serde(default)]
+    pub agent: Option<(crate::ids::NodeId, String)>,
 }
 
 /// Makes a folder and its parents, mode 0700.

@@ -14,14 +14,14 @@ mod children;
 mod config;
 mod demo;
 mod doctor;
-mod error;
+pub(crate) mod error;
 mod explain;
 mod human;
 mod inspect;
 mod migrate;
 mod near;
 pub mod node;
-mod out;
+pub(crate) mod out;
 mod pair;
 mod progress;
 mod ps;
@@ -29,7 +29,7 @@ mod raw;
 mod receive;
 mod recover;
 pub mod run;
-mod select;
+pub(crate) mod select;
 mod table;
 mod toy;
 
@@ -41,10 +41,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::state::StateDir;
-
-pub use error::Fail;
-pub use out::print;
-pub use select::find_job;
+use error::Fail;
 
 /// Moves running Linux programs between machines, with their threads, memory, files and terminal.
 #[derive(Debug, Parser)]

@@ -2,7 +2,7 @@
 //! Dropping the pair ends everything that was started and removes the folders.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,8 +11,11 @@ use std::time::Duration;
 use anyhow::{bail, Context};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use super::children::{end, output, wait_end, wait_for, wait_patiently};
+use super::error::Fail;
+use super::raw::interrupted;
 use super::select::{survey, Life, Seen};
 use crate::control::JobState;
 use crate::state::StateDir;
@@ -47,20 +50,27 @@ impl Pair {
         let binary = super::children::own_binary().context("cannot find the vosrun binary")?;
         let dir = tempfile::Builder::new().prefix("vosrun-").tempdir()?;
         let left = Side::start(&binary, dir.path(), "left", None)?;
-        let token = left.ask(&binary, "token")?;
+        let token = left.ask(&binary, &["token"]).with_context(|| left.log_end())?;
         let right = Side::start(&binary, dir.path(), "right", Some(token.trim()))?;
-        let pair = Self { sides: [left, right], binary, _dir: dir };
+        let mut pair = Self { sides: [left, right], binary, _dir: dir };
         pair.wait_joined()?;
         Ok(pair)
     }
 
-    fn wait_joined(&self) -> anyhow::Result<()> {
-        let knows = |a: &Side, b: &Side| {
-            a.ask(&self.binary, "nodes").is_ok_and(|nodes| nodes.contains(b.name))
-        };
-        let [left, right] = &self.sides;
-        wait_patiently(LIMIT, || (knows(left, right) && knows(right, left)).then_some(()))
-            .with_context(|| format!("the two nodes have not joined\n{}", right.log_end()))
+    /// Each must see the other ready.
+    fn wait_joined(&mut self) -> anyhow::Result<()> {
+        let binary = &self.binary;
+        let [left, right] = &mut self.sides;
+        let joined = wait_patiently(LIMIT, || match right.node.try_wait() {
+            Ok(None) => (left.sees(binary, right) && right.sees(binary, left)).then_some(true),
+            _ => Some(false),
+        });
+        match joined {
+            Some(true) => Ok(()),
+            _ if interrupted() => Err(Fail::new(130, "interrupted").into()),
+            Some(false) => bail!("node right has ended\n{}", right.log_end()),
+            None => bail!("the two nodes have not joined\n{}", right.log_end()),
+        }
     }
 
     /// Side 0 is `left`, 1 is `right`.
@@ -106,29 +116,24 @@ impl Side {
         // A group of its own: ^C at the terminal is for us, who end it in order.
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let node = command.spawn().context("cannot start vosrun node")?;
-        let mut side = Self { name, state, node, log };
-        side.wait_listening(address)?;
-        Ok(side)
+        Ok(Self { name, state, node, log })
     }
 
-    fn wait_listening(&mut self, address: SocketAddr) -> anyhow::Result<()> {
-        let up = wait_patiently(LIMIT, || match self.node.try_wait() {
-            Ok(None) => TcpStream::connect(address).is_ok().then_some(true),
-            _ => Some(false),
-        });
-        match up {
-            Some(true) => Ok(()),
-            Some(false) => bail!("node {} has ended\n{}", self.name, self.log_end()),
-            None => bail!("node {} does not listen on {address}\n{}", self.name, self.log_end()),
-        }
+    /// Is the other node in our list and does it answer?
+    fn sees(&self, binary: &Path, other: &Self) -> bool {
+        let Ok(text) = self.ask(binary, &["nodes", "--json"]) else { return false };
+        let document: Value = serde_json::from_str(&text).unwrap_or_default();
+        let ready = |n: &Value| n["name"] == other.name && n["state"] == "ready";
+        document["nodes"].as_array().is_some_and(|nodes| nodes.iter().any(ready))
     }
 
-    fn ask(&self, binary: &Path, what: &str) -> anyhow::Result<String> {
-        let out = output(vosrun(binary, &self.state).arg(what), LIMIT)
-            .with_context(|| format!("vosrun {what} on {}", self.name))?;
+    fn ask(&self, binary: &Path, what: &[&str]) -> anyhow::Result<String> {
+        let words = what.join(" ");
+        let out = output(vosrun(binary, &self.state).args(what), LIMIT)
+            .with_context(|| format!("vosrun {words} on {}", self.name))?;
         if !out.status.success() {
             bail!(
-                "vosrun {what} on {}: {}",
+                "vosrun {words} on {}: {}",
                 self.name,
                 String::from_utf8_lossy(&out.stderr).trim()
             );

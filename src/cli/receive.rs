@@ -1,6 +1,12 @@
-//! Stand-in for the receiving supervisor, `crate::supervisor::receive`.
-use crate::state::StateDir;
+//! `vosrun __receive`: started by the node daemon for each incoming job.
 
-pub fn receive(_: &StateDir) -> anyhow::Result<u8> {
-    anyhow::bail!("not on this branch")
+use crate::state::StateDir;
+use crate::supervisor::moves;
+
+/// Becomes the supervisor of the job that comes over descriptor 3.
+///
+/// # Errors
+/// See [`moves::receive`].
+pub fn receive(state: &StateDir) -> anyhow::Result<u8> {
+    moves::receive(state)
 }

@@ -6,21 +6,19 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Mutex;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
-use crate::control::Reply;
 use crate::ids::JobId;
 use crate::state::{JobDir, JobMeta, StateDir};
 use crate::supervisor::job::{self, Job};
+use crate::supervisor::moves::Mover;
 use crate::supervisor::session::Session;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::{End, Mode, Pending, Supervisor};
+use crate::supervisor::{End, Mode, Supervisor};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::table::TABLE;
 use crate::tracer::attach::{self, AttachError};
@@ -139,7 +137,7 @@ fn prepare(
     signals: Signals,
     mode: Mode,
 ) -> Result<Supervisor, Failure> {
-    start_log(&job.dir)?;
+    job::start_log(&job.dir)?;
     let handles = Handles::open(&job.dir.handles()).context("reading the handle table")?;
     Ok(Supervisor::new(state.clone(), job, Session::new(handles), signals, mode)?)
 }
@@ -290,9 +288,9 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
     }
 }
 
-/// Serves the job to its end and gives vosrun's exit code.
-fn supervise(mut supervisor: Supervisor) -> Result<u8, Failure> {
-    let end = supervisor.run(refuse)?;
+/// Serves the job to its end, here or elsewhere, and gives vosrun's exit code.
+fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
+    let (supervisor, end) = Mover::new(supervisor)?.run()?;
     let name = supervisor.job.meta.name.clone();
     supervisor.close(end);
     Ok(match end {
@@ -302,12 +300,6 @@ fn supervise(mut supervisor: Supervisor) -> Result<u8, Failure> {
             128 + signal as u8
         }
     })
-}
-
-/// Answers what this supervisor cannot do.
-fn refuse(supervisor: &mut Supervisor, pending: Pending) -> anyhow::Result<()> {
-    supervisor.finish(pending.client, &Reply::Error("the supervisor cannot move jobs".into()));
-    Ok(())
 }
 
 /// How a success is told.
@@ -422,19 +414,6 @@ fn is_inherited(fd: i32) -> bool {
     let flags = fdinfo.lines().find_map(|l| l.strip_prefix("flags:"));
     let flags = flags.and_then(|f| i32::from_str_radix(f.trim(), 8).ok());
     flags.is_some_and(|f| f & libc::O_CLOEXEC == 0)
-}
-
-/// The supervisor's log, `STATE/jobs/<id>/log`; VOSRUN_LOG sets its level.
-fn start_log(dir: &JobDir) -> Result<(), Failure> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    let file = options.open(dir.log()).with_context(|| dir.log().display().to_string())?;
-    let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
-    let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
-    // A subscriber that is there already stays.
-    let _ = log.with_writer(Mutex::new(file)).try_init();
-    Ok(())
 }
 
 /// The job is running: a full disk is no reason to leave it alone now, and a process that

@@ -227,7 +227,9 @@ impl Frames {
             let frame: Vec<u8> = self.text.drain(..end + 3).collect();
             let start = find(&frame, b"\x1b[H").map_or(0, |at| at + 3);
             let text = String::from_utf8_lossy(&frame[start..end]).replace("\x1b[K", "");
-            frames.push(text.lines().map(super::human::clean).collect());
+            // The terminal turns a line feed into carriage return and line feed (ONLCR).
+            let line = |line: &str| super::human::clean(line.trim_end_matches('\r'));
+            frames.push(text.split('\n').map(line).filter(|l| !l.is_empty()).collect());
         }
         frames
     }
@@ -263,7 +265,7 @@ mod tests {
         let counts = Counts::default();
         counts.passes.store(41, Ordering::Relaxed);
         let mut frame = Frame::new();
-        let text = frame.draw(&counts) + &frame.draw(&counts);
+        let text = (frame.draw(&counts) + &frame.draw(&counts)).replace('\n', "\r\n");
         for cut in [1, 5, 40, text.len() - 2] {
             let mut frames = Frames::default();
             let mut all = Vec::new();
@@ -275,6 +277,7 @@ mod tests {
             assert_eq!(number(&all[1], "tick "), Some(2));
             assert_eq!(number(&all[1], "checked "), Some(41));
             assert!(all[0].iter().all(|line| line.chars().count() <= 40), "{all:?}");
+            assert!(!all[0].iter().any(|line| line.contains('\\')), "{all:?}");
         }
     }
 

@@ -11,7 +11,7 @@ use super::image::{FdImage, Ids, ProcessImage, Restart, ThreadImage};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
-use super::settle::{self, Interrupted};
+use super::settle;
 use crate::tracer::inject::{Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
@@ -125,22 +125,17 @@ impl Asked {
                 "use the 64-bit build of the program",
             ))));
         }
-        let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
-        let it = Interrupted {
-            pid,
-            tid,
-            regs: &regs,
-            signal: matches!(thread.stop, Stop::Signal(_))
-                || settle::has_deliverable(pending, view.hex("SigBlk:")),
-            asleep: thread.asleep,
-            now: scheduler_now,
-            running: running.get(&tid).map(|(_, restart)| *restart),
-        };
-        let restart = settle::judge(&it).map_err(io_error(format!("call of thread {tid}")))?;
-        let mut general = registers::words(&regs);
-        if let Some((original, _)) = running.get(&tid).filter(|_| restart.is_some()) {
-            settle::put_back_arguments(&mut general, original);
+        let known = running.get(&tid);
+        let restart = settle::judge_stopped(pid, thread, scheduler_now, known)
+            .map_err(io_error(format!("call of thread {tid}")))?;
+        let mut wanted = regs;
+        if let Some((original, _)) = running.get(&tid) {
+            wanted = settle::with_arguments(&wanted, original);
         }
+        if restart.is_none() {
+            wanted = settle::without_restart_block(&wanted);
+        }
+        let general = registers::words(&wanted);
         let image = ThreadImage {
             tid: view.job_tid,
             registers: Registers { general: general.to_vec(), extended, mask },
@@ -261,6 +256,38 @@ pub(super) fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, Pa
     Err(io_error(format!("a syscall instruction in process {pid}"))(io::ErrorKind::NotFound.into()))
 }
 
+/// Lets every thread that is inside the vdso leave it, step by step: a target with another
+/// vdso could not let it go on there.
+///
+/// # Errors
+/// When a thread is gone, or does not leave within many steps.
+pub fn leave_vdso(frozen: &mut FrozenProcess) -> io::Result<()> {
+    const MOST_STEPS: u32 = 100_000;
+    let maps = proc_memory::maps(frozen.pid)?;
+    let Some(vdso) = maps.iter().find(|v| v.path == "[vdso]") else { return Ok(()) };
+    for thread in &frozen.threads {
+        let mut steps = 0;
+        // A thread in a system call made there is left alone: it returns to its caller's
+        // restart, by the kernel or by `settle`.
+        while vdso.contains(trace::regs(thread.tid)?.rip) && steps < MOST_STEPS {
+            steps += 1;
+            trace::single_step(thread.tid)?;
+            let wait = crate::tracer::stop::wait(thread.tid, true)?;
+            match wait.map(|w| w.stop) {
+                Some(Stop::Exited(_)) => return Err(io::ErrorKind::NotFound.into()),
+                Some(Stop::Signal(signal)) if signal != libc::SIGTRAP => {
+                    trace::tgkill(thread.tid, signal)?;
+                }
+                _ => {}
+            }
+        }
+        if steps == MOST_STEPS {
+            return Err(io::Error::other("a thread does not leave the vdso"));
+        }
+    }
+    Ok(())
+}
+
 /// Threads of the process as /proc shows them now, for `check`.
 ///
 /// # Errors
@@ -282,4 +309,17 @@ pub fn views(pid: i32) -> io::Result<Vec<View>> {
 /// When the process is gone.
 pub fn check_memory(pid: i32) -> io::Result<Vec<crate::control::Finding>> {
     Ok(proc_memory::vmas(pid)?.iter().filter_map(memory::check_vma).collect())
+}
+
+/// A `syscall` instruction in the vdso of a process as it is now.
+///
+/// # Errors
+/// When there is none or /proc cannot be read.
+pub fn syscall_insn_now(pid: i32) -> io::Result<u64> {
+    let maps = proc_memory::maps(pid)?;
+    let none = || io::Error::new(io::ErrorKind::NotFound, format!("no vdso in process {pid}"));
+    let vdso = maps.iter().find(|v| v.path == "[vdso]").ok_or_else(none)?;
+    let text = memory::read_range(pid, vdso.start, vdso.end)?;
+    let at = text.windows(2).position(|w| w == [0x0f, 0x05]).ok_or_else(none)?;
+    Ok(vdso.start + at as u64)
 }

@@ -148,7 +148,11 @@ fn await_stop(
                 on_event(wait);
                 return Err(FreezeError::Exec(pid));
             }
-            _ => on_event(wait),
+            _ => {
+                // Any other stop has used up the interruption (ptrace_stop, kernel/signal.c).
+                let _ = raw::interrupt(tid);
+                on_event(wait);
+            }
         }
     }
 }

@@ -178,4 +178,6 @@ pub struct Parcel {
     pub relays: Vec<AwayState>,
     /// (object of the image, stream).
     pub streams: Vec<(u32, u32)>,
+    /// Annotations of the handle table by descriptor (`syscalls::handles`).
+    pub annotations: Vec<(i32, Vec<u8>)>,
 }

@@ -6,6 +6,7 @@ pub mod freeze;
 pub mod image;
 pub mod message;
 pub mod newborn;
+pub mod preflight;
 pub mod raw;
 pub mod resource;
 pub mod restore;

@@ -190,9 +190,8 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let result = it.regs.rax as i64;
     let nr = it.regs.orig_rax as i64;
     let in_call = nr >= 0;
-    let restarts = in_call
-        && (result == ERESTART_RESTARTBLOCK
-            || (result == EINTR && answers_eintr(nr) && !it.signal));
+    let woken = result == ERESTART_RESTARTBLOCK || (result == EINTR && answers_eintr(nr));
+    let restarts = in_call && woken && !it.signal;
     if let Some(running) = it.running {
         let interrupted = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND].contains(&result);
         return Ok((restarts || (in_call && interrupted)).then_some(running));
@@ -214,6 +213,38 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
         _ => 0,
     };
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
+}
+
+/// [`judge`] of a thread that is stopped now.
+///
+/// # Errors
+/// When the thread is gone, or its timeout cannot be read.
+pub fn judge_stopped(
+    pid: i32,
+    thread: &super::freeze::Frozen,
+    now: Option<u64>,
+    running: Option<&(Regs, Restart)>,
+) -> io::Result<Option<Restart>> {
+    let regs = raw::regs(thread.tid)?;
+    let view = super::resource::View::read(pid, thread.tid)?;
+    let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
+    judge(&Interrupted {
+        pid,
+        tid: thread.tid,
+        regs: &regs,
+        signal: matches!(thread.stop, crate::tracer::Stop::Signal(_))
+            || has_deliverable(pending, view.hex("SigBlk:")),
+        asleep: thread.asleep,
+        now,
+        running: running.map(|(_, restart)| *restart),
+    })
+}
+
+/// On the machine where a call was interrupted: must the supervisor restart it, because the
+/// kernel would not, or because it has been restarted with other arguments already?
+#[must_use]
+pub fn needs_us(regs: &Regs, running: bool) -> bool {
+    running || regs.rax as i64 == EINTR
 }
 
 /// Gives a stopped thread the registers with which its call starts again with what is left of
@@ -248,14 +279,25 @@ pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<()> {
     raw::set_regs(tid, &regs)
 }
 
-/// Gives registers (in the order of `user_regs_struct`) the arguments of a system call from
-/// `original`.
-pub fn put_back_arguments(words: &mut [u64; 27], original: &Regs) {
-    let mut regs = super::resource::registers::from_words(words);
+/// Registers with the system-call arguments of `original`.
+#[must_use]
+pub fn with_arguments(regs: &Regs, original: &Regs) -> Regs {
+    let mut regs = *regs;
     for (n, value) in arguments(original).into_iter().enumerate() {
         set_argument(&mut regs, n, value);
     }
-    *words = super::resource::registers::words(&regs);
+    regs
+}
+
+/// Registers for an interrupted call that a signal is about to end: the kernel of the target
+/// has no restart block, so the call is to be repeated only if no handler runs.
+#[must_use]
+pub fn without_restart_block(regs: &Regs) -> Regs {
+    let mut regs = *regs;
+    if regs.rax as i64 == ERESTART_RESTARTBLOCK && (regs.orig_rax as i64) >= 0 {
+        regs.rax = ERESTARTNOHAND as u64;
+    }
+    regs
 }
 
 /// Does the thread have a signal that would be delivered now?

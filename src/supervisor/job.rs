@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -47,6 +49,8 @@ impl Job {
             started_ms: now_ms(),
             attached,
             filtered: false,
+            names: None,
+            agent: None,
         };
         dir.create()?;
         let lock = lock(&dir)?;
@@ -54,6 +58,21 @@ impl Job {
         fs::write(dir.path().join("meta"), serde_json::to_vec_pretty(&meta)?)?;
         drop(naming);
         Ok(Self { id, dir, meta, _lock: lock })
+    }
+
+    /// Makes the folder of a job that comes from another node, or takes up the one it left
+    /// behind when it was here before.
+    ///
+    /// # Errors
+    /// `WouldBlock` when a supervisor has it; else when the folder cannot be made.
+    pub fn receive(state: &StateDir, id: JobId, meta: JobMeta) -> io::Result<Self> {
+        let dir = state.job(id);
+        crate::state::make_dir(&state.path().join("jobs"))?;
+        dir.create()?;
+        let lock = lock(&dir)?;
+        let job = Self { id, dir, meta, _lock: lock };
+        job.save()?;
+        Ok(job)
     }
 
     /// Takes over a job that has a folder, but no supervisor.
@@ -120,6 +139,22 @@ pub fn node_name(state: &StateDir) -> String {
     }
     nix::unistd::gethostname()
         .map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The supervisor's log, `STATE/jobs/<id>/log`; `VOSRUN_LOG` sets its level.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn start_log(dir: &JobDir) -> anyhow::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.open(dir.log()).with_context(|| dir.log().display().to_string())?;
+    let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
+    let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
+    // A subscriber that is there already stays.
+    let _ = log.with_writer(Mutex::new(file)).try_init();
+    Ok(())
 }
 
 /// Unix milliseconds now.

@@ -12,6 +12,7 @@
 //! the network, so `step` keeps nothing borrowed and may be called from inside a handler.
 
 pub mod job;
+pub mod moves;
 mod raw;
 pub mod serve;
 pub mod session;
@@ -32,7 +33,6 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{getpgid, getpgrp, Pid};
 
 use crate::control::{Finding, JobState, MoveReport, Reply, Request};
-use crate::ids::NodeId;
 use crate::state::StateDir;
 use crate::tracer::{stop, Exit, Stop, Wait};
 use job::Job;
@@ -43,6 +43,9 @@ use status::{CpuMeter, Describe};
 
 /// Clients served at the same time; more are turned away.
 const MAX_CLIENTS: usize = 64;
+
+/// Tokens from here on belong to others, who register with [`Supervisor::registry`].
+pub const FIRST_FOREIGN_TOKEN: usize = 1 << 40;
 
 /// Who waits for this supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +96,9 @@ pub struct Board {
     pub depends: Vec<String>,
     pub history: Vec<MoveReport>,
     pub blockers: Vec<Finding>,
-    /// The node that the job has moved to.
-    pub moved_to: Option<NodeId>,
+    /// The node that the job has moved to, with its processes there.
+    pub moved_to: Option<String>,
+    pub remote: Vec<crate::control::ProcessStatus>,
 }
 
 /// Why [`Supervisor::run`] returned.
@@ -126,6 +130,11 @@ pub struct Supervisor {
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
     /// Ends the loop when set.
     pub end: Option<End>,
+    /// The job has gone on: its journal stays, for whoever asks where it is.
+    pub keep_folder: bool,
+    /// The job is on another node: signals for it are put into `arrived`.
+    pub away: bool,
+    pub arrived: VecDeque<Arrived>,
     /// vosrun's own signals.
     pub signals: Signals,
     poll: Poll,
@@ -167,6 +176,9 @@ impl Supervisor {
             ready: VecDeque::new(),
             foreign: BTreeMap::new(),
             end: None,
+            keep_folder: false,
+            away: false,
+            arrived: VecDeque::new(),
             signals,
             poll: Poll::new().context("epoll_create")?,
             events: None,
@@ -205,6 +217,14 @@ impl Supervisor {
         let token = self.token(Source::Other);
         self.poll.registry().register(&mut SourceFd(&fd), token, interest)?;
         Ok(token)
+    }
+
+    /// A handle to epoll for tokens from [`FIRST_FOREIGN_TOKEN`] on.
+    ///
+    /// # Errors
+    /// When it cannot be duplicated.
+    pub fn registry(&self) -> io::Result<mio::Registry> {
+        self.poll.registry().try_clone()
     }
 
     /// Changes what a registered descriptor is watched for; reports it anew if it is ready.
@@ -271,6 +291,7 @@ impl Supervisor {
             Some(Source::ControlListener) => self.accept(),
             Some(Source::ControlClient(key)) => self.hear(*key),
             Some(Source::Other) => self.ready.push_back(ready),
+            None if ready.token.0 >= FIRST_FOREIGN_TOKEN => self.ready.push_back(ready),
             None => {}
         }
         Ok(())
@@ -323,6 +344,12 @@ impl Supervisor {
             self.woken = true;
             return;
         }
+        if self.away || matches!(arrived.signal, libc::SIGWINCH | libc::SIGCONT) {
+            self.arrived.push_back(arrived);
+            if self.away {
+                return;
+            }
+        }
         let root = self.session.root;
         let same_group = getpgid(Some(Pid::from_raw(root))).is_ok_and(|group| group == getpgrp());
         if reach == Reach::Group && (same_group || self.mode == Mode::Background) {
@@ -343,7 +370,7 @@ impl Supervisor {
     }
 
     /// A launched job was stopped: its shell has to see vosrun stop.
-    fn stop_with_job(&mut self) -> Result<()> {
+    pub(crate) fn stop_with_job(&mut self) -> Result<()> {
         let again = self.woken && self.clients.is_empty();
         let stopped = self.session.root_stopped.take();
         let Some(signal) = stopped.or(self.session.root_in_stop().filter(|_| again)) else {
@@ -425,6 +452,9 @@ impl Supervisor {
             self.finish(key, &Reply::Error(sentence.into()));
         }
         self.signals.dismiss_witness();
+        if self.keep_folder {
+            return;
+        }
         let removed = self.job.dir.remove();
         if let Err(e) = removed {
             tracing::warn!("{}: {e}", self.job.dir.path().display());

@@ -12,7 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use crate::migrate::freeze::Frozen;
+use crate::migrate::image::Restart;
+use crate::migrate::settle;
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::{raw, Exit, Stop, Wait};
@@ -41,6 +45,18 @@ pub struct Task {
     at_exit: Option<AtExit>,
 }
 
+/// A system call that the supervisor started again with what was left of its timeout. Until
+/// it returns the argument registers are not the program's.
+#[derive(Debug, Clone, Copy)]
+pub struct InFlight {
+    /// Registers as the program made the call.
+    regs: raw::Regs,
+    restart: Restart,
+    /// When its timeout ends.
+    deadline: Option<Instant>,
+    entered: bool,
+}
+
 /// The threads of one job.
 #[derive(Debug)]
 pub struct Session {
@@ -53,6 +69,8 @@ pub struct Session {
     /// The first process has come to a group-stop by this signal since this was last taken.
     pub root_stopped: Option<i32>,
     hold: bool,
+    /// Calls started again by [`Session::restart`].
+    in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
 }
@@ -68,6 +86,7 @@ impl Session {
             ended: None,
             root_stopped: None,
             hold: false,
+            in_flight: BTreeMap::new(),
             early_dead: BTreeSet::new(),
         }
     }
@@ -159,6 +178,104 @@ impl Session {
         held.into_iter().try_for_each(|(tid, stop)| forgive(self.resume(tid, stop)))
     }
 
+    /// The job has left: its threads are not here any more.
+    pub fn leave(&mut self) {
+        self.tasks.clear();
+        self.in_flight.clear();
+        self.root = 0;
+        self.ended = None;
+        self.root_stopped = None;
+    }
+
+    /// Lets a thread of a move that was given up go on as if nothing had happened.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that the thread is gone.
+    pub fn go_on(
+        &mut self,
+        thread: &Frozen,
+        scheduler_now: Option<u64>,
+        running: &BTreeMap<i32, (raw::Regs, Restart)>,
+    ) -> io::Result<()> {
+        let tid = thread.tid;
+        let resumed = match thread.stop {
+            Stop::Group(signal) => {
+                self.set_state(tid, TaskState::Group(signal));
+                raw::listen(tid)
+            }
+            _ => self.resume_call(thread, scheduler_now, running),
+        };
+        forgive(resumed)
+    }
+
+    /// A call that only the supervisor can restart (see [`settle`]) is restarted; the kernel
+    /// does the others, also those that wait with a restart block of its own.
+    fn resume_call(
+        &mut self,
+        thread: &Frozen,
+        scheduler_now: Option<u64>,
+        running: &BTreeMap<i32, (raw::Regs, Restart)>,
+    ) -> io::Result<()> {
+        let tid = thread.tid;
+        let signal = match thread.stop {
+            Stop::Signal(signal) => signal,
+            _ => 0,
+        };
+        let pid = self.tasks.get(&tid).map_or(tid, |t| t.pid);
+        let restart = settle::judge_stopped(pid, thread, scheduler_now, running.get(&tid))?;
+        match restart {
+            Some(restart) if settle::needs_us(&raw::regs(tid)?, running.contains_key(&tid)) => {
+                if let Some((original, _)) = running.get(&tid) {
+                    let regs = settle::with_arguments(&raw::regs(tid)?, original);
+                    raw::set_regs(tid, &regs)?;
+                }
+                self.restart(tid, restart)
+            }
+            _ if self.in_flight.contains_key(&tid) => raw::syscall_step(tid, signal),
+            _ => raw::cont(tid, signal),
+        }
+    }
+
+    /// Lets a stopped thread go on with its interrupted call, which gets what is left of its
+    /// timeout.
+    ///
+    /// # Errors
+    /// When registers or memory of the thread cannot be written.
+    pub fn restart(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
+        let regs = raw::regs(tid)?;
+        settle::restart(tid, &regs, &restart)?;
+        let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
+        self.in_flight.insert(tid, InFlight { regs, restart, deadline, entered: false });
+        raw::syscall_step(tid, 0)
+    }
+
+    /// Calls that were started again and have not returned, with what is left of them.
+    #[must_use]
+    pub fn running_restarts(&self) -> BTreeMap<i32, (raw::Regs, Restart)> {
+        let left = |call: &InFlight| {
+            let left = call.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let remaining_ns = left.map(|d| d.as_nanos() as u64);
+            (call.regs, Restart { remaining_ns, ..call.restart })
+        };
+        self.in_flight.iter().map(|(tid, call)| (*tid, left(call))).collect()
+    }
+
+    /// A syscall-stop of a thread whose call was started again: at its return the program's
+    /// arguments are put back.
+    fn step_restarted(&mut self, tid: i32) -> io::Result<()> {
+        let Some(call) = self.in_flight.get_mut(&tid) else { return raw::cont(tid, 0) };
+        let now = raw::regs(tid)?;
+        let of_ours = (now.rip, now.rsp) == (call.regs.rip, call.regs.rsp);
+        if !of_ours || !std::mem::replace(&mut call.entered, true) {
+            call.entered = of_ours;
+            return raw::syscall_step(tid, 0);
+        }
+        let back = settle::with_arguments(&now, &call.regs);
+        self.in_flight.remove(&tid);
+        raw::set_regs(tid, &back)?;
+        raw::cont(tid, 0)
+    }
+
     fn add(&mut self, tid: i32, pid: i32, announced: bool) {
         let state = TaskState::Running;
         let task = Task { tid, pid, state, in_vfork: false, announced, at_exit: None };
@@ -215,6 +332,7 @@ impl Session {
     }
 
     fn gone(&mut self, tid: i32, exit: Exit) {
+        self.in_flight.remove(&tid);
         if tid == self.root {
             self.ended = Some(exit);
         }
@@ -236,7 +354,11 @@ impl Session {
             raw::interrupt(tid)?;
         }
         match stop {
+            Stop::Signal(signal) if self.in_flight.contains_key(&tid) => {
+                raw::syscall_step(tid, signal)
+            }
             Stop::Signal(signal) => raw::cont(tid, signal),
+            Stop::Syscall if self.in_flight.contains_key(&tid) => self.step_restarted(tid),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
             _ => raw::cont(tid, 0),
@@ -248,7 +370,7 @@ impl Session {
         if let Some(task) = self.tasks.get_mut(&tid) {
             task.at_exit = Some(at_exit);
         }
-        raw::syscall_step(tid)
+        raw::syscall_step(tid, 0)
     }
 
     fn leave_syscall(&mut self, tid: i32) -> io::Result<()> {

@@ -76,8 +76,11 @@ impl Supervisor {
             moving: self.board.moving.clone(),
             supervisor_pid: nix::unistd::getpid().as_raw(),
             attached: meta.attached,
-            processes: processes.iter().map(|p| process_status(p, &node)).collect(),
-            node,
+            processes: match self.board.moved_to {
+                Some(_) => self.board.remote.clone(),
+                None => processes.iter().map(|p| process_status(p, &node)).collect(),
+            },
+            node: self.board.moved_to.clone().unwrap_or(node),
         }
     }
 }

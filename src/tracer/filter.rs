@@ -63,6 +63,18 @@ pub fn program(table: &[Row]) -> Vec<sock_filter> {
     code
 }
 
+/// A program as the bytes of its `struct sock_filter`s.
+#[must_use]
+pub fn bytes(program: &[sock_filter]) -> Vec<u8> {
+    let one = |f: &sock_filter| {
+        let mut b = f.code.to_le_bytes().to_vec();
+        b.extend([f.jt, f.jf]);
+        b.extend(f.k.to_le_bytes());
+        b
+    };
+    program.iter().flat_map(one).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

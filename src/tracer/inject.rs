@@ -346,7 +346,7 @@ impl Remote {
             [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
         })?;
         for _entry_then_exit in 0..2 {
-            self.run_to(raw::syscall_step, |s| s == Stop::Syscall)?;
+            self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)?;
         }
         let rax = trace(self.tid, "read registers", raw::regs(self.tid))?.rax;
         result_of(rax as i64).map_err(|source| InjectError::Call { tid: self.tid, what, source })
@@ -382,7 +382,7 @@ impl Remote {
         let tid = self.tid;
         if self.steps {
             for _stop in 0..2 * started.program.len() {
-                self.run_to(raw::syscall_step, |s| s == Stop::Syscall)?;
+                self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)?;
             }
             // The last result is still in rax: the loop's store has not run.
             let rax = trace(tid, "read registers", raw::regs(tid))?.rax;

@@ -65,12 +65,12 @@ pub fn cont(tid: i32, signal: i32) -> io::Result<()> {
     ptrace(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
-/// PTRACE_SYSCALL: runs to the next syscall entry or exit.
+/// PTRACE_SYSCALL, delivering `signal` (0: none): runs to the next syscall entry or exit.
 ///
 /// # Errors
 /// `ESRCH` when the thread is not stopped or gone.
-pub fn syscall_step(tid: i32) -> io::Result<()> {
-    ptrace(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+pub fn syscall_step(tid: i32, signal: i32) -> io::Result<()> {
+    ptrace(libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
 }
 
 /// PTRACE_SINGLESTEP.

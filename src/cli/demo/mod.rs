@@ -191,7 +191,7 @@ impl Stage<'_> {
             Reply::Failed(f) => {
                 bail!("{}\n{}", failure(&f, Paint::default()).trim_end(), self.logs())
             }
-            Reply::Error(why) => bail!("{why}\n{}", self.logs()),
+            Reply::Error(why) => bail!("{}: {why}\n{}", self.view.title, self.logs()),
             other => bail!("unexpected answer {other:?}"),
         }
     }

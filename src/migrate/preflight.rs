@@ -1,0 +1,410 @@
+//! Will a move work? Asked before anything is touched, by both sides.
+//!
+//! ```text
+//! source: local() ── blockers known here ─► Hello ─► target: judge() ─► Verdict
+//! ```
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::capture::views;
+use super::files::Files;
+use super::image::JobInfo;
+use super::message::{Hello, Verdict};
+use super::resource::fd::regular::{same_file, Named, Sameness};
+use super::resource::fd::{self, FdView};
+use super::resource::memory::FileId;
+use super::resource::registers::USER_CS;
+use super::resource::{attributes, blocker, View, PARTS};
+use crate::control::{Finding, Severity};
+use crate::ids::{Epoch, MoveId, NodeId};
+use crate::tracer::memory;
+
+/// Which descriptions are relayed to the home: by device and inode.
+pub type Forwarded = HashSet<(u64, u64)>;
+
+/// A warning.
+fn warning(code: &str, object: String, cause: &str, remedy: &str) -> Finding {
+    Finding { severity: Severity::Warning, ..blocker(code, object, cause, remedy) }
+}
+
+/// What the source knows of a job before a move.
+pub struct Local {
+    pub findings: Vec<Finding>,
+    pub forwarded: Forwarded,
+    pub open: Vec<Named>,
+}
+
+/// Terminals, and pipes with an end outside of the job.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwarded> {
+    let mut found = known.clone();
+    let mut pipes: Vec<u64> = Vec::new();
+    for view in &files.views.objects {
+        if fd::is_terminal(view) {
+            found.insert((view.dev, view.ino));
+        } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
+            pipes.push(view.ino);
+        }
+    }
+    if !pipes.is_empty() {
+        let outside = fd::outside_holders(&pipes, &[pid])?;
+        let mut add = |view: &FdView| found.insert((view.dev, view.ino));
+        for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
+            // A pipe of which the job has one end only has lost the other or shares it.
+            let alone = !has_both_ends(&files.views.objects, view);
+            if outside.contains(&view.ino) || (alone && view.fd <= 2) {
+                add(view);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
+    let mode = |v: &FdView| v.flags & libc::O_ACCMODE;
+    let same = || all.iter().filter(|v| (v.dev, v.ino) == (pipe.dev, pipe.ino));
+    same().any(|v| mode(v) == libc::O_RDONLY) && same().any(|v| mode(v) == libc::O_WRONLY)
+}
+
+/// Everything that can be said of a running process without a target.
+///
+/// # Errors
+/// When it is gone or /proc cannot be read.
+pub fn local(pid: i32, files: &Files, known: &Forwarded, filters: u64) -> io::Result<Local> {
+    let mut findings = super::capture::check_memory(pid)?;
+    let forwarded = forwarded(files, pid, known)?;
+    let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+    findings.extend(files.check(is_forwarded));
+    findings.extend(files.views.warnings.clone());
+    let threads = views(pid)?;
+    for view in &threads {
+        for part in PARTS {
+            findings.extend(part.check(view));
+        }
+    }
+    if let Some(leader) = threads.first() {
+        findings.extend(check_process(pid, leader, filters));
+    }
+    let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
+    let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
+    findings.sort_by_key(|f| f.severity != Severity::Blocker);
+    findings.dedup();
+    Ok(Local { findings, forwarded, open })
+}
+
+fn check_process(pid: i32, leader: &View, filters: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let object = format!("process {}", leader.job_pid);
+    let children = children(pid);
+    if !children.is_empty() {
+        let list: Vec<String> =
+            children.iter().map(|(pid, name)| format!("{pid} {name}")).collect();
+        findings.push(blocker(
+            "VOS-CHILDREN",
+            format!("{object}, children {}", list.join(", ")),
+            "a job with child processes does not move yet",
+            "wait until the children have ended",
+        ));
+    }
+    if leader.number("Seccomp:") != 0 && leader.number("Seccomp_filters:") != filters {
+        findings.push(blocker(
+            "VOS-SECCOMP",
+            object.clone(),
+            "the program has put seccomp filters on itself, which cannot be read out again",
+            "start it with its sandbox switched off, or let it finish",
+        ));
+    }
+    if is_32_bit(pid) {
+        findings.push(blocker(
+            "VOS-ABI-32",
+            object,
+            "it is a 32-bit program",
+            "use the 64-bit build of the program",
+        ));
+    }
+    findings
+}
+
+/// Children of all threads: pid and name, zombies included.
+#[must_use]
+pub fn children(pid: i32) -> Vec<(i32, String)> {
+    let mut all = Vec::new();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for task in tasks {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in list.split_whitespace().filter_map(|w| w.parse::<i32>().ok()) {
+            let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            all.push((child, comm.trim().to_owned()));
+        }
+    }
+    all
+}
+
+/// The executable's ELF class says 32 bits.
+fn is_32_bit(pid: i32) -> bool {
+    use std::io::Read;
+    let mut head = [0; 5];
+    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut f| f.read_exact(&mut head));
+    debug_assert!(USER_CS != 0x23);
+    read.is_ok() && head[4] == 1
+}
+
+/// The line of /proc/cpuinfo that lists features, of the first CPU.
+#[must_use]
+pub fn cpu_flags() -> Vec<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("flags")).unwrap_or("");
+    line.split_once(':').map_or("", |(_, f)| f).split_whitespace().map(str::to_owned).collect()
+}
+
+/// This boot of this machine (random(4)).
+#[must_use]
+pub fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn kernel() -> String {
+    nix::sys::utsname::uname()
+        .map(|u| u.release().to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Files that are mapped, for the target to compare.
+///
+/// # Errors
+/// When maps cannot be read.
+pub fn mapped_files(pid: i32) -> io::Result<Vec<FileId>> {
+    let mut files: Vec<FileId> = Vec::new();
+    let mut last = (String::new(), 0);
+    for vma in memory::maps(pid)? {
+        if vma.ino == 0 || !vma.path.starts_with('/') || (vma.path == last.0 && vma.ino == last.1) {
+            continue;
+        }
+        last = (vma.path.clone(), vma.ino);
+        let Ok(m) = fs::metadata(format!("/proc/{pid}/root{}", vma.path)) else { continue };
+        let id = FileId::from_metadata(&vma.path, &m);
+        if m.is_file() && id.ino == vma.ino && !files.contains(&id) {
+            files.push(id);
+        }
+    }
+    let exe = fs::read_link(format!("/proc/{pid}/exe"))?.to_string_lossy().into_owned();
+    if let Ok(id) = FileId::of(&format!("/proc/{pid}/root{exe}")) {
+        let id = FileId { path: exe, ..id };
+        if !files.contains(&id) {
+            files.push(id);
+        }
+    }
+    Ok(files)
+}
+
+/// What identifies a move, for [`hello`].
+pub struct Move<'a> {
+    pub id: MoveId,
+    pub job: JobInfo,
+    pub epoch: Epoch,
+    pub dry: bool,
+    pub source: &'a str,
+    pub home: (NodeId, String),
+    pub history: Vec<crate::control::MoveReport>,
+}
+
+/// The question to the target.
+///
+/// # Errors
+/// When the process is gone.
+pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
+    let threads = views(pid)?;
+    let leader = threads.first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    Ok(Hello {
+        id: of.id,
+        job: of.job,
+        epoch: of.epoch,
+        dry: of.dry,
+        source: of.source.to_owned(),
+        home: of.home,
+        cpu: cpu_flags(),
+        boot_id: boot_id(),
+        kernel: kernel(),
+        memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
+        largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),
+        mapped: mapped_files(pid)?,
+        open,
+        cwd: attributes::cwd(pid)?.to_string_lossy().into_owned(),
+        history: of.history,
+    })
+}
+
+/// Is the file at `id.path` here the very same file?
+#[must_use]
+pub fn is_same_file(id: &FileId, boot: &str) -> bool {
+    boot == boot_id() && FileId::of(&id.path).is_ok_and(|here| here == *id)
+}
+
+/// The target's judgement.
+#[must_use]
+pub fn judge(hello: &Hello) -> Verdict {
+    let mut verdict = Verdict::default();
+    judge_machine(hello, &mut verdict);
+    judge_open(hello, &mut verdict);
+    let same = |id: &FileId| is_same_file(id, &hello.boot_id);
+    verdict.mapped = (0..).zip(&hello.mapped).filter(|(_, f)| !same(f)).map(|(i, _)| i).collect();
+    let identical = hello.mapped.len() - verdict.mapped.len();
+    verdict.ok.push(format!("{identical} mapped files identical"));
+    if !verdict.mapped.is_empty() {
+        verdict.ok.push(format!("{} to compare", verdict.mapped.len()));
+    }
+    if !Path::new(&hello.cwd).is_dir() {
+        verdict.findings.push(blocker(
+            "VOS-FILE-LOCAL",
+            format!("working directory {}", hello.cwd),
+            "the target has no such directory",
+            "make the directory on the target, or let the program change to one that both have",
+        ));
+    }
+    verdict
+}
+
+fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
+    let here: HashSet<String> = cpu_flags().into_iter().collect();
+    let lacking: Vec<&str> =
+        hello.cpu.iter().filter(|f| !here.contains(*f) && matters(f)).map(String::as_str).collect();
+    if lacking.is_empty() {
+        verdict.ok.push("cpu".into());
+    } else {
+        verdict.findings.push(blocker(
+            "VOS-CPU",
+            format!("cpu features {}", lacking.join(" ")),
+            "the target's CPU lacks them, and the program may have chosen code that uses them",
+            "move to a node with the same or a newer CPU",
+        ));
+    }
+    let available = available_memory();
+    let needed = hello.memory + (16 << 20);
+    if available < needed {
+        let object = format!("{} MiB needed, {} MiB available", needed >> 20, available >> 20);
+        let cause = "the target lacks memory";
+        let remedy = "free memory on the target, or choose another node";
+        verdict.findings.push(blocker("VOS-MEMORY", object, cause, remedy));
+    } else {
+        verdict.ok.push("memory".into());
+    }
+    let largest = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    if largest.trim().parse::<i32>().is_ok_and(|max| hello.largest_tid >= max) {
+        verdict.findings.push(blocker(
+            "VOS-PID-TAKEN",
+            format!("thread id {}", hello.largest_tid),
+            "the target numbers its processes below that (kernel.pid_max)",
+            "raise kernel.pid_max on the target",
+        ));
+    }
+    if kernel() != hello.kernel {
+        verdict.findings.push(warning(
+            "VOS-KERNEL",
+            format!("kernel {} → {}", hello.kernel, kernel()),
+            "the target runs another kernel: the vdso is reached by jumps",
+            "nothing to do",
+        ));
+    } else {
+        verdict.ok.push("kernel".into());
+    }
+}
+
+/// Features that programs ask for; the kernel's own (synthetic flags, mitigations) do not count.
+fn matters(flag: &str) -> bool {
+    const USER: [&str; 30] = [
+        "sse",
+        "avx",
+        "fma",
+        "bmi",
+        "popcnt",
+        "lzcnt",
+        "abm",
+        "movbe",
+        "aes",
+        "pclmul",
+        "vpclmul",
+        "vaes",
+        "sha",
+        "gfni",
+        "adx",
+        "rdrand",
+        "rdseed",
+        "f16c",
+        "xsave",
+        "fsgsbase",
+        "amx",
+        "cx16",
+        "ssse3",
+        "rdpid",
+        "rdtscp",
+        "clflushopt",
+        "clwb",
+        "movdir",
+        "erms",
+        "fsrm",
+    ];
+    USER.iter().any(|prefix| flag.starts_with(prefix))
+}
+
+/// Memory that a new process can get, bytes: of the machine, and of RLIMIT_AS.
+fn available_memory() -> u64 {
+    use nix::sys::resource::{getrlimit, Resource};
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib: u64 = line
+        .and_then(|l| l.split_whitespace().next())
+        .and_then(|w| w.parse().ok())
+        .unwrap_or(u64::MAX >> 10);
+    let limit = getrlimit(Resource::RLIMIT_AS).map_or(u64::MAX, |(soft, _)| soft);
+    (kib << 10).min(limit)
+}
+
+fn judge_open(hello: &Hello, verdict: &mut Verdict) {
+    for (index, named) in (0..).zip(&hello.open) {
+        let answer = same_file(named);
+        if matches!(answer, Ok(Sameness::NeedsHash)) {
+            verdict.unsure.push(index);
+            continue;
+        }
+        let Some(finding) = named.finding(&answer) else { continue };
+        let path = String::from_utf8_lossy(&named.path).into_owned();
+        let whole_file = named.file_type == libc::S_IFREG;
+        let one_way = named.flags & libc::O_ACCMODE != libc::O_RDWR;
+        if named.fd <= 2 && whole_file && one_way {
+            verdict.relay.push(named.fd);
+            verdict.findings.push(warning(
+                "VOS-FILE-LOCAL",
+                format!("fd {} → {path}", named.fd),
+                "the file is only at the source: it is read or written there, through a pipe",
+                "nothing to do, unless the program seeks in it",
+            ));
+        } else {
+            verdict.findings.push(finding);
+        }
+    }
+}
+
+/// blake3 of the content of a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn hash_file(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Path of a mapped file of the source's process, as the supervisor can open it.
+#[must_use]
+pub fn through_root(pid: i32, path: &str) -> std::path::PathBuf {
+    let mut whole = std::ffi::OsString::from(format!("/proc/{pid}/root"));
+    whole.push(std::ffi::OsStr::from_bytes(path.as_bytes()));
+    whole.into()
+}

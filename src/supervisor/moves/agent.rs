@@ -1,0 +1,136 @@
+//! The home agent: what the supervisor at home is while the job is elsewhere.
+//!
+//! It keeps a link to the host where the job is, connecting anew whenever the link is lost
+//! and wherever the job goes, relays what stays at home, and ends as the job ends.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::{LinkKey, Mover, Side};
+use crate::ids::{Epoch, NodeId};
+use crate::migrate::message::Msg;
+use crate::migrate::transport::{Link, Service};
+use crate::node;
+use crate::proxy::Relays;
+use crate::tracer::Exit;
+
+/// Between two tries to reach the job's host.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a home agent knows.
+pub(super) struct Agent {
+    host: (NodeId, String),
+    /// A connection that is not answered yet.
+    trying: Option<LinkKey>,
+    next_try: Instant,
+    exit: Option<Exit>,
+}
+
+impl Agent {
+    pub(super) fn new(host: NodeId, name: String) -> Self {
+        Self { host: (host, name), trying: None, next_try: Instant::now(), exit: None }
+    }
+
+    /// How the job ended, when it has.
+    pub(super) fn exited(&self) -> Option<Exit> {
+        self.exit
+    }
+
+    /// Time until the next try to connect, if one is due.
+    pub(super) fn retry_in(&self, linked: bool) -> Option<Duration> {
+        let waiting = !linked && self.exit.is_none();
+        waiting.then(|| self.next_try.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Mover {
+    /// Connects to the job's host when there is no link.
+    pub(super) fn serve_agent(&mut self) {
+        let linked = self.relay_link.is_some();
+        let Some(agent) = &mut self.agent else { return };
+        if linked || agent.exit.is_some() || Instant::now() < agent.next_try {
+            return;
+        }
+        agent.next_try = Instant::now() + RETRY;
+        let (host, trying) = (agent.host.clone(), agent.trying.take());
+        if let Some(old) = trying {
+            self.drop_link(old);
+        }
+        match self.try_host(&host) {
+            Ok(key) => {
+                if let Some(agent) = &mut self.agent {
+                    agent.trying = Some(key);
+                }
+            }
+            Err(e) => tracing::debug!("{}: {e:#}", host.1),
+        }
+    }
+
+    fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
+        let peer = node::peers::by_id(&self.sup.state, host.0)?;
+        let peer = peer.ok_or_else(|| anyhow::anyhow!("is no member any more"))?;
+        let tls = node::tls(&self.sup.state)?;
+        let link = Link::connect(&peer.addr, &tls, peer.id, Service::Job(self.sup.job.id))?;
+        let key = self.add_link(link)?;
+        let epoch = self.sup.job.meta.epoch;
+        self.send(key, &Msg::Attach { epoch }, &[]);
+        Ok(key)
+    }
+
+    /// A message of the job's host, or of one that was it.
+    pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        match msg {
+            Msg::Attached { epoch, processes } if epoch >= self.sup.job.meta.epoch => {
+                self.sup.job.meta.epoch = epoch;
+                self.sup.board.remote = processes;
+                self.relay_link = Some(key);
+                if let Some(agent) = &mut self.agent {
+                    agent.trying = None;
+                }
+                self.relay(Side::Home, |relays, out| relays.resync(out));
+            }
+            Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
+                self.sup.job.meta.epoch = epoch;
+                self.sup.board.moved_to = Some(name.clone());
+                self.drop_link(key);
+                self.agent = Some(Agent::new(id, name));
+            }
+            Msg::Stopped(signal) => {
+                self.stop_self(signal)?;
+                self.say(Msg::Continue, &[]);
+            }
+            Msg::Exited(exit) => {
+                self.send(key, &Msg::ExitTaken, &[]);
+                // What is relayed was taken before; the rest of it is written before the end.
+                if let Some(agent) = &mut self.agent {
+                    agent.exit = Some(exit);
+                }
+                self.flush_link(key)?;
+            }
+            other => tracing::debug!("unexpected from the job's host: {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// Sends what waits on a link before this process may end.
+    fn flush_link(&mut self, key: LinkKey) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(2);
+        let waits =
+            |m: &Self| m.links.get(&key).is_some_and(|p| p.over.is_none() && p.link.queued() > 0);
+        while waits(self) && Instant::now() < until {
+            self.pump(Some(Duration::from_millis(50)))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of the home is left to be written.
+    pub(super) fn home_finished(&self) -> bool {
+        self.home.as_ref().is_none_or(Relays::is_finished)
+    }
+
+    /// The epoch that this agent knows, for messages.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.sup.job.meta.epoch
+    }
+}

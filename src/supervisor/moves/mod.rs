@@ -1,0 +1,755 @@
+//! A job that moves: the supervisor as source, as target, and as home agent.
+//!
+//! ```text
+//!        Local ──migrate──► Agent (job elsewhere) ──job comes home──► Local, relayed
+//! receive ─► Host ──migrate──► ends, leaving its journal
+//! ```
+//! [`Mover`] wraps the [`Supervisor`] and adds links to other supervisors and the relays.
+//! A move runs as straight code ([`source`], [`target`]) that calls [`Mover::pump`] while it
+//! waits, so that the job, its relays and its clients are served all the time.
+
+mod agent;
+mod hook;
+mod source;
+mod standin;
+mod target;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use mio::{Interest, Token};
+
+use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
+use crate::control::{CheckReport, MoveEvent, MoveFailure, Phase, Reply, Request};
+use crate::ids::{Epoch, MoveId, NodeId};
+use crate::journal::{Journal, Record, Step};
+use crate::migrate::image::JobInfo;
+use crate::migrate::message::Msg;
+use crate::migrate::resource::fd::{self, FdView};
+use crate::migrate::transport::Link;
+use crate::migrate::vdso::Vdso;
+use crate::node;
+use crate::proxy::{Loopback, RelayMsg, Relays};
+use agent::Agent;
+use standin::StandIn;
+
+pub use target::receive;
+
+/// Names a link; never used again for another one.
+type LinkKey = usize;
+
+/// How a forwarded description is recognised in the job: device, inode, and whether it is
+/// read (1), written (2) or a terminal (0).
+type StreamKey = (u64, u64, u8);
+
+/// The key of a description.
+fn stream_key(view: &FdView) -> StreamKey {
+    let class = match (fd::is_terminal(view), view.flags & libc::O_ACCMODE) {
+        (true, _) => 0,
+        (false, libc::O_RDONLY) => 1,
+        (false, _) => 2,
+    };
+    (view.dev, view.ino, class)
+}
+
+/// A link to another supervisor.
+struct Peer {
+    link: Link,
+    token: Token,
+    inbox: VecDeque<(Msg, Vec<u8>)>,
+    /// Why nothing more will come.
+    over: Option<String>,
+}
+
+/// Which side's relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Home,
+    Away,
+}
+
+/// The move in progress.
+struct Moving {
+    id: MoveId,
+    watchers: Vec<super::serve::ClientKey>,
+    cancelled: bool,
+    last: Option<MoveEvent>,
+}
+
+/// The supervisor of a job that can move.
+pub struct Mover {
+    sup: Supervisor,
+    vdso: Vdso,
+    home: Option<Relays>,
+    away: Option<Relays>,
+    loopback: Option<Loopback>,
+    links: BTreeMap<LinkKey, Peer>,
+    next_link: LinkKey,
+    next_tokens: usize,
+    /// The link to the other half of the relays.
+    relay_link: Option<LinkKey>,
+    streams: BTreeMap<StreamKey, u32>,
+    /// This node.
+    here: NodeId,
+    /// The node whose agent holds the job's relays.
+    home_node: (NodeId, String),
+    agent: Option<Agent>,
+    standin: Option<StandIn>,
+    moving: Option<Moving>,
+    /// Host pid of the job's pid 1, when it has a namespace.
+    init: Option<i32>,
+    /// The job has gone to a node that is not its home, and nothing here is its home.
+    left: bool,
+}
+
+impl Mover {
+    /// Takes over a supervisor.
+    ///
+    /// # Errors
+    /// When the node has no identity and none can be made.
+    pub fn new(sup: Supervisor) -> Result<Self> {
+        let identity = node::identity::Identity::load_or_create(&sup.state)?;
+        let here = (identity.id(), sup.node.clone());
+        let home_node = sup.job.meta.agent.clone().unwrap_or(here.clone());
+        Ok(Self {
+            sup,
+            vdso: Vdso::own().context("reading the own vdso")?,
+            home: None,
+            away: None,
+            loopback: None,
+            links: BTreeMap::new(),
+            next_link: 0,
+            next_tokens: FIRST_FOREIGN_TOKEN,
+            relay_link: None,
+            streams: BTreeMap::new(),
+            here: here.0,
+            home_node,
+            agent: None,
+            standin: None,
+            moving: None,
+            init: None,
+            left: false,
+        })
+    }
+
+    /// Serves the job, here or elsewhere, to its end. Gives the supervisor back.
+    ///
+    /// # Errors
+    /// Failures that end the supervision; the job runs on where it is.
+    pub fn run(mut self) -> Result<(Supervisor, End)> {
+        self.sup.drain_waits()?;
+        loop {
+            if let Some(end) = self.ended()? {
+                return Ok((self.sup, end));
+            }
+            while let Some(pending) = self.sup.pending.pop_front() {
+                self.request(pending)?;
+            }
+            self.take_arrived();
+            self.take_stops()?;
+            self.serve_links()?;
+            self.serve_agent();
+            let timeout = self.timeout();
+            if self.idle() {
+                self.pump(timeout)?;
+            }
+        }
+    }
+
+    /// Nothing is left that `run` would do at once.
+    fn idle(&self) -> bool {
+        self.sup.pending.is_empty() && self.links.values().all(|p| p.inbox.is_empty())
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let tick = self.home.as_ref().and_then(Relays::tick);
+        let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
+        [tick, retry].into_iter().flatten().min()
+    }
+
+    /// One round of events: the supervisor's, the relays', the links'.
+    fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let settled = self.settle();
+        self.sup.step(if settled { timeout } else { Some(Duration::ZERO) })?;
+        while let Some(ready) = self.sup.ready.pop_front() {
+            for side in [Side::Home, Side::Away] {
+                self.relay(side, |relays, out| relays.on_ready(ready.token, out));
+            }
+        }
+        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
+        for key in keys {
+            self.drive(key);
+        }
+        self.relay(Side::Home, |relays, out| relays.on_tick(out));
+        self.serve_standin();
+        Ok(())
+    }
+
+    /// Carries messages of a job at home between both halves; false when more are left.
+    fn settle(&mut self) -> bool {
+        let (Some(link), Some(home), Some(away)) =
+            (&mut self.loopback, &mut self.home, &mut self.away)
+        else {
+            return true;
+        };
+        match link.settle(home, away) {
+            Ok(more) => !more,
+            Err(e) => {
+                tracing::error!("relays at home: {e}");
+                true
+            }
+        }
+    }
+
+    /// Calls one side's relays and puts what they say on their way.
+    fn relay<R>(
+        &mut self,
+        side: Side,
+        call: impl FnOnce(&mut Relays, &mut dyn FnMut(RelayMsg, &[u8])) -> R,
+    ) -> Option<R> {
+        let mut said: Vec<(RelayMsg, Vec<u8>)> = Vec::new();
+        let relays = match side {
+            Side::Home => self.home.as_mut()?,
+            Side::Away => self.away.as_mut()?,
+        };
+        let result = call(relays, &mut |msg, payload| said.push((msg, payload.to_vec())));
+        for (msg, payload) in said {
+            match &mut self.loopback {
+                Some(link) if side == Side::Home => link.from_home()(msg, &payload),
+                Some(link) => link.from_away()(msg, &payload),
+                None => self.say(Msg::Relay(msg), &payload),
+            }
+        }
+        Some(result)
+    }
+
+    /// Sends to the other half of the relays, if it is connected.
+    fn say(&mut self, msg: Msg, payload: &[u8]) {
+        if let Some(key) = self.relay_link {
+            self.send(key, &msg, payload);
+        }
+    }
+
+    /// Sends on a link; a failure shows as the link being over.
+    fn send(&mut self, key: LinkKey, msg: &Msg, payload: &[u8]) {
+        let Some(peer) = self.links.get_mut(&key) else { return };
+        if let Err(e) = peer.link.send(msg, payload) {
+            peer.over.get_or_insert(e.to_string());
+        }
+    }
+
+    fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
+        // A peer that is gone without a word is noticed within half a minute.
+        let _ = link.set_timeouts(Duration::from_secs(10), Duration::from_secs(30));
+        let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
+        let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
+        let key = self.next_link;
+        self.next_link += 1;
+        let over = link.drive().err().map(|e| e.to_string());
+        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over });
+        Ok(key)
+    }
+
+    fn drop_link(&mut self, key: LinkKey) {
+        if let Some(mut peer) = self.links.remove(&key) {
+            let _ = peer.link.close();
+            let _ = peer.link.drive();
+            let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
+            let _ = self.sup.deregister(fd, peer.token);
+        }
+        if self.relay_link == Some(key) {
+            self.relay_link = None;
+            for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
+                relays.disconnected();
+            }
+        }
+    }
+
+    /// Does the I/O of a link, and sorts what came.
+    fn drive(&mut self, key: LinkKey) {
+        loop {
+            let Some(peer) = self.links.get_mut(&key) else { return };
+            if let Err(e) = peer.link.drive() {
+                peer.over.get_or_insert(e.to_string());
+            }
+            if peer.link.closed() {
+                peer.over.get_or_insert("closed by the other side".into());
+            }
+            while let Some(frame) = peer.link.next_frame() {
+                match frame.decode::<Msg>() {
+                    Ok(msg) => peer.inbox.push_back((msg, frame.payload)),
+                    Err(e) => {
+                        peer.over.get_or_insert(format!("a message does not decode: {e}"));
+                        break;
+                    }
+                }
+            }
+            let again = peer.link.paused() && peer.over.is_none();
+            if self.relay_link == Some(key) {
+                self.take_relayed(key);
+            }
+            if !again {
+                return;
+            }
+        }
+    }
+
+    /// Relay messages and signals are taken at once, whatever else goes on.
+    fn take_relayed(&mut self, key: LinkKey) {
+        let side = if self.agent.is_some() { Side::Home } else { Side::Away };
+        let Some(peer) = self.links.get_mut(&key) else { return };
+        let (taken, rest): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut peer.inbox).into_iter().partition(|(msg, _)| is_relayed(msg));
+        peer.inbox = rest;
+        for (msg, payload) in taken {
+            let failed = match msg {
+                Msg::Relay(msg) => {
+                    self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
+                }
+                Msg::Signal(signal) => {
+                    self.signal_job(signal);
+                    None
+                }
+                _ => {
+                    self.signal_job(libc::SIGCONT);
+                    None
+                }
+            };
+            if let Some(Err(e)) = failed {
+                tracing::error!("{e}");
+                if let Some(peer) = self.links.get_mut(&key) {
+                    peer.over.get_or_insert(e.to_string());
+                }
+            }
+        }
+    }
+
+    /// Sends a signal to the job, which is here.
+    fn signal_job(&self, signal: i32) {
+        if self.agent.is_none() && self.sup.session.root != 0 {
+            if let Err(e) = crate::tracer::raw::kill(self.sup.session.root, signal) {
+                tracing::debug!("signal {signal} for the job: {e}");
+            }
+        }
+    }
+
+    /// Signals that came for vosrun, but belong to a job elsewhere or to the relays.
+    fn take_arrived(&mut self) {
+        while let Some(arrived) = self.sup.arrived.pop_front() {
+            match arrived.signal {
+                libc::SIGWINCH => {
+                    self.relay(Side::Home, |relays, out| relays.on_winch(out));
+                }
+                libc::SIGCONT => {
+                    self.relay(Side::Home, |relays, out| relays.resume(out));
+                    self.say_away(Msg::Continue);
+                }
+                signal if self.sup.away && !arrived.is_from_kernel() => {
+                    self.say_away(Msg::Signal(signal));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Passes on what the stand-in got, as soon as the job can be reached.
+    fn serve_standin(&mut self) {
+        let Some(standin) = &mut self.standin else { return };
+        standin.take(&mut self.sup);
+        while self.agent.is_none() || self.relay_link.is_some() {
+            let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
+            let Some(signal) = next else { return };
+            self.signal_job(signal);
+            self.say_away(Msg::Signal(signal));
+        }
+    }
+
+    fn say_away(&mut self, msg: Msg) {
+        if self.agent.is_some() {
+            self.say(msg, &[]);
+        }
+    }
+
+    /// The job was stopped: whoever watches from a shell has to stop too.
+    fn take_stops(&mut self) -> Result<()> {
+        if self.agent.is_some() {
+            return Ok(());
+        }
+        if self.home.is_none() && self.away.is_none() {
+            return self.sup.stop_with_job();
+        }
+        let Some(signal) = self.sup.session.root_stopped.take() else { return Ok(()) };
+        if self.loopback.is_some() {
+            self.stop_self(signal)?;
+            self.signal_job(libc::SIGCONT);
+        } else {
+            self.say(Msg::Stopped(signal), &[]);
+        }
+        Ok(())
+    }
+
+    /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
+    fn stop_self(&mut self, signal: i32) -> Result<()> {
+        if self.sup.mode != Mode::Launched {
+            return Ok(());
+        }
+        self.relay(Side::Home, |relays, _| relays.suspend());
+        super::Signals::stop_self(signal).context("stopping with the job")?;
+        self.relay(Side::Home, |relays, out| relays.resume(out));
+        Ok(())
+    }
+
+    /// New links: the first message tells what they are for. Dead ones go.
+    fn serve_links(&mut self) -> Result<()> {
+        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
+        for key in keys {
+            while let Some((msg, _)) = self.pop(key) {
+                self.hear(key, msg)?;
+            }
+            if self.links.get(&key).is_some_and(|p| p.over.is_some() && p.inbox.is_empty()) {
+                self.drop_link(key);
+            }
+        }
+        Ok(())
+    }
+
+    fn pop(&mut self, key: LinkKey) -> Option<(Msg, Vec<u8>)> {
+        self.links.get_mut(&key)?.inbox.pop_front()
+    }
+
+    fn hear(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        match msg {
+            Msg::Hello(version, body) if self.agent.is_some() && self.moving.is_none() => {
+                self.come_home(key, version, &body)?;
+            }
+            Msg::Hello(..) => {
+                let why = "the job is here already, or another move is in progress";
+                self.send(key, &Msg::Abort(why.into()), &[]);
+            }
+            Msg::Ask(id) => {
+                let commit = self.decided(id);
+                self.send(key, &Msg::Decided { id, commit }, &[]);
+            }
+            Msg::Decided { .. } | Msg::Commit if self.agent.is_none() => {
+                // A source that has not heard our answer.
+                let processes = self.processes();
+                self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
+            }
+            Msg::Attach { epoch } => self.attached(key, epoch),
+            Msg::PleaseMove(to) if self.agent.is_none() => {
+                self.migrate(None, &to)?;
+            }
+            other if self.agent.is_some() => self.hear_host(key, other)?,
+            other => tracing::debug!("unexpected: {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// The home agent has come.
+    fn attached(&mut self, key: LinkKey, epoch: Epoch) {
+        let own = self.sup.job.meta.epoch;
+        if self.agent.is_some() || epoch > own {
+            self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
+            return;
+        }
+        let processes = self.processes();
+        if let Some(old) = self.relay_link.filter(|old| *old != key) {
+            self.drop_link(old);
+        }
+        self.relay_link = Some(key);
+        self.send(key, &Msg::Attached { epoch: own, processes }, &[]);
+        self.relay(Side::Away, |relays, out| relays.resync(out));
+    }
+
+    /// What this side decided of a move. A move that is not known was given up.
+    fn decided(&self, id: MoveId) -> bool {
+        let records = crate::journal::read(&self.sup.job.dir.journal()).unwrap_or_default();
+        records.iter().any(|r| r.id == id && matches!(r.step, Step::Commit | Step::Done))
+    }
+
+    /// The job's processes, for reports.
+    fn processes(&mut self) -> Vec<crate::control::ProcessStatus> {
+        self.sup.status().processes
+    }
+
+    fn request(&mut self, pending: Pending) -> Result<()> {
+        let client = pending.client;
+        match pending.request {
+            Request::Connection => self.connection(pending.fd),
+            Request::Migrate { to } if self.moving.is_some() => {
+                let failure = self.busy(&to);
+                self.sup.finish(client, &Reply::Failed(failure));
+            }
+            Request::Migrate { to } => return self.migrate(Some(client), &to),
+            Request::Watch => self.watch(client),
+            Request::Cancel { id } => {
+                let reply = self.cancel(id);
+                self.sup.finish(client, &reply);
+            }
+            Request::Check { to } => {
+                let report = self.check(to.as_deref())?;
+                self.sup.finish(client, &report);
+            }
+            Request::Recover { .. } => {
+                let why = "there is no frozen copy of it here".into();
+                self.sup.finish(client, &Reply::Error(why));
+            }
+            Request::Status => {
+                let status = self.sup.status();
+                self.sup.finish(client, &Reply::Status(Box::new(status)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests that may be answered in the middle of a move.
+    fn requests_while_moving(&mut self) -> Result<()> {
+        let mut later = VecDeque::new();
+        while let Some(pending) = self.sup.pending.pop_front() {
+            match pending.request {
+                Request::Recover { .. } | Request::Check { .. } => later.push_back(pending),
+                _ => self.request(pending)?,
+            }
+        }
+        self.sup.pending = later;
+        Ok(())
+    }
+
+    /// A connection that the node daemon hands over.
+    fn connection(&mut self, fd: Option<OwnedFd>) {
+        let Some(fd) = fd else { return };
+        let accepted = node::tls(&self.sup.state)
+            .and_then(|tls| Ok(Link::accept(std::net::TcpStream::from(fd), &tls)?))
+            .and_then(|link| self.add_link(link));
+        if let Err(e) = accepted {
+            tracing::warn!("an incoming connection was refused: {e:#}");
+        }
+    }
+
+    fn watch(&mut self, client: super::serve::ClientKey) {
+        let Some(moving) = &mut self.moving else {
+            self.sup.finish(client, &Reply::Error("no move is in progress".into()));
+            return;
+        };
+        moving.watchers.push(client);
+        if let Some(event) = moving.last.clone() {
+            self.sup.reply(client, &Reply::Progress(event));
+        }
+    }
+
+    fn cancel(&mut self, id: Option<MoveId>) -> Reply {
+        match &mut self.moving {
+            Some(moving) if id.is_none_or(|id| id == moving.id) => {
+                moving.cancelled = true;
+                Reply::Ok
+            }
+            _ => Reply::Error("no such move is in progress".into()),
+        }
+    }
+
+    fn busy(&self, to: &str) -> MoveFailure {
+        let name = &self.sup.job.meta.name;
+        MoveFailure {
+            id: self.moving.as_ref().map(|m| m.id),
+            exit: 10,
+            code: "VOS-BUSY".into(),
+            sentence: format!(
+                "{name} is not moved to {to}: another move of it is in progress. It is still running on {}.",
+                self.sup.node
+            ),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Tells everyone who watches the move.
+    fn progress(&mut self, to: &str, phase: Phase, text: String, bytes: Option<(u64, u64)>) {
+        let Some(moving) = &mut self.moving else { return };
+        let event = MoveEvent {
+            id: moving.id,
+            job: self.sup.job.meta.name.clone(),
+            job_id: self.sup.job.id,
+            from: self.sup.node.clone(),
+            to: to.to_owned(),
+            phase,
+            text,
+            bytes,
+        };
+        moving.last = Some(event.clone());
+        for client in moving.watchers.clone() {
+            self.sup.reply(client, &Reply::Progress(event.clone()));
+        }
+    }
+
+    /// Ends a move for everyone who watches it.
+    fn conclude(&mut self, reply: &Reply) {
+        self.sup.board.moving = None;
+        for client in self.moving.take().map(|m| m.watchers).unwrap_or_default() {
+            self.sup.finish(client, reply);
+        }
+    }
+
+    /// Waits for the next message of a link; `None` when it is over.
+    fn next(&mut self, key: LinkKey, until: Instant) -> Result<Option<(Msg, Vec<u8>)>> {
+        loop {
+            if let Some(got) = self.pop(key) {
+                return Ok(Some(got));
+            }
+            if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
+                return Ok(None);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if let Some(peer) = self.links.get_mut(&key) {
+                    peer.over = Some("no answer in time".into());
+                }
+                return Ok(None);
+            }
+            if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+                return Ok(None);
+            }
+            self.pump(Some(left.min(Duration::from_millis(500))))?;
+            self.requests_while_moving()?;
+        }
+    }
+
+    /// Why a link is over.
+    fn why(&self, key: LinkKey) -> String {
+        let over = self.links.get(&key).and_then(|p| p.over.clone());
+        over.unwrap_or_else(|| "the connection is gone".into())
+    }
+
+    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
+        let path = self.sup.job.dir.journal();
+        let record = Record {
+            step,
+            id,
+            epoch: self.sup.job.meta.epoch,
+            peer: peer.0,
+            peer_name: peer.1.clone(),
+        };
+        Journal::open(&path)
+            .and_then(|mut journal| journal.write(&record))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// What the job is, wherever it runs.
+    fn job_info(&self) -> JobInfo {
+        let meta = &self.sup.job.meta;
+        JobInfo {
+            id: self.sup.job.id,
+            name: meta.name.clone(),
+            command: meta.command.clone(),
+            home: meta.home.clone(),
+            started_ms: meta.started_ms,
+            attached: meta.attached,
+            filtered: meta.filtered,
+        }
+    }
+
+    /// Tokens for one more set of relays.
+    fn new_relays(&mut self) -> Result<Relays> {
+        let first = self.next_tokens;
+        self.next_tokens += 1 << 20;
+        Ok(Relays::new(self.sup.registry()?, first..self.next_tokens))
+    }
+
+    /// The job's end: has it come, and is all of it told? Gives how vosrun ends.
+    fn ended(&mut self) -> Result<Option<End>> {
+        if let Some(agent) = &self.agent {
+            let Some(exit) = agent.exited() else { return Ok(self.sup.end) };
+            if self.home.as_ref().is_some_and(|home| !home.is_finished()) {
+                return Ok(None);
+            }
+            if let Some(standin) = self.standin.take() {
+                standin.end(exit);
+            }
+            return Ok(Some(End::Exited(exit)));
+        }
+        let Some(end) = self.sup.end else { return Ok(None) };
+        if self.left {
+            return Ok(Some(end));
+        }
+        if let End::Exited(exit) = end {
+            self.farewell(exit)?;
+        }
+        Ok(Some(end))
+    }
+
+    /// Sends the job's last words home and waits until they are taken.
+    fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
+        /// A home that does not come back for so long is gone for good.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        self.relay(Side::Away, |relays, out| relays.job_ended(out));
+        if self.loopback.is_some() {
+            let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
+            let until = Instant::now() + PATIENCE;
+            while !drained(self) && Instant::now() < until {
+                self.pump(Some(Duration::from_millis(100)))?;
+            }
+            if let Some(standin) = self.standin.take() {
+                standin.end(exit);
+            }
+            return Ok(());
+        }
+        if self.is_home() {
+            return Ok(());
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut told = None;
+        while Instant::now() < until {
+            self.requests_while_moving()?;
+            let drained = self.away.as_ref().is_none_or(Relays::is_drained);
+            if drained && told != self.relay_link {
+                told = self.relay_link;
+                self.say(Msg::Exited(exit), &[]);
+            }
+            for key in self.links.keys().copied().collect::<Vec<_>>() {
+                while let Some((msg, _)) = self.pop(key) {
+                    match msg {
+                        Msg::ExitTaken => return Ok(()),
+                        other => self.hear(key, other)?,
+                    }
+                }
+                if self.links.get(&key).is_some_and(|p| p.over.is_some()) {
+                    self.drop_link(key);
+                }
+            }
+            if self.idle() {
+                self.pump(Some(Duration::from_millis(500)))?;
+            }
+        }
+        tracing::error!("the home agent did not come for the end of the job ({exit:?})");
+        Ok(())
+    }
+
+    /// This node's agent is, or would be, the job's home agent.
+    fn is_home(&self) -> bool {
+        self.home_node.0 == self.here
+    }
+
+    /// An answer to `check`.
+    fn check(&mut self, to: Option<&str>) -> Result<Reply> {
+        if self.agent.is_some() {
+            let node = self.sup.board.moved_to.clone().unwrap_or_default();
+            return Ok(Reply::Error(format!("the job runs on {node}: ask there")));
+        }
+        let meta = &self.sup.job.meta;
+        let mut report = CheckReport {
+            job: meta.name.clone(),
+            id: self.sup.job.id.to_string(),
+            to: to.map(str::to_owned),
+            ..CheckReport::default()
+        };
+        match self.judge(to) {
+            Ok((findings, ok)) => (report.findings, report.ok) = (findings, ok),
+            Err(failure) => return Ok(Reply::Failed(*failure)),
+        }
+        Ok(Reply::Check(report))
+    }
+}
+
+fn is_relayed(msg: &Msg) -> bool {
+    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue)
+}

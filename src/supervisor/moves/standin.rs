@@ -1,0 +1,170 @@
+//! What stays of an adopted process under its old pid while the job is elsewhere.
+//!
+//! The process keeps one thread, one page of code that pauses for ever, and no descriptor.
+//! It is still traced: a signal sent to it stops it before delivery and is passed on to the
+//! job; when the job ends it ends the same way, so that its parent's wait(2) gets the true
+//! status.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context, Result};
+
+use crate::migrate::capture;
+use crate::migrate::freeze::FrozenProcess;
+use crate::migrate::resource::View;
+use crate::supervisor::Supervisor;
+use crate::tracer::inject::{sigbit, Arg, Program, Remote, Stub, STUB_LEN};
+use crate::tracer::memory;
+use crate::tracer::raw;
+use crate::tracer::{Exit, Stop};
+
+/// The stand-in of a job that was adopted on this node.
+pub(super) struct StandIn {
+    pid: i32,
+    /// Where its `syscall` instruction is.
+    insn: u64,
+    /// Signals that it got, for the job.
+    pub(super) signals: VecDeque<i32>,
+    gone: bool,
+}
+
+impl StandIn {
+    /// Makes the frozen process its own stand-in. Its other threads end.
+    ///
+    /// # Errors
+    /// When a call in it fails; the process is as useless as after success.
+    pub(super) fn make(sup: &mut Supervisor, frozen: &FrozenProcess) -> Result<Self> {
+        let pid = frozen.pid;
+        let insn = capture::syscall_insn_now(pid)?;
+        let view = View::read_process(pid).context("status")?;
+        for thread in &frozen.threads[1..] {
+            let mut remote = Remote::open(thread.tid, view.ignores(libc::SIGTRAP))?;
+            // It does not return from there: the end of the thread is no failure.
+            let _ = remote.call(insn, libc::SYS_exit, "exit", [0; 6]);
+            remote.keep();
+        }
+        let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
+        let stub = Stub::map(&mut remote, insn, None)?;
+        remote.run(&stub, emptying(pid, &stub)?)?;
+        remote.regs.rip = stub.idle();
+        remote.regs.orig_rax = u64::MAX;
+        remote.mask = 0;
+        remote.close()?;
+        raw::set_exitkill(pid, false)?;
+        sup.foreign.insert(pid, VecDeque::new());
+        raw::cont(pid, 0)?;
+        Ok(Self { pid, insn: stub.syscall_insn(), signals: VecDeque::new(), gone: false })
+    }
+
+    /// Takes its stops: each is a signal for the job.
+    pub(super) fn take(&mut self, sup: &mut Supervisor) {
+        let Some(stops) = sup.foreign.get_mut(&self.pid) else { return };
+        for stop in std::mem::take(stops) {
+            match stop {
+                Stop::Signal(signal) => self.signals.push_back(signal),
+                // SIGSTOP cannot be kept from stopping it: it goes on at once.
+                Stop::Group(signal) => self.signals.push_back(signal),
+                Stop::Exited(Exit::Signal(signal)) => {
+                    self.gone = true;
+                    self.signals.push_back(signal);
+                    continue;
+                }
+                Stop::Exited(_) => {
+                    self.gone = true;
+                    continue;
+                }
+                _ => {}
+            }
+            if let Err(e) = raw::cont(self.pid, 0) {
+                tracing::debug!("stand-in {}: {e}", self.pid);
+            }
+        }
+    }
+
+    /// Ends as the job ended.
+    pub(super) fn end(self, exit: Exit) {
+        if self.gone {
+            return;
+        }
+        if let Err(e) = self.try_end(exit) {
+            tracing::error!("the stand-in {} did not end as the job did: {e:#}", self.pid);
+            let _ = raw::kill(self.pid, libc::SIGKILL);
+        }
+    }
+
+    fn try_end(&self, exit: Exit) -> Result<()> {
+        match exit {
+            Exit::Signal(libc::SIGKILL) => Ok(raw::kill(self.pid, libc::SIGKILL)?),
+            Exit::Signal(signal) => {
+                // Its disposition is default and its mask empty: let it be delivered.
+                raw::kill(self.pid, signal)?;
+                while let Some(wait) = crate::tracer::stop::wait(self.pid, true)? {
+                    match wait.stop {
+                        Stop::Signal(signal) => raw::cont(self.pid, signal)?,
+                        Stop::Exited(_) => break,
+                        _ => raw::cont(self.pid, 0)?,
+                    }
+                }
+                Ok(())
+            }
+            Exit::Code(code) => {
+                raw::interrupt(self.pid)?;
+                while let Some(wait) = crate::tracer::stop::wait(self.pid, true)? {
+                    match wait.stop {
+                        Stop::Interrupt => break,
+                        Stop::Exited(_) => return Ok(()),
+                        _ => raw::cont(self.pid, 0)?,
+                    }
+                }
+                let mut remote = Remote::open(self.pid, false)?;
+                let args = [code as u64, 0, 0, 0, 0, 0];
+                // The call ends the process instead of returning.
+                let _ = remote.call(self.insn, libc::SYS_exit_group, "exit_group", args);
+                remote.keep();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Calls that leave nothing of the program: timers, handlers, descriptors, memory.
+fn emptying(pid: i32, stub: &Stub) -> Result<Program> {
+    let mut program = Program::default();
+    let rseq = raw::rseq(pid).unwrap_or_default();
+    if rseq.0 != 0 {
+        let args = [rseq.0, rseq.1.into(), 1, rseq.2.into()].map(Arg::Num);
+        program.call(libc::SYS_rseq, "rseq", &args);
+    }
+    let none = program.data(&[0; 32]);
+    for which in 0..3 {
+        program.call(libc::SYS_setitimer, "setitimer", &[Arg::Num(which), Arg::Data(none)]);
+    }
+    let default = program.data(&[0; 32]);
+    for signal in
+        (1..=64).filter(|s| sigbit(*s) & (sigbit(libc::SIGKILL) | sigbit(libc::SIGSTOP)) == 0)
+    {
+        let args = [Arg::Num(signal as u64), Arg::Data(default), Arg::Num(0), Arg::Num(8)];
+        program.call(libc::SYS_rt_sigaction, "rt_sigaction", &args);
+    }
+    program.call(libc::SYS_set_robust_list, "set_robust_list", &[Arg::Num(0), Arg::Num(24)]);
+    program.call(libc::SYS_set_tid_address, "set_tid_address", &[Arg::Num(0)]);
+    program.call(libc::SYS_close_range, "close_range", &[Arg::Num(0), Arg::Num(u32::MAX.into())]);
+    let root = Arg::Data(program.data(b"/\0"));
+    program.call(libc::SYS_chdir, "chdir", &[root]);
+    for vma in memory::maps(pid).context("maps")? {
+        let own = (vma.start..vma.end).contains(&stub.base);
+        if !own && vma.path != "[vsyscall]" && vma.path != "[vdso]" {
+            let args = [Arg::Num(vma.start), Arg::Num(vma.len())];
+            program.call(libc::SYS_munmap, "munmap", &args);
+        } else if own {
+            // A neighbour may have grown together with the stub's mapping.
+            for (start, end) in [(vma.start, stub.base), (stub.base + STUB_LEN, vma.end)] {
+                if start < end {
+                    let args = [Arg::Num(start), Arg::Num(end - start)];
+                    program.call(libc::SYS_munmap, "munmap", &args);
+                }
+            }
+        }
+    }
+    Ok(program)
+}
