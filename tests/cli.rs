@@ -211,6 +211,8 @@ fn a_job_without_supervisor_is_shown_with_the_way_out() {
             started_ms: 1,
             attached: false,
             filtered: true,
+            names: None,
+            agent: None,
         })
         .unwrap();
     let out = place.run("ps");

@@ -279,6 +279,8 @@ pub mod tests {
             started_ms: 1,
             attached: false,
             filtered: true,
+            names: None,
+            agent: None,
         }
     }
 

@@ -334,6 +334,8 @@ impl Supervisor {
             let decided = self.signals.decide(arrived).context("wait4")?;
             decided.into_iter().for_each(|(signal, reach)| self.obey(signal, reach));
             arrived = self.signals.read().context("signalfd")?;
+            // That read may have taken a SIGCHLD.
+            self.drain_waits()?;
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
-use crate::proxy::Relays;
 use crate::tracer::Exit;
 
 /// Between two tries to reach the job's host.
@@ -122,11 +121,6 @@ impl Mover {
             self.pump(Some(Duration::from_millis(50)))?;
         }
         Ok(())
-    }
-
-    /// Nothing of the home is left to be written.
-    pub(super) fn home_finished(&self) -> bool {
-        self.home.as_ref().is_none_or(Relays::is_finished)
     }
 
     /// The epoch that this agent knows, for messages.

@@ -102,6 +102,8 @@ pub struct Mover {
     init: Option<i32>,
     /// The job has gone to a node that is not its home, and nothing here is its home.
     left: bool,
+    /// Relay messages that came before the commit.
+    early: VecDeque<(Msg, Vec<u8>)>,
 }
 
 impl Mover {
@@ -131,6 +133,7 @@ impl Mover {
             moving: None,
             init: None,
             left: false,
+            early: VecDeque::new(),
         })
     }
 
@@ -298,7 +301,8 @@ impl Mover {
 
     /// Relay messages and signals are taken at once, whatever else goes on.
     fn take_relayed(&mut self, key: LinkKey) {
-        let side = if self.agent.is_some() { Side::Home } else { Side::Away };
+        // Between commit and confirmation the source has no away half any more.
+        let side = if self.away.is_none() { Side::Home } else { Side::Away };
         let Some(peer) = self.links.get_mut(&key) else { return };
         let (taken, rest): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut peer.inbox).into_iter().partition(|(msg, _)| is_relayed(msg));

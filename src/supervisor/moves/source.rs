@@ -797,11 +797,7 @@ impl Mover {
     }
 
     /// Says the decision again, to whoever has the job at the target.
-    pub(super) fn repeat_commit(
-        &mut self,
-        id: MoveId,
-        target: &Target,
-    ) -> Option<Vec<ProcessStatus>> {
+    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
         let tls = node::tls(&self.sup.state).ok()?;
         let service = Service::Job(self.sup.job.id);
         let link = Link::connect(&target.addr, &tls, target.id, service).ok()?;
@@ -944,7 +940,7 @@ impl Mover {
                 .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e}"))
                 .ok();
         } else {
-            self.kill_copy(pid);
+            self.kill_copy(&frozen.process);
         }
         self.sup.session.leave();
         self.sup.end = None;
@@ -979,16 +975,18 @@ impl Mover {
         self.agent = Some(Agent::new(target.id, target.name.clone()));
     }
 
-    /// Ends the copy that stayed behind.
-    fn kill_copy(&mut self, pid: i32) {
-        let victim = self.init.unwrap_or(pid);
+    /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end
+    /// is reported after those of its other threads.
+    fn kill_copy(&mut self, frozen: &FrozenProcess) {
+        let victim = self.init.unwrap_or(frozen.pid);
         if let Err(e) = raw::kill(victim, libc::SIGKILL) {
             tracing::warn!("process {victim} was not ended: {e}");
         }
-        // Its exit is waited for, so that nothing of it is left when the move is reported.
-        while let Ok(Some(wait)) = crate::tracer::stop::wait(pid, true) {
-            if matches!(wait.stop, Stop::Exited(_)) {
-                break;
+        for thread in frozen.threads.iter().rev() {
+            while let Ok(Some(wait)) = crate::tracer::stop::wait(thread.tid, true) {
+                if matches!(wait.stop, Stop::Exited(_)) {
+                    break;
+                }
             }
         }
     }

@@ -513,9 +513,10 @@ impl Mover {
         let mut asking: Option<LinkKey> = None;
         loop {
             for key in self.links.keys().copied().collect::<Vec<_>>() {
-                while let Some((msg, _)) = self.pop(key) {
+                while let Some((msg, payload)) = self.pop(key) {
                     match msg {
                         Msg::Commit if key == first => return Ok(Decision::Commit(key)),
+                        Msg::Relay(_) => self.early.push_back((msg, payload)),
                         Msg::Decided { id: of, commit } if of == id => {
                             return Ok(match commit {
                                 true => Decision::Commit(key),
@@ -636,8 +637,13 @@ impl Mover {
             }
         } else if peer.0 == self.home_node.0 {
             self.relay_link = Some(key);
-            // What the home said before the go is taken first.
             self.relay(Side::Away, |relays, out| relays.resync(out));
+            // What the home said before the go is taken first.
+            let early = std::mem::take(&mut self.early);
+            if let Some(peer) = self.links.get_mut(&key) {
+                early.into_iter().rev().for_each(|m| peer.inbox.push_front(m));
+            }
+            self.take_relayed(key);
             self.drive(key);
         }
         self.relay(Side::Away, |relays, out| relays.thaw(out));
