@@ -305,14 +305,20 @@ impl Supervisor {
     }
 
     fn take_signals(&mut self) -> Result<()> {
-        let mut arrived = self.signals.read().context("signalfd")?;
-        self.drain_waits()?;
+        let mut arrived = self.read_signals()?;
         while !(arrived.is_empty() && self.signals.is_settled()) {
             let decided = self.signals.decide(arrived).context("wait4")?;
             decided.into_iter().for_each(|(signal, reach)| self.obey(signal, reach));
-            arrived = self.signals.read().context("signalfd")?;
+            arrived = self.read_signals()?;
         }
         Ok(())
+    }
+
+    /// Whatever reads the signalfd may take a SIGCHLD, so the waits are taken each time.
+    fn read_signals(&mut self) -> Result<Vec<Arrived>> {
+        let arrived = self.signals.read().context("signalfd")?;
+        self.drain_waits()?;
+        Ok(arrived)
     }
 
     /// Passes a signal on if the job has not got it.

@@ -14,6 +14,10 @@
 //! (kill_something_info, and tty_io for the terminal's signals); setpgid(2) takes it for
 //! writing. A setpgid that changes nothing is therefore a barrier: after it, every group
 //! signal of which vosrun has read its copy is at the witness as well.
+//!
+//! Standard signals merge while they are pending: one sent to vosrun alone in the
+//! microseconds in which vosrun has not yet read the same one sent to the group is one
+//! signal, as it is for any process that is slow to take its signals.
 
 use std::io;
 
@@ -75,10 +79,6 @@ impl Arrived {
             SI_QUEUE => raw::queue(pid, self.signal, self.value as usize),
             _ => raw::kill(pid, self.signal),
         }
-    }
-
-    fn is_realtime(&self) -> bool {
-        self.signal >= libc::SIGRTMIN()
     }
 
     fn matches(&self, seen: &Seen) -> bool {
@@ -232,11 +232,7 @@ impl Signals {
         match self.seen.iter().position(|s| arrived.matches(s)) {
             None => Reach::Alone,
             Some(at) => {
-                // Standard signals merge while they are pending: one at the witness may
-                // stand for several here. Real-time signals never merge.
-                if arrived.is_realtime() {
-                    self.seen.remove(at);
-                }
+                self.seen.remove(at);
                 Reach::Group
             }
         }

@@ -1,0 +1,7 @@
+//! A program under vosrun behaves as without it. Drives the real binary.
+
+mod adoption;
+mod programs;
+mod signals;
+mod support;
+mod terminal;
