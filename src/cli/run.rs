@@ -376,7 +376,10 @@ fn print_message(message: &[u8]) -> u8 {
     }
 }
 
-fn daemon(begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>, pipe: PipeWriter) -> u8 {
+fn daemon(
+    begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>,
+    pipe: PipeWriter,
+) -> u8 {
     let mut announce = Announce::Through(Some(pipe));
     let begun = begin(&mut announce);
     let Announce::Through(mut pipe) = announce else { return FAILED };

@@ -257,7 +257,9 @@ impl Supervisor {
         let ready: Vec<Ready> = events.iter().map(readiness).collect();
         self.events = Some(events);
         match polled {
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(e).context("epoll_wait"),
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                return Err(e).context("epoll_wait")
+            }
             _ => {}
         }
         ready.into_iter().try_for_each(|r| self.dispatch(r))
@@ -327,6 +329,7 @@ impl Supervisor {
             self.woken = true;
             return;
         }
+        tracing::debug!("{arrived:?} reached {reach:?}");
         let root = self.session.root;
         let same_group = getpgid(Some(Pid::from_raw(root))).is_ok_and(|group| group == getpgrp());
         if reach == Reach::Group && (same_group || self.mode == Mode::Background) {

@@ -67,8 +67,7 @@ impl Client {
         let mut space = nix::cmsg_space!([i32; 4]);
         let mut parts = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let message =
-            recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(fds) = part {
                 self.received.extend(fds.into_iter().map(raw::received));

@@ -41,7 +41,9 @@ pub enum AttachError {
         "process {0} has capabilities that vosrun lacks; run vosrun with CAP_SYS_PTRACE, as root"
     )]
     Capabilities(i32),
-    #[error("Yama forbids to trace process {pid} (kernel.yama.ptrace_scope={scope}: {rule}); {remedy}")]
+    #[error(
+        "Yama forbids to trace process {pid} (kernel.yama.ptrace_scope={scope}: {rule}); {remedy}"
+    )]
     Yama { pid: i32, scope: u8, rule: &'static str, remedy: &'static str },
     #[error("the kernel forbids to trace process {pid} ({source}); a security module or a container's rules do so")]
     Forbidden { pid: i32, source: io::Error },

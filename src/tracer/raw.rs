@@ -393,10 +393,7 @@ pub fn exit_now(code: i32) -> ! {
 /// # Errors
 /// `EACCES` without CAP_SYS_ADMIN and no_new_privs, `EINVAL` where there is no seccomp.
 pub fn set_filter(program: &[libc::sock_filter]) -> io::Result<()> {
-    let prog = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
+    let prog = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: prog describes `program`, which the kernel only reads.
     check(unsafe {
         libc::syscall(

@@ -99,7 +99,10 @@ fn a_job_outlives_its_supervisor_and_is_adopted_again() {
         job.say("x");
         assert_eq!(job.line(), "4", "and works with the new one");
         let again = host.status();
-        assert_eq!((again.id, again.processes[0].host_pid), (before.id, before.processes[0].host_pid));
+        assert_eq!(
+            (again.id, again.processes[0].host_pid),
+            (before.id, before.processes[0].host_pid)
+        );
         let twice = output(&mut host.vosrun(&["adopt", "watches.cc"]));
         assert_eq!(twice.status.code(), Some(125));
         assert!(stderr(&twice).contains("has a supervisor"), "{}", stderr(&twice));
@@ -158,7 +161,10 @@ fn a_traced_process_is_refused_with_its_tracer() {
     let pid = other.status().processes[0].host_pid.to_string();
     let (code, sentence) = refused(&host, &pid);
     assert_eq!(code, Some(77));
-    assert!(sentence.contains(&format!("traced by vosrun (pid {}) already", job.pid())), "{sentence}");
+    assert!(
+        sentence.contains(&format!("traced by vosrun (pid {}) already", job.pid())),
+        "{sentence}"
+    );
     assert_eq!(job.code(), Some(0));
 }
 

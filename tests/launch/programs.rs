@@ -124,7 +124,8 @@ fn masks_dispositions_and_closed_descriptors_are_inherited() {
 #[test]
 fn readers_see_the_end_when_the_job_closes_its_output() {
     let host = Host::new(As::Self_);
-    let mut job = Talk::start(&mut host.launch("sh", &["-c", "echo x; exec >&-; read line; exit 8"]));
+    let mut job =
+        Talk::start(&mut host.launch("sh", &["-c", "echo x; exec >&-; read line; exit 8"]));
     assert_eq!(job.line(), "x");
     assert!(job.at_end());
     assert_eq!(job.code(), Some(8));
@@ -157,7 +158,8 @@ fn programs_restrict_themselves() {
 #[test]
 fn no_new_privs_is_set_only_where_it_must() {
     for host in everyone().into_iter().map(Host::new) {
-        let ended = output(&mut host.launch("grep", &["NoNewPrivs\\|Seccomp:", "/proc/self/status"]));
+        let ended =
+            output(&mut host.launch("grep", &["NoNewPrivs\\|Seccomp:", "/proc/self/status"]));
         let forced = u8::from(host.user == As::User || !nix::unistd::geteuid().is_root());
         assert_eq!(stdout(&ended), format!("NoNewPrivs:\t{forced}\nSeccomp:\t2\n"));
     }
@@ -217,7 +219,9 @@ fn go_programs_run() {
 fn what_the_program_leaves_behind_goes_on() {
     let host = Host::new(As::Self_);
     let script = "sh -c 'read line; echo late >&3' <&0 3>&1 & exit 4";
-    let mut job = Talk::start(&mut host.launch("sh", &["-c", &format!("exec 4<&0; {}", script.replace("<&0", "<&4"))]));
+    let mut job = Talk::start(
+        &mut host.launch("sh", &["-c", &format!("exec 4<&0; {}", script.replace("<&0", "<&4"))]),
+    );
     let stdin = job.child.stdin.take();
     assert_eq!(job.code(), Some(4));
     drop(stdin);

@@ -92,7 +92,7 @@ impl Host {
         if self.user == As::User {
             command.uid(1234).gid(1234);
         }
-        command.env("VOSRUN_STATE_DIR", self.dir.path().join("state"));
+        command.env("VOSRUN_STATE_DIR", self.dir.path().join("state")).env("VOSRUN_LOG", "debug");
         command
     }
 

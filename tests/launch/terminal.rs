@@ -49,7 +49,9 @@ impl Screen {
     }
 
     fn code(&mut self) -> Option<i32> {
-        until("the end", || !std::path::Path::new(&format!("/proc/{}/exe", self.child.id())).exists());
+        until("the end", || {
+            !std::path::Path::new(&format!("/proc/{}/exe", self.child.id())).exists()
+        });
         self.child.wait().unwrap().code()
     }
 }
@@ -66,7 +68,10 @@ fn shell(host: &Host) -> Screen {
     let mut bash = host.command("bash");
     bash.args(["--norc", "--noprofile", "--noediting", "-i"]).env("PS1", "prompt$ ");
     let vosrun = host.vosrun(&[]).get_program().to_owned();
-    bash.env("V", vosrun).env("TERM", "dumb").env("HOME", host.dir.path()).current_dir(host.dir.path());
+    bash.env("V", vosrun)
+        .env("TERM", "dumb")
+        .env("HOME", host.dir.path())
+        .current_dir(host.dir.path());
     let mut screen = Screen::start(bash);
     screen.expect("prompt$ ");
     screen
