@@ -182,8 +182,16 @@ fn not_executed(name: &str, errno: i32) -> Failure {
             failure(NOT_FOUND, format!("{name}: its interpreter is not found"))
         }
         libc::ENOENT => failure(NOT_FOUND, format!("{name}: not found")),
+        libc::EACCES if !is_in_path(name) => failure(NOT_FOUND, format!("{name}: not found")),
         _ => failure(NOT_EXECUTABLE, format!("{name}: {reason}")),
     }
+}
+
+/// execvp(3) answers EACCES also when it found nothing, but may not search one of the
+/// folders of PATH.
+fn is_in_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    name.contains('/') || std::env::split_paths(&path).any(|dir| dir.join(name).exists())
 }
 
 /// Leaves nothing behind of a program that was not started.
@@ -292,7 +300,7 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
 
 /// Serves the job to its end and gives vosrun's exit code.
 fn supervise(mut supervisor: Supervisor) -> Result<u8, Failure> {
-    let end = supervisor.run(refuse)?;
+    let end = supervisor.run(refuse).inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
     supervisor.close(end);
     Ok(match end {

@@ -113,7 +113,7 @@ fn masks_dispositions_and_closed_descriptors_are_inherited() {
             }
             // SAFETY: the child is about to exec; nothing else owns its standard input.
             unsafe { libc::close(0) };
-            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o137));
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));
             Ok(())
         };
         // SAFETY: only async-signal-safe calls.
@@ -277,4 +277,17 @@ fn watches_are_taken_down_with_their_paths() {
         assert_eq!(seen, [(1, folder.into(), 0x100), (3, (&*sub).into(), 0x0100_0002)]);
     }
     assert_eq!(job.code(), Some(0));
+}
+
+#[test]
+fn a_folder_of_the_path_that_may_not_be_searched_is_passed_over() {
+    let host = Host::new(*everyone().last().unwrap());
+    let closed = host.dir.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0)).unwrap();
+    let path = format!("{}:/bin:/usr/bin", closed.display());
+    let missing = output(host.launch("missing-program", &[]).env("PATH", &path));
+    assert_eq!(missing.status.code(), Some(127), "{}", stderr(&missing));
+    let found = output(host.launch("true", &[]).env("PATH", &path));
+    assert_eq!(found.status.code(), Some(0));
 }
