@@ -284,7 +284,7 @@ fn a_folder_of_the_path_that_may_not_be_searched_is_passed_over() {
     let host = Host::new(*everyone().last().unwrap());
     let closed = host.dir.path().join("closed");
     fs::create_dir(&closed).unwrap();
-    fs::set_permissions(&closed, PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o0)).unwrap();
     let path = format!("{}:/bin:/usr/bin", closed.display());
     let missing = output(host.launch("missing-program", &[]).env("PATH", &path));
     assert_eq!(missing.status.code(), Some(127), "{}", stderr(&missing));
