@@ -156,7 +156,7 @@ fn launch_into(mut supervisor: Supervisor, argv: &[CString]) -> Result<u8, Failu
     };
     supervisor.session.begin(pid, [pid]);
     raw::cont(pid, 0).or_else(gone).context("resuming the program")?;
-    let _notice = let_go_of_stdio().context("opening /dev/null")?;
+    supervisor.notice = let_go_of_stdio().context("opening /dev/null")?;
     supervisor.job.meta.filtered = filtered;
     note_process(&mut supervisor.job, pid);
     supervise(supervisor)

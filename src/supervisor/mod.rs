@@ -19,6 +19,7 @@ pub mod signals;
 pub mod status;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -126,6 +127,8 @@ pub struct Supervisor {
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
     /// Ends the loop when set.
     pub end: Option<End>,
+    /// The person's terminal, for what vosrun itself has to say.
+    pub notice: Option<File>,
     /// vosrun's own signals.
     pub signals: Signals,
     poll: Poll,
@@ -167,6 +170,7 @@ impl Supervisor {
             ready: VecDeque::new(),
             foreign: BTreeMap::new(),
             end: None,
+            notice: None,
             signals,
             poll: Poll::new().context("epoll_create")?,
             events: None,

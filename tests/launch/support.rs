@@ -178,6 +178,11 @@ impl Talk {
         self.lines.recv_timeout(DEADLINE).expect("a line in time")
     }
 
+    /// A line that has come already.
+    pub fn line_now(&self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
     /// The output has ended.
     pub fn at_end(&self) -> bool {
         self.lines.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
