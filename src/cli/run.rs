@@ -154,7 +154,7 @@ fn launch_into(mut supervisor: Supervisor, argv: &[CString]) -> Result<u8, Failu
     };
     supervisor.session.begin(pid, [pid]);
     raw::cont(pid, 0).or_else(gone).context("resuming the program")?;
-    let _notice = let_go_of_stdio().context("opening /dev/null")?;
+    supervisor.notice = let_go_of_stdio().context("opening /dev/null")?;
     supervisor.job.meta.filtered = filtered;
     note_process(&mut supervisor.job, pid);
     supervise(supervisor)
@@ -180,8 +180,16 @@ fn not_executed(name: &str, errno: i32) -> Failure {
             failure(NOT_FOUND, format!("{name}: its interpreter is not found"))
         }
         libc::ENOENT => failure(NOT_FOUND, format!("{name}: not found")),
+        libc::EACCES if !is_in_path(name) => failure(NOT_FOUND, format!("{name}: not found")),
         _ => failure(NOT_EXECUTABLE, format!("{name}: {reason}")),
     }
+}
+
+/// execvp(3) answers EACCES also when it found nothing, but may not search one of the
+/// folders of PATH.
+fn is_in_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    name.contains('/') || std::env::split_paths(&path).any(|dir| dir.join(name).exists())
 }
 
 /// Leaves nothing behind of a program that was not started.
@@ -290,7 +298,8 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
 
 /// Serves the job to its end, here or elsewhere, and gives vosrun's exit code.
 fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
-    let (supervisor, end) = Mover::new(supervisor)?.run()?;
+    let run = Mover::new(supervisor).and_then(Mover::run);
+    let (supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
     supervisor.close(end);
     Ok(match end {

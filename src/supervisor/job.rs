@@ -54,8 +54,7 @@ impl Job {
         };
         dir.create()?;
         let lock = lock(&dir)?;
-        // Not synced: a job without a process is worth nothing after a crash.
-        fs::write(dir.path().join("meta"), serde_json::to_vec_pretty(&meta)?)?;
+        write_meta(&dir, &meta)?;
         drop(naming);
         Ok(Self { id, dir, meta, _lock: lock })
     }
@@ -85,14 +84,15 @@ impl Job {
         Ok(Self { id, dir, meta, _lock: lock })
     }
 
-    /// Notes which process the job is, durably.
+    /// Notes which process the job is. Not synced: a crash of the machine takes the process
+    /// along.
     ///
     /// # Errors
     /// When the process is gone or the folder cannot be written.
     pub fn set_process(&mut self, host_pid: i32) -> io::Result<()> {
         self.meta.pid = host_pid;
         self.meta.host = Some((host_pid, start_time(host_pid)?));
-        self.save()
+        write_meta(&self.dir, &self.meta)
     }
 
     /// Writes what the job is, durably.
@@ -102,6 +102,13 @@ impl Job {
     pub fn save(&self) -> io::Result<()> {
         self.dir.set_meta(&self.meta)
     }
+}
+
+/// As [`JobDir::set_meta`] without the wait for the disk, which a short program would feel.
+fn write_meta(dir: &JobDir, meta: &JobMeta) -> io::Result<()> {
+    let new = dir.path().join("meta.new");
+    fs::write(&new, serde_json::to_vec_pretty(meta)?)?;
+    fs::rename(new, dir.path().join("meta"))
 }
 
 /// Is the job's process on this host and alive?

@@ -20,6 +20,7 @@ pub mod signals;
 pub mod status;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -135,6 +136,8 @@ pub struct Supervisor {
     /// The job is on another node: signals for it are put into `arrived`.
     pub away: bool,
     pub arrived: VecDeque<Arrived>,
+    /// The person's terminal, for what vosrun itself has to say.
+    pub notice: Option<File>,
     /// vosrun's own signals.
     pub signals: Signals,
     poll: Poll,
@@ -179,6 +182,7 @@ impl Supervisor {
             keep_folder: false,
             away: false,
             arrived: VecDeque::new(),
+            notice: None,
             signals,
             poll: Poll::new().context("epoll_create")?,
             events: None,
@@ -328,16 +332,20 @@ impl Supervisor {
     }
 
     fn take_signals(&mut self) -> Result<()> {
-        let mut arrived = self.signals.read().context("signalfd")?;
-        self.drain_waits()?;
+        let mut arrived = self.read_signals()?;
         while !(arrived.is_empty() && self.signals.is_settled()) {
             let decided = self.signals.decide(arrived).context("wait4")?;
             decided.into_iter().for_each(|(signal, reach)| self.obey(signal, reach));
-            arrived = self.signals.read().context("signalfd")?;
-            // That read may have taken a SIGCHLD.
-            self.drain_waits()?;
+            arrived = self.read_signals()?;
         }
         Ok(())
+    }
+
+    /// Whatever reads the signalfd may take a SIGCHLD, so the waits are taken each time.
+    fn read_signals(&mut self) -> Result<Vec<Arrived>> {
+        let arrived = self.signals.read().context("signalfd")?;
+        self.drain_waits()?;
+        Ok(arrived)
     }
 
     /// Passes a signal on if the job has not got it.
@@ -352,6 +360,7 @@ impl Supervisor {
                 return;
             }
         }
+        tracing::debug!("{arrived:?} reached {reach:?}");
         let root = self.session.root;
         let same_group = getpgid(Some(Pid::from_raw(root))).is_ok_and(|group| group == getpgrp());
         if reach == Reach::Group && (same_group || self.mode == Mode::Background) {

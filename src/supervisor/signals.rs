@@ -14,6 +14,10 @@
 //! (kill_something_info, and tty_io for the terminal's signals); setpgid(2) takes it for
 //! writing. A setpgid that changes nothing is therefore a barrier: after it, every group
 //! signal of which vosrun has read its copy is at the witness as well.
+//!
+//! Standard signals merge while they are pending: one sent to vosrun alone in the
+//! microseconds in which vosrun has not yet read the same one sent to the group is one
+//! signal, as it is for any process that is slow to take its signals.
 
 use std::io;
 
@@ -77,6 +81,7 @@ impl Arrived {
         }
     }
 
+    /// Real-time signals are queued; they never merge.
     fn is_realtime(&self) -> bool {
         self.signal >= libc::SIGRTMIN()
     }
@@ -103,6 +108,9 @@ struct Seen {
     signal: i32,
     code: i32,
     sender: i32,
+    /// It was there before vosrun's own signals were read. Otherwise vosrun's copy may have
+    /// been read while the witness's was pending, and this one stands for more than one.
+    early: bool,
     /// A barrier lies between this and now, so that vosrun's copy can be read by now.
     settled: bool,
 }
@@ -177,8 +185,10 @@ impl Signals {
     /// SIGPIPE.
     ///
     /// # Errors
-    /// When the signalfd cannot be read.
+    /// When the signalfd cannot be read or the witness cannot be waited for.
     pub fn read(&mut self) -> io::Result<Vec<Arrived>> {
+        self.hear_witness()?;
+        self.seen.iter_mut().for_each(|s| s.early = true);
         let mut all = Vec::new();
         while let Some(info) = self.fd.read_signal()? {
             all.push(Arrived::from(info));
@@ -196,12 +206,8 @@ impl Signals {
                 if let Ok(info) = raw::siginfo(pid) {
                     let word = |at: usize| i32::from_ne_bytes([0, 1, 2, 3].map(|i| info[at + i]));
                     // siginfo_t: si_signo, si_errno, si_code, padding, si_pid.
-                    self.seen.push(Seen {
-                        signal,
-                        code: word(8),
-                        sender: word(16),
-                        settled: false,
-                    });
+                    let (code, sender) = (word(8), word(16));
+                    self.seen.push(Seen { signal, code, sender, early: false, settled: false });
                 }
                 let _ = raw::cont(pid, 0);
             }
@@ -237,9 +243,7 @@ impl Signals {
         match self.seen.iter().position(|s| arrived.matches(s)) {
             None => Reach::Alone,
             Some(at) => {
-                // Standard signals merge while they are pending: one at the witness may
-                // stand for several here. Real-time signals never merge.
-                if arrived.is_realtime() {
+                if self.seen[at].early || arrived.is_realtime() {
                     self.seen.remove(at);
                 }
                 Reach::Group

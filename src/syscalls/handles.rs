@@ -71,7 +71,8 @@ pub struct Handles {
 }
 
 impl Handles {
-    /// The table kept in `path`, with what a former supervisor left there.
+    /// The table kept in `path`, with what a former supervisor left there. Only for the
+    /// one that holds the job's lock: the file is written anew.
     ///
     /// # Errors
     /// When the file exists and cannot be read.
@@ -104,20 +105,24 @@ impl Handles {
     /// when there is nothing to say of it.
     #[must_use]
     pub fn annotation(&self, host_pid: i32, fd: i32) -> Option<Vec<u8>> {
-        let known: HashMap<_, _> =
-            self.records.values().map(|r| ((r.watch.wd, r.ino), &r.watch)).collect();
-        let find = |live: Live| {
-            let exact = self.records.get(&(host_pid, fd, live.wd));
-            let same_inode = exact.filter(|r| r.ino == live.ino).map(|r| &r.watch);
-            let duplicate = || known.get(&(live.wd, live.ino)).copied();
-            same_inode.or_else(duplicate).or(exact.map(|r| &r.watch))
-        };
-        let watches: Vec<&Watch> =
-            live_watches(host_pid, fd).into_iter().filter_map(find).collect();
+        let watches = self.watches(host_pid, fd, &live_watches(host_pid, fd));
         if watches.is_empty() {
             return None;
         }
         postcard::to_stdvec(&watches).ok()
+    }
+
+    /// What is known of the watches that exist.
+    fn watches(&self, pid: i32, fd: i32, live: &[Live]) -> Vec<&Watch> {
+        let known: HashMap<_, _> =
+            self.records.values().map(|r| ((r.watch.wd, r.ino), &r.watch)).collect();
+        let find = |live: &Live| {
+            let exact = self.records.get(&(pid, fd, live.wd));
+            let same_inode = exact.filter(|r| r.ino == live.ino).map(|r| &r.watch);
+            let duplicate = || known.get(&(live.wd, live.ino)).copied();
+            same_inode.or_else(duplicate).or(exact.map(|r| &r.watch))
+        };
+        live.iter().filter_map(find).collect()
     }
 
     /// Takes up watches that were made anew for descriptor `fd` of process `pid`.
@@ -222,16 +227,13 @@ pub fn resolve(tid: i32, path: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-    use std::os::fd::{AsFd, AsRawFd};
 
-    fn own() -> i32 {
-        std::process::id() as i32
+    fn watch(wd: i32, path: &str) -> Watch {
+        Watch { wd, path: path.into(), mask: 1 }
     }
 
-    fn watches(handles: &Handles, fd: i32) -> Vec<Watch> {
-        let bytes = handles.annotation(own(), fd).unwrap_or_else(|| vec![0]);
-        postcard::from_bytes(&bytes).unwrap()
+    fn live(wd: i32, path: &str) -> Live {
+        Live { wd, ino: fs::metadata(path).unwrap().ino() }
     }
 
     #[test]
@@ -245,35 +247,33 @@ mod tests {
     fn watches_survive_reopening_and_hold_for_duplicates() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("handles");
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
-        let fd = inotify.as_fd().as_raw_fd();
-        inotify.add_watch(dir.path(), AddWatchFlags::IN_CREATE).unwrap();
-        inotify.add_watch("/", AddWatchFlags::IN_DELETE).unwrap();
-        let first = Watch { wd: 1, path: dir.path().as_os_str().as_bytes().into(), mask: 0x100 };
-        let second = Watch { wd: 2, path: b"/".into(), mask: 0x200 };
         let mut handles = Handles::open(&file).unwrap();
-        handles.take_up(own(), fd, vec![first.clone(), second.clone()]);
+        handles.take_up(7, 3, vec![watch(1, "/"), watch(2, "/proc"), watch(3, "/dev")]);
+        handles.remove(7, 3, 2);
         let handles = Handles::open(&file).unwrap();
-        let duplicate = inotify.as_fd().try_clone_to_owned().unwrap();
-        let mut seen = watches(&handles, duplicate.as_raw_fd());
-        seen.sort_by_key(|w| w.wd);
-        assert_eq!(seen, [first, second]);
+        let exist = [live(1, "/"), live(3, "/dev"), live(9, "/proc")];
+        for (pid, fd) in [(7, 3), (7, 4), (8, 3)] {
+            assert_eq!(handles.watches(pid, fd, &exist), [&watch(1, "/"), &watch(3, "/dev")]);
+        }
     }
 
     #[test]
-    fn removed_and_vanished_watches_are_not_reported() {
+    fn the_descriptor_itself_goes_before_its_duplicates() {
         let dir = tempfile::tempdir().unwrap();
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
-        let fd = inotify.as_fd().as_raw_fd();
-        let wd = inotify.add_watch(dir.path(), AddWatchFlags::IN_CREATE).unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&other).unwrap();
+        let (one, other) = (one.to_str().unwrap(), other.to_str().unwrap());
+        let alias = format!("{one}/.");
         let mut handles = Handles::open(&dir.path().join("handles")).unwrap();
-        let watch = Watch { wd: 1, path: b"/tmp".into(), mask: 1 };
-        handles.add(own(), fd, watch.clone());
-        assert_eq!(watches(&handles, fd), [watch]);
-        inotify.rm_watch(wd).unwrap();
-        assert!(handles.annotation(own(), fd).is_none());
-        handles.remove(own(), fd, 1);
-        assert!(Handles::open(&dir.path().join("handles")).unwrap().records.is_empty());
+        handles.add(7, 3, watch(1, one));
+        handles.add(7, 4, watch(1, &alias));
+        handles.add(7, 5, watch(1, other));
+        assert_eq!(handles.watches(7, 3, &[live(1, one)]), [&watch(1, one)]);
+        assert_eq!(handles.watches(7, 4, &[live(1, one)]), [&watch(1, &alias)]);
+        // dup2 has put another instance on descriptor 5.
+        assert_ne!(handles.watches(7, 5, &[live(1, one)]), [&watch(1, other)]);
+        assert!(handles.annotation(i32::MAX, 3).is_none());
     }
 
     #[test]

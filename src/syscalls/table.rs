@@ -435,7 +435,8 @@ mod tests {
 
     #[test]
     fn every_call_has_exactly_one_row() {
-        let known: Vec<_> = Sysno::iter().map(|s| (s.id() as u32, s.name())).collect();
+        let known = (0..1024).filter_map(Sysno::new);
+        let known: Vec<_> = known.map(|s| (s.id() as u32, s.name())).collect();
         let listed: Vec<_> = TABLE.iter().map(|r| (r.nr, r.name)).collect();
         assert_eq!(listed, known);
     }

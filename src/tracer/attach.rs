@@ -207,7 +207,7 @@ pub fn explain(pid: i32, e: io::Error) -> AttachError {
     if [status.ruid, status.euid, status.suid].iter().any(|uid| *uid != me) {
         return AttachError::OtherUser { pid, owner: user_name(status.ruid) };
     }
-    if fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() != status.euid) {
+    if fs::metadata(format!("/proc/{pid}/environ")).is_ok_and(|m| m.uid() != status.euid) {
         return AttachError::NotDumpable(pid);
     }
     let mine = read_status(getpid().as_raw()).map_or(0, |s| s.capprm);

@@ -1,0 +1,66 @@
+//! A session stops every thread of a program that makes threads all the time, and lets
+//! them go again.
+
+use std::time::Instant;
+
+use vosrun::supervisor::session::{Session, TaskState};
+use vosrun::syscalls::handles::Handles;
+use vosrun::tracer::{attach, stop};
+
+use crate::support::*;
+
+fn threads(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|t| t.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Takes the stops there are; only of this process's threads, as other tests have theirs.
+fn take_stops(session: &mut Session) {
+    for tid in threads(session.root) {
+        if let Ok(Some(wait)) = stop::wait(tid, false) {
+            session.take(wait).unwrap();
+        }
+    }
+}
+
+fn all_stopped(pid: i32) -> bool {
+    let mut states = threads(pid).into_iter().filter_map(|tid| field(tid, "State"));
+    states.all(|s| s.starts_with(['t', 'Z', 'X']))
+}
+
+#[test]
+fn every_thread_is_held_and_let_go() {
+    let host = Host::new(As::Self_);
+    let mut job = Talk::start(&mut host.command(guest("threads")));
+    let pid: i32 = job.line().parse().unwrap();
+    let tids = attach::seize_process(pid).unwrap();
+    let mut session = Session::new(Handles::open(&host.dir.path().join("handles")).unwrap());
+    session.begin(pid, tids);
+    let deadline = Instant::now() + DEADLINE;
+    for _ in 0..50 {
+        session.freeze().unwrap();
+        while !session.frozen() {
+            take_stops(&mut session);
+            assert!(Instant::now() < deadline, "{:?}", session.tasks);
+        }
+        assert!(all_stopped(pid), "{:?}", session.tasks);
+        let held = |state: &TaskState| matches!(state, TaskState::Held(_));
+        assert!(session.tasks.values().all(|t| held(&t.state) && t.pid == pid));
+        session.thaw().unwrap();
+        job.say("x");
+        while !session.tasks.is_empty() && Instant::now() < deadline {
+            take_stops(&mut session);
+            if let Some(line) = job.line_now() {
+                assert_eq!(line, "alive");
+                break;
+            }
+        }
+    }
+    drop(job.child.stdin.take());
+    while session.ended.is_none() {
+        take_stops(&mut session);
+        assert!(Instant::now() < deadline);
+    }
+    assert_eq!(session.ended.map(|e| e.shell_code()), Some(9));
+    let _ = job.child.wait();
+}
