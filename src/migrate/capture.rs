@@ -36,7 +36,7 @@ pub fn capture(
     running: &Running,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0)?;
+    let mut memory = memory::capture(pid, 0, &files.identities)?;
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
