@@ -12,7 +12,9 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::image::{ProcessImage, Restart, ThreadImage};
+use super::near::Near;
 use super::resource::memory::{Backing, Mapping, MmImage};
+use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::{part, PartError, Scope, Told, View, PARTS};
 use super::skeleton::Built;
@@ -71,10 +73,16 @@ impl<'a> Runner<'a> {
         Self { remote, stub, program: Program::default() }
     }
 
-    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
-        if self.program.size() as u64 + 4096 > STUB_LEN {
+    /// Room for data of `len` bytes and calls in one batch.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        if (self.program.size() + len) as u64 + 4096 > STUB_LEN {
             self.flush()?;
         }
+        Ok(())
+    }
+
+    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
+        self.reserve(0)?;
         let args: Vec<Arg> = args.iter().map(|&a| Arg::Num(a)).collect();
         self.program.call(nr, what, &args);
         Ok(())
@@ -87,9 +95,7 @@ impl<'a> Runner<'a> {
         data: &[u8],
         args: impl FnOnce(Arg) -> Vec<Arg>,
     ) -> Result<()> {
-        if (self.program.size() + data.len()) as u64 + 4096 > STUB_LEN {
-            self.flush()?;
-        }
+        self.reserve(data.len())?;
         let at = Arg::Data(self.program.data(data));
         self.program.call(nr, what, &args(at));
         Ok(())
@@ -148,6 +154,8 @@ impl Restoring {
             return Err(RestoreError::Image("the new process ended"));
         }
         io_error("PTRACE_O_EXITKILL", raw::set_exitkill(pid, true))?;
+        let near = Near::stay();
+        let _fetched = near.as_ref().and_then(|near| near.fetch(pid));
         let rseq = raw::rseq(pid).unwrap_or_default();
         let mut leader = Remote::open(pid, false)?;
         let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
@@ -175,15 +183,20 @@ impl Restoring {
     /// # Errors
     /// `EFAULT` when the image does not map them.
     pub fn fill(&self, ranges: &[(u64, u64)], bytes: &[u8]) -> Result<()> {
+        if write_ranges(self.pid, ranges, bytes).is_ok() {
+            return Ok(());
+        }
+        // Piece by piece, to go on behind a short write and to name the range that fails.
         let mut at = 0;
         for &(start, end) in ranges {
-            let len = (end - start) as usize;
-            let piece = bytes.get(at..at + len).ok_or(RestoreError::Image("short pages"))?;
+            let len = end.checked_sub(start).ok_or(RestoreError::Image("a range of pages"))?;
+            let piece = bytes.get(at..).and_then(|rest| rest.get(..len as usize));
+            let piece = piece.ok_or(RestoreError::Image("short pages"))?;
             io_error(
                 format!("write memory {start:x}-{end:x}"),
                 inject::write_all(self.pid, start, piece),
             )?;
-            at += len;
+            at += piece.len();
         }
         Ok(())
     }
@@ -195,15 +208,17 @@ impl Restoring {
     /// The call that failed.
     pub fn finish(mut self, image: &ProcessImage, filter: Option<&[u8]>) -> Result<Vec<NewThread>> {
         debug_assert!(!self.temporary.is_empty());
+        let near = Near::stay();
+        let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
         let mut runner = Runner::new(&mut self.leader, &self.stub);
         protect(&mut runner, &image.memory)?;
         for thread in &image.threads[1..] {
             clone_thread(&mut runner, thread.tid)?;
         }
-        runner.flush()?;
         if let Some(filter) = filter {
             install_filter(&mut runner, filter)?;
         }
+        runner.flush()?;
         let hosts = self.collect_threads(image)?;
         let mut threads = vec![(self.leader, &image.threads[0])];
         for (host_tid, thread) in hosts {
@@ -221,6 +236,10 @@ impl Restoring {
             let host_tid = remote.tid();
             set_registers(remote, &thread.registers)?;
             new.push(NewThread { tid: thread.tid, host_tid, restart: thread.restart });
+        }
+        drop(fetched);
+        for (thread, made) in image.threads.iter().zip(&new) {
+            conclude(self.pid, image, thread, made.host_tid)?;
         }
         Ok(new)
     }
@@ -274,8 +293,7 @@ fn clear(
             let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
             runner.call(libc::SYS_mremap, "mremap of the vdso", &[old, len, len, flags, new])
         },
-    )?;
-    runner.flush()
+    )
 }
 
 /// The old vdso's text at its old address, with jumps into the new one.
@@ -346,7 +364,7 @@ fn make_mappings(
     for (base, len) in anonymous.into_iter().flatten() {
         runner.call(libc::SYS_munmap, "munmap", &[base, len])?;
     }
-    runner.flush()
+    Ok(())
 }
 
 fn descriptor(fds: &[RawFd], index: u32) -> Result<&RawFd> {
@@ -444,7 +462,7 @@ fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
             runner.call(libc::SYS_mprotect, "mprotect", &[m.start, m.len(), m.prot as u64])?;
         }
     }
-    runner.flush()
+    Ok(())
 }
 
 /// PR_SET_MM_MAP (prctl(2), `struct prctl_mm_map`): brk, arguments, environment, auxv, exe.
@@ -452,7 +470,7 @@ fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     const STRUCT_LEN: u64 = 104;
-    runner.flush()?;
+    runner.reserve(image.auxv.len() + 512)?;
     let auxv = runner.program.data(&image.auxv);
     let l = &image.layout;
     let auxv_at = runner.stub.base + STUB_DATA + auxv.offset();
@@ -475,8 +493,7 @@ fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     map.extend_from_slice(&exe.to_le_bytes());
     runner.call_with(libc::SYS_prctl, "PR_SET_MM_MAP", &map, |at| {
         vec![Arg::Num(PR_SET_MM), Arg::Num(PR_SET_MM_MAP), at, Arg::Num(STRUCT_LEN)]
-    })?;
-    runner.flush()
+    })
 }
 
 /// clone3(2) of a thread with its old tid. It stops before its first instruction.
@@ -487,9 +504,7 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    if runner.program.size() as u64 + 8192 > STUB_LEN {
-        runner.flush()?;
-    }
+    runner.reserve(512)?;
     let wanted = runner.program.data(&tid.to_le_bytes());
     let set_tid = runner.stub.base + STUB_DATA + wanted.offset();
     let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, 1, 0];
@@ -501,15 +516,14 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
 /// seccomp(2) in all threads.
 fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: u64 = 1;
-    runner.flush()?;
+    runner.reserve(filter.len() + 512)?;
     let code = runner.program.data(filter);
     let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();
     prog.extend_from_slice(&(runner.stub.base + STUB_DATA + code.offset()).to_le_bytes());
     let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC as u64);
     runner.call_with(libc::SYS_seccomp, "seccomp", &prog, |at| {
         vec![Arg::Num(SECCOMP_SET_MODE_FILTER), tsync, at]
-    })?;
-    runner.flush()
+    })
 }
 
 /// Tells a thread everything of [`PARTS`], in that order.
@@ -539,6 +553,15 @@ fn tell(
         part.tell(&state.state, &to, &mut program)?;
     }
     Ok(remote.run(stub, program)?.all_ok()?)
+}
+
+/// What comes last of everything that [`tell`] has told.
+fn conclude(pid: i32, image: &ProcessImage, thread: &ThreadImage, host_tid: i32) -> Result<()> {
+    let to = Told { pid, tid: host_tid, job_pid: image.ids.pid, job_tid: thread.tid };
+    for state in &thread.parts {
+        part(Scope::Thread, &state.name)?.conclude(&state.state, &to)?;
+    }
+    Ok(())
 }
 
 fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {

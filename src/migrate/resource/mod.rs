@@ -19,13 +19,13 @@ pub mod signals;
 pub mod thread;
 pub mod timers;
 
-use std::fs;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
 use crate::tracer::inject::{InjectError, Outcome, Program};
+use crate::tracer::memory::read_proc;
 
 /// Whose state a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,7 @@ impl View {
     /// # Errors
     /// When the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        let status = fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
-        let status = String::from_utf8_lossy(&status).into_owned();
+        let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
         let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, status };
         view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
         view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
@@ -135,6 +134,14 @@ pub trait Part: Sync {
     /// # Errors
     /// When the state does not decode or cannot be given.
     fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError>;
+    /// Gives from outside what comes last: the thread has its registers, no call runs in it
+    /// any more.
+    ///
+    /// # Errors
+    /// As [`Part::tell`].
+    fn conclude(&self, _state: &[u8], _to: &Told) -> Result<(), PartError> {
+        Ok(())
+    }
 }
 
 /// Every part, in the order in which the new thread is told. Credentials come late: what

@@ -61,6 +61,8 @@ struct Peer {
     inbox: VecDeque<(Msg, Vec<u8>)>,
     /// Why nothing more will come.
     over: Option<String>,
+    /// More may be received at once, without a word of the event loop.
+    more: bool,
 }
 
 /// Which side's relays.
@@ -174,7 +176,9 @@ impl Mover {
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
-        let settled = self.settle();
+        // What has not been taken out of an inbox holds its link back.
+        let more = self.links.values().any(|p| p.more && p.inbox.is_empty());
+        let settled = self.settle() && !more;
         self.sup.step(if settled { timeout } else { Some(Duration::ZERO) })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             for side in [Side::Home, Side::Away] {
@@ -251,7 +255,7 @@ impl Mover {
         let key = self.next_link;
         self.next_link += 1;
         let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over });
+        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
         Ok(key)
     }
 
@@ -270,7 +274,8 @@ impl Mover {
         }
     }
 
-    /// Does the I/O of a link, and sorts what came.
+    /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
+    /// that a fast peer fills no memory.
     fn drive(&mut self, key: LinkKey) {
         loop {
             let Some(peer) = self.links.get_mut(&key) else { return };
@@ -289,11 +294,11 @@ impl Mover {
                     }
                 }
             }
-            let again = peer.link.paused() && peer.over.is_none();
+            peer.more = peer.link.paused() && peer.over.is_none();
             if self.relay_link == Some(key) {
                 self.take_relayed(key);
             }
-            if !again {
+            if self.links.get(&key).is_none_or(|p| !p.more || !p.inbox.is_empty()) {
                 return;
             }
         }

@@ -38,10 +38,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// After the commit: so long the command waits before it says "in doubt".
 const DONE_PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of one payload.
-const CHUNK: usize = 1 << 20;
+/// Bytes of one payload: what stays in a CPU's cache from reading it to its encryption.
+const CHUNK: usize = 256 << 10;
 /// Bytes that may wait for the network.
-const WINDOW: usize = 4 << 20;
+const WINDOW: usize = 1 << 20;
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -81,6 +81,15 @@ impl Laps {
         (self.frozen, self.last) = (Some(now), now);
     }
 
+    /// The job has run again for `since`, which is no part of the pause nor of its last part.
+    fn pause(&mut self, since: Duration) -> f64 {
+        if let Some((_, last)) = self.parts.last_mut() {
+            *last = (*last - millis(since)).max(0.0);
+        }
+        let frozen = self.frozen.unwrap_or(self.begin);
+        millis(self.last.saturating_duration_since(frozen).saturating_sub(since))
+    }
+
     fn lap(&mut self, name: &str) {
         let now = Instant::now();
         self.parts.push((name.to_owned(), millis(now - self.last)));
@@ -99,6 +108,15 @@ struct Frozen {
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+}
+
+/// What the preflight came to.
+struct Agreed {
+    /// What the job's standard streams are relayed of.
+    forwarded: Forwarded,
+    /// Mapped files that the target has.
+    mapped: Vec<FileId>,
+    foreign_vdso: bool,
 }
 
 /// Who the target is.
@@ -365,7 +383,8 @@ impl Mover {
         laps.freeze();
         let mut frozen = self.freeze()?;
         laps.lap("freeze");
-        let sent = self.send_frozen(target, &mut frozen, &forwarded, verdict.foreign_vdso, laps);
+        let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
+        let sent = self.send_frozen(target, &mut frozen, &agreed, laps);
         match sent {
             Ok((image, states)) => Ok((frozen, image, states)),
             Err(s) => {
@@ -532,8 +551,7 @@ impl Mover {
         &mut self,
         target: &Target,
         frozen: &mut Frozen,
-        forwarded: &Forwarded,
-        foreign_vdso: bool,
+        agreed: &Agreed,
         laps: &mut Laps,
     ) -> Step1<(ProcessImage, Vec<AwayState>)> {
         reached("frozen");
@@ -541,11 +559,11 @@ impl Mover {
         if !preflight::children(pid).is_empty() {
             return Err(stopped(11, "VOS-CHILDREN", "the job has started a child process"));
         }
-        if foreign_vdso {
+        if agreed.foreign_vdso {
             capture::leave_vdso(&mut frozen.process).map_err(own)?;
         }
         let files = self.files(pid).map_err(own)?;
-        let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
@@ -567,12 +585,20 @@ impl Mover {
             relays: relays.clone(),
             streams,
         };
+        let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
+        let ahead = files.all(|file| agreed.mapped.contains(file));
         self.send_parcel(target, &parcel)?;
+        if !ahead {
+            self.answer_unknown(target)?;
+        }
         self.send_bulk(target, &bulk)?;
         let Some(process) = parcel.image.processes.into_iter().next() else {
             return Err(own("an image without a process"));
         };
         self.send_memory(target, pid, &process)?;
+        if ahead {
+            self.expect_known(target)?;
+        }
         reached("image-sent");
         match self.answer(target, READY_PATIENCE)? {
             (Msg::Ready, _) => {}
@@ -657,6 +683,24 @@ impl Mover {
         for (n, piece) in bytes.chunks(CHUNK).enumerate() {
             self.send(target.key, &Msg::Image { last: n + 1 == pieces }, piece);
         }
+        Ok(())
+    }
+
+    /// After memory was sent without waiting for this answer: the target knew all files.
+    fn expect_known(&mut self, target: &Target) -> Step1<()> {
+        match self.answer(target, PATIENCE)? {
+            (Msg::Unknown(files), _) if files.is_empty() => Ok(()),
+            (Msg::Unknown(files), _) => {
+                let path = files.first().map_or("", |f| f.path.as_str());
+                let text = format!("{path} changed on {} during the move", target.name);
+                Err(stopped(11, "VOS-TARGET", text))
+            }
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    /// Ships the mapped files that the target does not know: opened since the preflight.
+    fn answer_unknown(&mut self, target: &Target) -> Step1<()> {
         match self.answer(target, PATIENCE)? {
             (Msg::Unknown(files), _) => {
                 self.ship(target, &files)?;
@@ -748,12 +792,11 @@ impl Mover {
         }
         self.send(target.key, &Msg::Commit, &[]);
         let done = self.await_done(id, target);
-        let Some(processes) = done else {
+        let Some((processes, resumed)) = done else {
             return self.in_doubt(id, target, frozen);
         };
-        let frozen_at = laps.frozen.unwrap_or(laps.begin);
-        let pause_ms = millis(frozen_at.elapsed());
         laps.lap("commit");
+        let pause_ms = laps.pause(resumed);
         let wire = self.links.get(&target.key).map_or(0, |p| p.link.bytes_sent());
         self.progress(&to, Phase::Resume, format!("✔ paused {pause_ms:.0} ms"), None);
         let report = MoveReport {
@@ -776,19 +819,25 @@ impl Mover {
     }
 
     /// Waits for DONE, on this link or on new ones.
-    fn await_done(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
+    fn await_done(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+    ) -> Option<(Vec<ProcessStatus>, Duration)> {
         let until = Instant::now() + DONE_PATIENCE;
         if let Some(moving) = &mut self.moving {
             moving.cancelled = false;
         }
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => return Some(processes),
+            Ok(Some((Msg::Done { processes, resumed_ns }, _))) => {
+                return Some((processes, Duration::from_nanos(resumed_ns)));
+            }
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
         while Instant::now() < until {
             if let Some(processes) = self.repeat_commit(id, target) {
-                return Some(processes);
+                return Some((processes, Duration::ZERO));
             }
             let _ = self.pump(Some(Duration::from_millis(300)));
             let _ = self.requests_while_moving();
