@@ -212,52 +212,54 @@ impl Restoring {
         let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
         let mut runner = Runner::new(&mut self.leader, &self.stub);
         protect(&mut runner, &image.memory)?;
-        for thread in &image.threads[1..] {
+        for thread in image.threads.iter().skip(1) {
             clone_thread(&mut runner, thread.tid)?;
         }
         if let Some(filter) = filter {
             install_filter(&mut runner, filter)?;
         }
         runner.flush()?;
-        let hosts = self.collect_threads(image)?;
-        let mut threads = vec![(self.leader, &image.threads[0])];
-        for (host_tid, thread) in hosts {
-            io_error("PTRACE_O_EXITKILL", raw::set_exitkill(host_tid, true))?;
-            threads.push((Remote::open(host_tid, false)?, thread));
+        let found = self.collect_threads(image)?;
+        let mut remotes = vec![self.leader];
+        for (view, _) in found.iter().skip(1) {
+            io_error("PTRACE_O_EXITKILL", raw::set_exitkill(view.tid, true))?;
+            remotes.push(Remote::open(view.tid, false)?);
         }
-        for (index, (remote, thread)) in threads.iter_mut().enumerate() {
-            tell(remote, &self.stub, self.pid, image, thread, index == 0)?;
+        for (remote, (view, thread)) in remotes.iter_mut().zip(&found) {
+            tell(remote, &self.stub, image, thread, view)?;
         }
         let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
         let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
-        threads[0].0.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-        let mut new = Vec::with_capacity(threads.len());
-        for (remote, thread) in threads {
-            let host_tid = remote.tid();
+        remotes[0].call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        for (remote, (_, thread)) in remotes.into_iter().zip(&found) {
             set_registers(remote, &thread.registers)?;
-            new.push(NewThread { tid: thread.tid, host_tid, restart: thread.restart });
         }
         drop(fetched);
-        for (thread, made) in image.threads.iter().zip(&new) {
-            conclude(self.pid, image, thread, made.host_tid)?;
-        }
-        Ok(new)
+        found.iter().try_for_each(|(view, thread)| conclude(thread, &told(image, view)))?;
+        let new = |(view, thread): &(View, &ThreadImage)| NewThread {
+            tid: thread.tid,
+            host_tid: view.tid,
+            restart: thread.restart,
+        };
+        Ok(found.iter().map(new).collect())
     }
 
-    /// Waits for the first stop of every new thread, and finds which is which.
-    fn collect_threads<'a>(&self, image: &'a ProcessImage) -> Result<Vec<(i32, &'a ThreadImage)>> {
+    /// Waits for the first stop of every new thread, and finds which is which. The leader
+    /// comes first.
+    fn collect_threads<'a>(&self, image: &'a ProcessImage) -> Result<Vec<(View, &'a ThreadImage)>> {
         let mut found = Vec::new();
-        let views = io_error("threads", super::capture::views(self.pid))?;
-        for view in views.iter().filter(|v| v.tid != self.pid) {
-            let first =
-                io_error(format!("wait for thread {}", view.tid), stop::wait(view.tid, true))?;
-            if first.map(|w| w.stop) != Some(Stop::Interrupt) {
-                return Err(RestoreError::Image("a new thread ended"));
+        for view in io_error("threads", super::capture::views(self.pid))? {
+            if view.tid != self.pid {
+                let first =
+                    io_error(format!("wait for thread {}", view.tid), stop::wait(view.tid, true))?;
+                if first.map(|w| w.stop) != Some(Stop::Interrupt) {
+                    return Err(RestoreError::Image("a new thread ended"));
+                }
             }
             let thread = image.threads.iter().find(|t| t.tid == view.job_tid);
-            found.push((view.tid, thread.ok_or(RestoreError::Image("a thread too many"))?));
+            found.push((view, thread.ok_or(RestoreError::Image("a thread too many"))?));
         }
-        if found.len() + 1 == image.threads.len() {
+        if !found.is_empty() && found.len() == image.threads.len() {
             Ok(found)
         } else {
             Err(RestoreError::Image("a thread is missing"))
@@ -530,12 +532,12 @@ fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
 fn tell(
     remote: &mut Remote,
     stub: &Stub,
-    pid: i32,
     image: &ProcessImage,
     thread: &ThreadImage,
-    leader: bool,
+    view: &View,
 ) -> Result<()> {
-    let to = Told { pid, tid: remote.tid(), job_pid: image.ids.pid, job_tid: thread.tid };
+    let to = told(image, view);
+    let leader = view.tid == view.pid;
     for state in &thread.parts {
         part(Scope::Thread, &state.name)?;
     }
@@ -556,12 +558,16 @@ fn tell(
 }
 
 /// What comes last of everything that [`tell`] has told.
-fn conclude(pid: i32, image: &ProcessImage, thread: &ThreadImage, host_tid: i32) -> Result<()> {
-    let to = Told { pid, tid: host_tid, job_pid: image.ids.pid, job_tid: thread.tid };
+fn conclude(thread: &ThreadImage, to: &Told) -> Result<()> {
     for state in &thread.parts {
-        part(Scope::Thread, &state.name)?.conclude(&state.state, &to)?;
+        part(Scope::Thread, &state.name)?.conclude(&state.state, to)?;
     }
     Ok(())
+}
+
+fn told<'a>(image: &ProcessImage, view: &'a View) -> Told<'a> {
+    let (pid, tid) = (view.pid, view.tid);
+    Told { pid, tid, job_pid: image.ids.pid, job_tid: view.job_tid, view }
 }
 
 fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {
