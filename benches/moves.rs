@@ -28,8 +28,22 @@ use common::{free_port, number, output, retry, run, words, Options, Scratch, VOS
 /// No single command takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The guests: name and MiB of touched memory beyond what any C program has.
-const GUESTS: &[(&str, u32)] = &[("small", 1), ("16 MiB resident", 14)];
+/// One row.
+struct Guest {
+    name: &'static str,
+    /// MiB of touched memory beyond what any C program has.
+    size: u32,
+    /// Threads that sleep, besides the first.
+    threads: u32,
+    wanted: Wanted,
+}
+
+const GUESTS: &[Guest] = &[
+    Guest { name: "small", size: 1, threads: 0, wanted: Wanted::AtMost(10.0) },
+    Guest { name: "16 MiB resident", size: 14, threads: 0, wanted: Wanted::AtMost(10.0) },
+    Guest { name: "100 threads", size: 1, threads: 100, wanted: Wanted::Nothing },
+    Guest { name: "1000 threads", size: 1, threads: 1000, wanted: Wanted::Nothing },
+];
 
 fn main() -> ExitCode {
     let mut failures = Vec::new();
@@ -50,14 +64,14 @@ fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {
         "pause of a move", "n", "median ms", "p10", "p90", "spawn ms", "pause / spawn"
     );
     let mut weights = Vec::new();
-    for (name, size) in GUESTS.iter().filter(|(name, _)| options.chosen(name)) {
+    for guest in GUESTS.iter().filter(|guest| options.chosen(guest.name)) {
         let moves = options.repeats.unwrap_or(24);
-        match measure(&nodes, &holder, &unit, *size, moves) {
+        match measure(&nodes, &holder, &unit, guest, moves) {
             Ok(series) => {
-                series.print(name);
-                weights.push((name, series.weights));
+                series.print(guest);
+                weights.push((guest.name, series.weights));
             }
-            Err(e) => failures.push(((*name).to_owned(), e)),
+            Err(e) => failures.push((guest.name.to_owned(), e)),
         }
     }
     for (name, weights) in weights {
@@ -67,8 +81,14 @@ fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {
 }
 
 /// Moves one job `moves` times, with an unmeasured move to and fro before.
-fn measure(nodes: &Nodes, guest: &Path, unit: &Path, size: u32, moves: usize) -> Result<Series> {
-    let job = Job::start(nodes, guest, size)?;
+fn measure(
+    nodes: &Nodes,
+    holder: &Path,
+    unit: &Path,
+    guest: &Guest,
+    moves: usize,
+) -> Result<Series> {
+    let job = Job::start(nodes, holder, guest)?;
     let mut series = Series::default();
     series.weigh("supervisor of a job that never moved", job.supervisor()?)?;
     // The nodes may not know each other yet: the first move is tried again.
@@ -113,18 +133,18 @@ impl Series {
         Ok(())
     }
 
-    fn print(&self, name: &str) {
+    fn print(&self, guest: &Guest) {
         let ratios: Vec<f64> = self.pauses.iter().zip(&self.spawns).map(|(p, s)| p / s).collect();
         println!(
             "{:<18}{:>4}{:>10.2}{:>10.2}{:>10.2}{:>12.3}  {:<22}{}",
-            name,
+            guest.name,
             self.pauses.len(),
             median(&self.pauses),
             quantile(&self.pauses, 0.1),
             quantile(&self.pauses, 0.9),
             median(&self.spawns),
             spread(&ratios, 1),
-            Wanted::AtMost(10.0).verdict(median(&ratios))
+            guest.wanted.verdict(median(&ratios))
         );
         for (part, took) in &self.parts {
             println!("  {part:<20}{:>10.2}{:>22.2}", median(took), quantile(took, 0.9));
@@ -219,17 +239,18 @@ struct Job {
 
 impl Job {
     /// Starts the holder and waits until its memory is filled.
-    fn start(nodes: &Nodes, guest: &Path, size: u32) -> Result<Self> {
-        let name = format!("holder{size}");
+    fn start(nodes: &Nodes, holder: &Path, guest: &Guest) -> Result<Self> {
+        let name = format!("holder{}-{}", guest.size, guest.threads);
         let mut command = nodes.vosrun(0);
-        command.args(["--name", &name, "--"]).arg(guest).arg(size.to_string());
+        command.args(["--name", &name, "--"]).arg(holder);
+        command.args([guest.size.to_string(), guest.threads.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let (send, lines) = mpsc::channel();
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
-        let job = Self { name, child, lines, guest: guest.to_owned() };
+        let job = Self { name, child, lines, guest: holder.to_owned() };
         job.says("ready").with_context(|| words(&command))?;
         Ok(job)
     }

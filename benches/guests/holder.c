@@ -1,12 +1,14 @@
 /* Holds MEBIBYTES of resident memory whose every page differs, counts ticks of 1 ms, and
  * checks the memory when SIGTERM comes: prints "intact" and ends with 0, or "damaged", 1.
- * holder MEBIBYTES; prints "ready" when the memory is filled; ends by itself after a quarter
+ * holder MEBIBYTES [THREADS], of which each only sleeps; prints "ready" when the memory is filled; ends by itself after a quarter
  * of an hour. */
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 static volatile sig_atomic_t stopped;
 
@@ -14,6 +16,29 @@ static void stop(int sig)
 {
 	(void)sig;
 	stopped = 1;
+}
+
+static void *sleeper(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+static int sleepers(int threads)
+{
+	pthread_attr_t small;
+	pthread_t thread;
+	sigset_t all, before;
+	int bad = pthread_attr_init(&small) || pthread_attr_setstacksize(&small, 64 << 10);
+
+	/* Signals are for the first thread. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	while (!bad && threads-- > 0)
+		bad = pthread_create(&thread, &small, sleeper, NULL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return bad;
 }
 
 static uint64_t next(uint64_t x)
@@ -31,7 +56,7 @@ int main(int argc, char **argv)
 	struct timespec tick = { 0, 1000000 };
 	unsigned long ticks = 0;
 
-	if (!memory || sigaction(SIGTERM, &action, NULL))
+	if (!memory || sigaction(SIGTERM, &action, NULL) || sleepers(argc > 2 ? atoi(argv[2]) : 0))
 		return 2;
 	for (size_t i = 0; i < words; i++)
 		memory[i] = x = next(x);

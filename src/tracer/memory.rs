@@ -185,9 +185,8 @@ pub fn read_proc(path: &str) -> io::Result<String> {
             text.resize(2 * len, 0);
         }
     }
-    text.truncate(len);
-    Ok(String::from_utf8(text)
-        .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    // A copy of the right size: one is kept for every thread.
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 /// All mappings with their flags.

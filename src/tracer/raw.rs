@@ -135,6 +135,8 @@ pub fn regset(tid: i32, note: usize, max: usize) -> io::Result<Vec<u8>> {
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: max };
     ptrace(libc::PTRACE_GETREGSET, tid, note, &raw mut iov as usize)?;
     buf.truncate(iov.iov_len);
+    // Kept for every thread, and much smaller than what a CPU could have.
+    buf.shrink_to_fit();
     Ok(buf)
 }
 

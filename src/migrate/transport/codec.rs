@@ -21,7 +21,7 @@ const PREFIX: usize = 8;
 /// Smallest step by which a receiving buffer grows, bytes.
 const GROWTH: usize = 64 << 10;
 /// Most payloads that are kept for later ones.
-const MOST_SPARE: usize = 8;
+const MOST_SPARE: usize = 6;
 
 /// Why a frame could not be written or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,8 +158,16 @@ impl Decoder {
         }
     }
 
+    /// As if payloads of `size` bytes had been recycled.
+    pub fn expect_many(&mut self, size: usize) {
+        while self.spare.len() < MOST_SPARE {
+            // Ones and not zeroes, which the allocator would not have to write.
+            self.recycle(vec![1; size.clamp(GROWTH, MAX_PAYLOAD)]);
+        }
+    }
+
     /// Frees what [`Self::recycle`] keeps.
-    pub fn forget_recycled(&mut self) {
+    pub fn expect_few(&mut self) {
         self.spare = Vec::new();
     }
 

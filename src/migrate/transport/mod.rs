@@ -355,9 +355,15 @@ impl<T: Transport> Link<T> {
         self.session.recycle(payload);
     }
 
-    /// Gives the memory of [`Self::recycle`] back to the system.
-    pub fn forget_recycled(&mut self) {
-        self.session.forget_recycled();
+    /// Many payloads of about `payload` bytes are to be sent or received: takes the memory for
+    /// them now, page faults included.
+    pub fn expect_many(&mut self, payload: usize) {
+        self.session.expect_many(payload);
+    }
+
+    /// Gives the memory of [`Self::recycle`] and [`Self::expect_many`] back to the system.
+    pub fn expect_few(&mut self) {
+        self.session.expect_few();
     }
 
     /// Refuses frames whose header is above `size` bytes (default [`MAX_HEADER`]).

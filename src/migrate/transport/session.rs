@@ -288,9 +288,24 @@ impl Session {
         self.wire.decoder.recycle(payload);
     }
 
-    /// As [`Decoder::forget_recycled`].
-    pub fn forget_recycled(&mut self) {
-        self.wire.decoder.forget_recycled();
+    /// Takes the memory for many payloads of about `payload` bytes, both ways.
+    pub fn expect_many(&mut self, payload: usize) {
+        self.read_size = INCOMING_MAX;
+        self.incoming.space(INCOMING_MAX);
+        self.wire.outgoing.space(OUTGOING_KEEP / 2);
+        self.wire.decoder.expect_many(payload);
+    }
+
+    /// Gives back what [`Self::recycle`] and [`Self::expect_many`] keep.
+    pub fn expect_few(&mut self) {
+        self.wire.decoder.expect_few();
+        if self.incoming.len() == 0 {
+            self.incoming = Buffer::default();
+            self.read_size = INCOMING_MIN;
+        }
+        if self.wire.outgoing.len() == 0 {
+            self.wire.outgoing = Buffer::default();
+        }
     }
 
     /// Refuses frames whose header is above `size` bytes.

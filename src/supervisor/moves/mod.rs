@@ -37,6 +37,9 @@ use standin::StandIn;
 
 pub use target::receive;
 
+/// Bytes of one payload: what stays in a CPU's cache from reading it to its encryption.
+const CHUNK: usize = 256 << 10;
+
 /// Names a link; never used again for another one.
 type LinkKey = usize;
 

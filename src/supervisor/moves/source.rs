@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::agent::Agent;
 use super::hook::reached;
 use super::standin::StandIn;
-use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey};
+use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
@@ -38,8 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// After the commit: so long the command waits before it says "in doubt".
 const DONE_PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of one payload: what stays in a CPU's cache from reading it to its encryption.
-const CHUNK: usize = 256 << 10;
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
 
@@ -145,6 +143,7 @@ impl Mover {
             Err(s) => Reply::Failed(self.failure(id, to, *s)),
         };
         self.conclude(&reply);
+        crate::migrate::raw::trim_heap();
         Ok(())
     }
 
@@ -380,6 +379,9 @@ impl Mover {
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
+        if let Some(peer) = self.links.get_mut(&target.key) {
+            peer.link.expect_many(CHUNK);
+        }
         laps.freeze();
         let mut frozen = self.freeze()?;
         laps.lap("freeze");
@@ -980,6 +982,9 @@ impl Mover {
         let peer = (target.id, target.name.clone());
         if let Err(e) = self.write_journal(id, Step::Done, &peer) {
             tracing::warn!("{e:#}");
+        }
+        if let Some(peer) = self.links.get_mut(&target.key) {
+            peer.link.expect_few();
         }
         self.sup.board.history.push(report.clone());
         let pid = frozen.process.pid;

@@ -245,6 +245,7 @@ impl Mover {
             Decision::Commit(key) => {
                 reached("commit-received");
                 self.own(id, key, &peer, prepared)?;
+                crate::migrate::raw::trim_heap();
                 Ok(true)
             }
             Decision::Abort => {
@@ -334,6 +335,10 @@ impl Mover {
                 Msg::Prepare(plan) => {
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.skeleton = Some(Skeleton::spawn(&plan)?);
+                    // After the fork, which would make every page be copied again.
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.expect_many(super::CHUNK);
+                    }
                     self.send(key, &Msg::Prepared, &[]);
                 }
                 Msg::Image { last } => {
@@ -362,7 +367,7 @@ impl Mover {
                 Msg::PagesEnd => {
                     self.content_is_done(a)?;
                     if let Some(peer) = self.links.get_mut(&key) {
-                        peer.link.forget_recycled();
+                        peer.link.expect_few();
                     }
                     return self.complete(a);
                 }
