@@ -351,7 +351,7 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
         let wanted = verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned();
         self.ship(target, &wanted.collect::<Vec<_>>())?;
         self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
