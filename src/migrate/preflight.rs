@@ -54,16 +54,26 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
     }
     if !pipes.is_empty() {
         let outside = fd::outside_holders(&pipes, &[pid])?;
-        let mut add = |view: &FdView| found.insert((view.dev, view.ino));
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
-            // A pipe of which the job has one end only has lost the other or shares it.
+            // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
-            if outside.contains(&view.ino) || (alone && view.fd <= 2) {
-                add(view);
+            if outside.contains(&view.ino) || (alone && other_end_lives(files, view)?) {
+                found.insert((view.dev, view.ino));
             }
         }
     }
     Ok(found)
+}
+
+/// Is the other end of this pipe end open anywhere? poll(2) tells: POLLERR or POLLHUP if not.
+fn other_end_lives(files: &Files, view: &FdView) -> io::Result<bool> {
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use std::os::fd::AsFd;
+    let end = files.duplicate(view)?;
+    let mut fds = [PollFd::new(end.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    Ok(!fds[0].revents().is_some_and(|r| r.intersects(gone)))
 }
 
 fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {

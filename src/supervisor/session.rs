@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::migrate::freeze::Frozen;
 use crate::migrate::image::Restart;
-use crate::migrate::settle;
+use crate::migrate::settle::{self, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::{raw, Exit, Stop, Wait};
@@ -194,7 +194,7 @@ impl Session {
     pub fn go_on(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;
@@ -213,7 +213,7 @@ impl Session {
     fn resume_call(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;

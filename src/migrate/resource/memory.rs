@@ -21,8 +21,8 @@ pub enum Backing {
     Anonymous { name: Option<String> },
     /// A file of [`MmImage::files`].
     File(u32),
-    /// Shared memory without a name on a file system: MAP_SHARED | MAP_ANONYMOUS, a memfd or
-    /// a deleted file; an index into [`MmImage::objects`].
+    /// An object without a name on a file system: MAP_SHARED | MAP_ANONYMOUS, a memfd or a
+    /// deleted file; an index into [`MmImage::objects`].
     Object(u32),
     /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: made by the kernel.
     Special(String),
@@ -91,7 +91,7 @@ impl FileId {
     }
 }
 
-/// Shared memory that is no file of the file system.
+/// Memory that is no file of the file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedObject {
     /// Device (as stat(2) gives it) and inode: finds the descriptor of the same object.
@@ -103,6 +103,8 @@ pub struct SharedObject {
     pub size: u64,
     /// MAP_SHARED | MAP_ANONYMOUS.
     pub anonymous: bool,
+    /// A descriptor holds it, and its content travels with that.
+    pub held: bool,
 }
 
 /// Addresses that PR_SET_MM_MAP gives back (`struct prctl_mm_map`), in its order.
@@ -204,14 +206,16 @@ fn is_memory_file(path: &str) -> bool {
 
 /// Collects what stands behind the mappings.
 #[derive(Default)]
-struct Backings {
+struct Backings<'a> {
+    /// Objects that descriptors hold: device and inode.
+    held: &'a [(u64, u64)],
     files: Vec<FileId>,
     objects: Vec<SharedObject>,
     /// Files already asked: path and inode to index.
     known: BTreeMap<(String, u64), u32>,
 }
 
-impl Backings {
+impl Backings<'_> {
     fn file(&mut self, pid: i32, path: &str, ino: u64) -> Option<u32> {
         let key = (path.to_owned(), ino);
         if let Some(&index) = self.known.get(&key) {
@@ -227,6 +231,10 @@ impl Backings {
         Some(index)
     }
 
+    fn holds(&self, vma: &Vma) -> bool {
+        self.held.contains(&(libc::makedev(vma.dev.0, vma.dev.1), vma.ino))
+    }
+
     fn object(&mut self, vma: &Vma) -> u32 {
         let dev = libc::makedev(vma.dev.0, vma.dev.1);
         let size = vma.offset + vma.len();
@@ -239,6 +247,7 @@ impl Backings {
                 name: name.strip_prefix("/memfd:").unwrap_or(name).to_owned(),
                 size,
                 anonymous: name == "/dev/zero",
+                held: self.holds(vma),
             });
             self.objects.len() - 1
         });
@@ -259,7 +268,7 @@ impl Backings {
         if let Some(file) = self.file(pid, &vma.path, vma.ino) {
             return Backing::File(file);
         }
-        if vma.shared {
+        if vma.shared || self.holds(vma) {
             return Backing::Object(self.object(vma));
         }
         // A private mapping of a file that has no name any more: its pages travel as memory.
@@ -268,11 +277,12 @@ impl Backings {
 }
 
 /// Captures the address space of a frozen process, but not its pages. `brk` is what brk(0)
-/// answered inside.
+/// answered inside; `held` are the objects (device, inode) behind its descriptors, whose
+/// content travels with them.
 ///
 /// # Errors
 /// The first mapping that cannot move, or what of /proc could not be read.
-pub fn capture(pid: i32, brk: u64) -> Result<MmImage, PartError> {
+pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartError> {
     let io = |what: &'static str| {
         move |source| PartError::Io { what: format!("{what} of process {pid}"), source }
     };
@@ -282,13 +292,14 @@ pub fn capture(pid: i32, brk: u64) -> Result<MmImage, PartError> {
         return Err(PartError::Refused(Box::new(finding)));
     }
     let pagemap = PageMap::open(pid).map_err(io("pagemap"))?;
-    let mut backings = Backings::default();
+    let mut backings = Backings { held, ..Backings::default() };
     let exe = exe(pid, &mut backings)?;
     let mut mappings = Vec::with_capacity(vmas.len());
     let mut data = Vec::new();
     for vma in &vmas {
         let backing = backings.of(pid, vma);
-        let ranges = pages_of(pid, &pagemap, vma, &backing).map_err(io("pagemap"))?;
+        let held = backings.holds(vma);
+        let ranges = pages_of(pid, &pagemap, vma, &backing, held).map_err(io("pagemap"))?;
         let guards = pagemap.scan(vma.start, vma.end, Pages::Guard).map_err(io("pagemap"))?;
         mappings.push(Mapping {
             start: vma.start,
@@ -340,11 +351,14 @@ fn pages_of(
     pagemap: &PageMap,
     vma: &Vma,
     backing: &Backing,
+    held: bool,
 ) -> io::Result<Vec<(u64, u64)>> {
     match backing {
         Backing::Special(_) => Ok(Vec::new()),
         Backing::File(_) if vma.shared => Ok(Vec::new()),
         Backing::File(_) => pagemap.scan(vma.start, vma.end, Pages::Private),
+        Backing::Object(_) if held && vma.shared => Ok(Vec::new()),
+        Backing::Object(_) if held => pagemap.scan(vma.start, vma.end, Pages::Private),
         Backing::Anonymous { .. } if vma.ino == 0 => {
             pagemap.scan(vma.start, vma.end, Pages::Private)
         }

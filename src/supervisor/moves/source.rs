@@ -558,7 +558,7 @@ impl Mover {
             if let Err(e) = raw::set_exitkill(thread.tid, false) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
-            let resumed = self.sup.session.go_on(thread, frozen.process.scheduler_now, &running);
+            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
             if let Err(e) = resumed {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }

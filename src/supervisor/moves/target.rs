@@ -157,6 +157,7 @@ struct Arriving {
     parcel: Option<Parcel>,
     /// Files that carry the content of deleted files and memfds.
     vessels: BTreeMap<BulkId, File>,
+    content_done: bool,
     restoring: Option<Restoring>,
     names: (String, String),
     /// When the image of the frozen job began to arrive.
@@ -292,6 +293,7 @@ impl Mover {
             image: Vec::new(),
             parcel: None,
             vessels: BTreeMap::new(),
+            content_done: false,
             restoring: None,
             names: Default::default(),
             arrived: None,
@@ -354,12 +356,16 @@ impl Mover {
                     vessel.write_all_at(&payload, offset).context("content of a deleted file")?;
                 }
                 Msg::Pages(ranges) => {
+                    self.content_is_done(a)?;
                     let restoring = a.restoring.as_ref();
                     restoring
                         .ok_or_else(|| anyhow!("pages before the image"))?
                         .fill(&ranges, &payload)?;
                 }
-                Msg::PagesEnd => return self.complete(a),
+                Msg::PagesEnd => {
+                    self.content_is_done(a)?;
+                    return self.complete(a);
+                }
                 Msg::Abort(why) => bail!("given up by the source: {why}"),
                 other => bail!("unexpected from the source: {other:?}"),
             }
@@ -420,10 +426,18 @@ impl Mover {
         self.begin_if_complete(a)
     }
 
+    /// Pages come: all content of deleted files has come before.
+    fn content_is_done(&mut self, a: &mut Arriving) -> Result<()> {
+        a.content_done = true;
+        self.begin_if_complete(a)
+    }
+
     /// Begins to restore when the image and all its files are here.
     fn begin_if_complete(&mut self, a: &mut Arriving) -> Result<()> {
         let Some(parcel) = &a.parcel else { return Ok(()) };
-        if a.restoring.is_some() || a.incoming.is_some() {
+        // Content of deleted files comes first: a memfd's seals would keep it out.
+        let content_first = !a.vessels.is_empty() && !a.content_done;
+        if a.restoring.is_some() || a.incoming.is_some() || content_first {
             return Ok(());
         }
         let boot = a.hello.boot_id.clone();
