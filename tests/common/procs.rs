@@ -93,7 +93,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Done> {
     match wait(&mut child, limit, &what) {
         Ok(status) => {
             // A daemon that the command left behind may hold the pipe open: do not wait for it.
-            let _ = super::until(Duration::from_millis(500), "", || {
+            let _ = super::until(Duration::from_millis(2000), "", || {
                 Ok((out_end.is_finished() && err_end.is_finished()).then_some(()))
             });
             Ok(Done { status, stdout: out.text(), stderr: err.text() })
