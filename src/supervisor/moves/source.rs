@@ -398,7 +398,8 @@ impl Mover {
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
         let threads = self.sup.session.tasks.len();
-        let text = if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
         self.progress(to, Phase::Freeze, text, None);
         laps.freeze();
         let mut frozen = self.freeze()?;
