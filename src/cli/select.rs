@@ -17,6 +17,8 @@ use nix::fcntl::{Flock, FlockArg};
 use super::error::Fail;
 use crate::control::{self, JobState, JobStatus, Reply, Request};
 use crate::ids::JobId;
+use crate::journal::{self, Step};
+use crate::node::orphan::has_passed;
 use crate::state::{JobDir, JobMeta, StateDir};
 
 /// How long a supervisor may take to answer a question.
@@ -73,6 +75,12 @@ impl Seen {
         Err(Fail::temporary(why))
     }
 
+    /// The job has only passed this node: nothing of it is left here but its journal.
+    pub fn has_passed(&self) -> bool {
+        let (Life::Away, Some(meta)) = (&self.life, &self.meta) else { return false };
+        journal::last(&self.dir.journal()).is_ok_and(|last| has_passed(meta, last.as_ref()))
+    }
+
     fn runs_here(&self) -> bool {
         matches!(&self.life, Life::Live(s) if s.state != JobState::Away)
     }
@@ -83,12 +91,13 @@ impl Seen {
     }
 }
 
-/// Every job of the state folder, the oldest first.
+/// Every job of the state folder, the oldest first, without those that only passed.
 ///
 /// # Errors
 /// When the folder cannot be read.
 pub fn survey(state: &StateDir) -> io::Result<Vec<Seen>> {
     let mut all = observe(state.jobs()?);
+    all.retain(|seen| !seen.has_passed());
     all.sort_by_key(|seen| (seen.meta.as_ref().map_or(u64::MAX, |m| m.started_ms), seen.id));
     Ok(all)
 }
@@ -194,8 +203,15 @@ pub fn life(dir: &JobDir) -> Life {
     match dir.meta() {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
         Ok(JobMeta { host: None, .. }) => Life::Away,
+        _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
     }
+}
+
+/// The node to which the journal gives a job whose supervisor and process are gone here.
+pub fn given_to(dir: &JobDir) -> Option<String> {
+    let last = journal::last(&dir.journal()).ok().flatten()?;
+    matches!(last.step, Step::Sealed | Step::Commit | Step::Done).then_some(last.peer_name)
 }
 
 /// Asks a job's supervisor; failures name the job and exit with 75.

@@ -284,11 +284,12 @@ fn worker(cells: &[Cell]) -> ExitCode {
             Some(cell) => one(cell, &mut worker),
             None => Outcome::Failed(format!("no cell named {name}")),
         };
+        // The runner ends a worker after a failure; that is no reason to clean up for it.
+        busy.store(false, Ordering::SeqCst);
         let told = writeln!(std::io::stdout(), "{}", outcome.encode());
         if matches!(outcome, Outcome::Failed(_)) || told.is_err() {
             break;
         }
-        busy.store(false, Ordering::SeqCst);
     }
     drop(worker);
     procs::kill_below(std::process::id() as i32);
