@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::migrate::freeze::Frozen;
 use crate::migrate::image::Restart;
-use crate::migrate::settle;
+use crate::migrate::settle::{self, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::{raw, Exit, Stop, Wait};
@@ -206,7 +206,7 @@ impl Session {
     pub fn go_on(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;
@@ -225,7 +225,7 @@ impl Session {
     fn resume_call(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;
@@ -387,7 +387,7 @@ impl Session {
     fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
         if settle::cut_short(&raw::regs(tid)?) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
-            return self.resume_call(&thread, None, &self.running_restarts());
+            return self.resume_call(&thread, &SchedulerClocks::new(), &self.running_restarts());
         }
         match self.in_flight.contains_key(&tid) {
             true => raw::syscall_step(tid, signal),

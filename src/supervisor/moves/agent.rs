@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{LinkKey, Mover, Side};
+use crate::control::Reply;
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
@@ -80,9 +81,10 @@ impl Mover {
     /// A message of the job's host, or of one that was it.
     pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
         match msg {
-            Msg::Attached { epoch, processes } if epoch >= self.sup.job.meta.epoch => {
+            Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
                 self.sup.board.remote = processes;
+                history.into_iter().for_each(|report| self.note(report));
                 self.relay_link = Some(key);
                 if let Some(agent) = &mut self.agent {
                     agent.trying = None;
@@ -97,6 +99,8 @@ impl Mover {
                 self.drop_link(key);
                 self.agent = Some(Agent::new(id, name));
             }
+            Msg::Progress(event) => self.show_asked(*event),
+            Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => {
                 self.stop_self(signal)?;
                 self.say(Msg::Continue, &[]);

@@ -12,9 +12,10 @@ mod agent;
 mod hook;
 mod source;
 mod standin;
+mod status;
 mod target;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ use crate::node;
 use crate::proxy::{Loopback, RelayMsg, Relays};
 use agent::Agent;
 use standin::StandIn;
+use status::{Asked, Looked};
 
 pub use target::receive;
 
@@ -76,6 +78,8 @@ struct Moving {
     watchers: Vec<super::serve::ClientKey>,
     cancelled: bool,
     last: Option<MoveEvent>,
+    /// Asked for by a person at home, who is told as well.
+    from_home: bool,
 }
 
 /// The supervisor of a job that can move.
@@ -104,6 +108,12 @@ pub struct Mover {
     left: bool,
     /// Relay messages that came before the commit.
     early: VecDeque<(Msg, Vec<u8>)>,
+    /// Device and inode of descriptions that were made anew here.
+    restored: HashSet<(u64, u64)>,
+    /// What this node keeps for a job that is away, in words.
+    kept: String,
+    looked: Option<Looked>,
+    asked: Option<Asked>,
 }
 
 impl Mover {
@@ -134,6 +144,10 @@ impl Mover {
             init: None,
             left: false,
             early: VecDeque::new(),
+            restored: HashSet::new(),
+            kept: String::new(),
+            looked: None,
+            asked: None,
         })
     }
 
@@ -262,6 +276,7 @@ impl Mover {
             let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
             let _ = self.sup.deregister(fd, peer.token);
         }
+        self.asked_lost(key);
         if self.relay_link == Some(key) {
             self.relay_link = None;
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
@@ -314,6 +329,10 @@ impl Mover {
                 }
                 Msg::Signal(signal) => {
                     self.signal_job(signal);
+                    None
+                }
+                Msg::Progress(event) => {
+                    self.show_asked(*event);
                     None
                 }
                 _ => {
@@ -442,9 +461,8 @@ impl Mover {
                 self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
             }
             Msg::Attach { epoch } => self.attached(key, epoch),
-            Msg::PleaseMove(to) if self.agent.is_none() => {
-                self.migrate(None, &to)?;
-            }
+            Msg::PleaseMove(to) if self.agent.is_none() => self.please_move(key, &to)?,
+            Msg::Report(report) => self.reported(*report),
             other if self.agent.is_some() => self.hear_host(key, other)?,
             other => tracing::debug!("unexpected: {other:?}"),
         }
@@ -463,7 +481,8 @@ impl Mover {
             self.drop_link(old);
         }
         self.relay_link = Some(key);
-        self.send(key, &Msg::Attached { epoch: own, processes }, &[]);
+        let history = self.sup.board.history.clone();
+        self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
         self.relay(Side::Away, |relays, out| relays.resync(out));
     }
 
@@ -475,7 +494,7 @@ impl Mover {
 
     /// The job's processes, for reports.
     fn processes(&mut self) -> Vec<crate::control::ProcessStatus> {
-        self.sup.status().processes
+        self.sup.processes()
     }
 
     fn request(&mut self, pending: Pending) -> Result<()> {
@@ -501,7 +520,7 @@ impl Mover {
                 self.sup.finish(client, &Reply::Error(why));
             }
             Request::Status => {
-                let status = self.sup.status();
+                let status = self.status();
                 self.sup.finish(client, &Reply::Status(Box::new(status)));
             }
         }
@@ -581,6 +600,10 @@ impl Mover {
             bytes,
         };
         moving.last = Some(event.clone());
+        if moving.from_home {
+            self.say(Msg::Progress(Box::new(event.clone())), &[]);
+        }
+        let Some(moving) = &self.moving else { return };
         for client in moving.watchers.clone() {
             self.sup.reply(client, &Reply::Progress(event.clone()));
         }
@@ -755,5 +778,5 @@ impl Mover {
 }
 
 fn is_relayed(msg: &Msg) -> bool {
-    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue)
+    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue | Msg::Progress(_))
 }

@@ -116,18 +116,33 @@ impl Mover {
     /// Failures that end the supervision.
     pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
         if self.agent.is_some() {
-            return self.pass_on(client, to);
+            self.pass_on(client, to);
+            return Ok(());
         }
         let id = MoveId::random()?;
+        let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        self.moving = Some(Moving { id, watchers, cancelled: false, last: None });
+        self.moving = Some(Moving { id, watchers, cancelled: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
         let reply = match self.try_migrate(id, to) {
             Ok(report) => Reply::Moved(report),
             Err(s) => Reply::Failed(self.failure(id, to, *s)),
         };
+        if let (true, Reply::Failed(failure)) = (from_home, &reply) {
+            self.say(Msg::NotMoved(Box::new(failure.clone())), &[]);
+        }
         self.conclude(&reply);
         Ok(())
+    }
+
+    /// The home agent asks for a move, on behalf of a person there.
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+        if self.moving.is_some() {
+            let busy = self.busy(to);
+            self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
+            return Ok(());
+        }
+        self.migrate(None, to)
     }
 
     fn failure(&self, id: MoveId, to: &str, s: Stopped) -> MoveFailure {
@@ -162,6 +177,20 @@ impl Mover {
             self.drop_link(target.key);
         }
         moved
+    }
+
+    /// What hinders any move of the running job.
+    pub(super) fn local_blockers(&self) -> Vec<Finding> {
+        let findings = match self.look() {
+            Ok(local) => local.findings,
+            Err(s) => vec![crate::migrate::resource::blocker(
+                s.code,
+                format!("process {}", self.sup.job.meta.pid),
+                &s.text,
+                "",
+            )],
+        };
+        findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
     }
 
     /// What is known here, of the running job.
@@ -218,6 +247,7 @@ impl Mover {
                 return Err(unreachable(&"no answer"));
             }
             self.pump(Some(Duration::from_millis(200))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
         }
         if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
             let why = self.why(key);
@@ -351,9 +381,14 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
-        let wanted = verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned();
-        self.ship(target, &wanted.collect::<Vec<_>>())?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let wanted: Vec<FileId> =
+            verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
+        if !wanted.is_empty() {
+            let text = format!("{} mapped files compared, shipped where they differ", wanted.len());
+            self.progress(to, Phase::Copy, text, None);
+        }
+        self.ship(target, &wanted)?;
         self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
         match self.answer(target, PATIENCE)? {
             (Msg::Prepared, _) => {}
@@ -362,6 +397,10 @@ impl Mover {
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
+        let threads = self.sup.session.tasks.len();
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        self.progress(to, Phase::Freeze, text, None);
         laps.freeze();
         let mut frozen = self.freeze()?;
         laps.lap("freeze");
@@ -520,7 +559,7 @@ impl Mover {
             if let Err(e) = raw::set_exitkill(thread.tid, false) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
-            let resumed = self.sup.session.go_on(thread, frozen.process.scheduler_now, &running);
+            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
             if let Err(e) = resumed {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
@@ -706,6 +745,7 @@ impl Mover {
             self.flow(target)?;
         }
         self.send(target.key, &Msg::PagesEnd, &[]);
+        self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
     }
 
@@ -747,6 +787,8 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
+        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        self.progress(&to, Phase::Commit, text, None);
         let done = self.await_done(id, target);
         let Some(processes) = done else {
             return self.in_doubt(id, target, frozen);
@@ -932,7 +974,8 @@ impl Mover {
         if let Err(e) = self.write_journal(id, Step::Done, &peer) {
             tracing::warn!("{e:#}");
         }
-        self.sup.board.history.push(report.clone());
+        self.note(report.clone());
+        self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
         if stays {
@@ -945,7 +988,9 @@ impl Mover {
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
+        self.keep_needs();
         self.streams.clear();
+        self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;
         if let Err(e) = self.sup.job.save() {
@@ -991,17 +1036,33 @@ impl Mover {
         }
     }
 
-    /// A person at home asks for a job that is elsewhere.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
-        let node = self.sup.board.moved_to.clone().unwrap_or_default();
-        if let Some(client) = client {
-            let name = &self.sup.job.meta.name;
-            let why = format!(
-                "{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})"
-            );
-            self.sup.finish(client, &Reply::Error(why));
+    /// A person at home wants a job moved that is elsewhere: its host is asked.
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+        let Some(client) = client else { return };
+        match self.relay_link {
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(_) => {
+                let busy = self.busy(to);
+                self.sup.finish(client, &Reply::Failed(busy));
+            }
+            None => {
+                let host = self.sup.board.moved_to.clone().unwrap_or_default();
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} runs on {host}, which cannot be reached from here: try again, or move it from there"
+                );
+                let failure = stopped(75, "VOS-UNREACHABLE", String::new()).said(sentence);
+                self.sup.finish(client, &Reply::Failed(failure));
+            }
         }
-        Ok(())
+    }
+}
+
+impl Stopped {
+    /// A failure that has a sentence already.
+    fn said(self, sentence: String) -> MoveFailure {
+        let code = self.code.to_owned();
+        MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
 }
 

@@ -12,7 +12,7 @@ use anyhow::{anyhow, bail, Context, Result};
 
 use super::hook::reached;
 use super::{LinkKey, Mover, Side, StreamKey};
-use crate::control::ProcessStatus;
+use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
@@ -160,6 +160,8 @@ struct Arriving {
     content_done: bool,
     restoring: Option<Restoring>,
     names: (String, String),
+    /// When the image of the frozen job began to arrive.
+    arrived: Option<Instant>,
 }
 
 struct Incoming {
@@ -176,6 +178,8 @@ struct Prepared {
     skeleton: Skeleton,
     threads: Vec<NewThread>,
     annotations: Vec<(i32, Vec<u8>)>,
+    /// When the image of the frozen job began to arrive.
+    arrived: Instant,
 }
 
 /// How a wait for the decision ended.
@@ -292,6 +296,7 @@ impl Mover {
             content_done: false,
             restoring: None,
             names: Default::default(),
+            arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
         if built.is_err() {
@@ -337,6 +342,7 @@ impl Mover {
                     self.send(key, &Msg::Prepared, &[]);
                 }
                 Msg::Image { last } => {
+                    a.arrived.get_or_insert_with(Instant::now);
                     if a.image.len() + payload.len() > MOST_IMAGE {
                         bail!("an image of more than {} MiB", MOST_IMAGE >> 20);
                     }
@@ -513,7 +519,8 @@ impl Mover {
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
-        Ok(Prepared { process, skeleton, threads, annotations })
+        let arrived = a.arrived.unwrap_or_else(Instant::now);
+        Ok(Prepared { process, skeleton, threads, annotations, arrived })
     }
 
     /// PREPARED: only the source's word counts, for ever.
@@ -594,7 +601,7 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations } = prepared;
+        let Prepared { process, skeleton, threads, annotations, arrived } = prepared;
         // A journal that cannot be written does not stop a job that has no other copy.
         if let Err(e) = self.write_journal(id, Step::Own, peer) {
             tracing::error!("{e:#}");
@@ -624,8 +631,37 @@ impl Mover {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         let processes = self.statuses(&process, pid);
-        self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns: 0 }, &[]);
+        self.note(self.own_report(id, peer, &process, processes, arrived));
+        self.note_restored(pid);
         Ok(())
+    }
+
+    /// The move as this side saw it: kept if the source's own figures do not come.
+    fn own_report(
+        &self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        process: &ProcessImage,
+        processes: Vec<ProcessStatus>,
+        arrived: Instant,
+    ) -> MoveReport {
+        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        MoveReport {
+            id,
+            job: self.sup.job.meta.name.clone(),
+            job_id: self.sup.job.id,
+            from: peer.1.clone(),
+            to: self.sup.node.clone(),
+            epoch: self.sup.job.meta.epoch,
+            at_ms: crate::supervisor::job::now_ms(),
+            pause_ms: ms,
+            total_ms: ms,
+            parts: Vec::new(),
+            bytes_memory: process.memory.data_bytes(),
+            bytes_wire: 0,
+            processes,
+        }
     }
 
     fn statuses(&self, process: &ProcessImage, host_pid: i32) -> Vec<ProcessStatus> {
@@ -642,6 +678,10 @@ impl Mover {
     /// Connects both halves of the relays, the job being still stopped.
     fn join_relays(&mut self, home: bool, key: LinkKey, peer: &(NodeId, String)) {
         if home {
+            if let Some(asked) = &mut self.asked {
+                // The source reports over its own link.
+                asked.via = key;
+            }
             if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
                 self.drop_link(old);
             }
