@@ -165,6 +165,9 @@ fn supervisor_gone(
             12,
             format!("the supervisor of {name} does not answer any more ({why}). Where {name} runs is not known from here; look with vosrun ps on both nodes."),
         ),
+        Life::Left(to) => {
+            (12, format!("the supervisor of {name} here has ended; it has given {name} to {to}. Look with vosrun ps there."))
+        }
         Life::Away | Life::Lost if frozen => (
             12,
             format!("the supervisor of {name} has ended and {name} does not run here any more. Look with vosrun ps on the target."),

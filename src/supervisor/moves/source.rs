@@ -398,7 +398,8 @@ impl Mover {
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
         let threads = self.sup.session.tasks.len();
-        let text = if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
         self.progress(to, Phase::Freeze, text, None);
         laps.freeze();
         let mut frozen = self.freeze()?;
@@ -1000,6 +1001,7 @@ impl Mover {
         } else {
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
+            self.say(Msg::Report(Box::new(report.clone())), &[]);
             self.say(Msg::Gone { to, epoch }, &[]);
             self.drop_link(target.key);
             self.away = None;
