@@ -151,6 +151,8 @@ pub struct Hello {
     pub memory: u64,
     pub largest_tid: i32,
     pub mapped: Vec<FileId>,
+    /// Which of them (by index) are mapped shared and writable.
+    pub written: Vec<u32>,
     pub open: Vec<Named>,
     pub cwd: String,
     pub history: Vec<MoveReport>,

@@ -388,7 +388,7 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
         let wanted: Vec<FileId> =
             verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
         if !wanted.is_empty() {
