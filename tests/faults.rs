@@ -16,6 +16,16 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use vosrun::ids::{Epoch, JobId, MoveId};
+use vosrun::migrate::image::{Clocks, Ids, JobInfo};
+use vosrun::migrate::message::{Msg, PROTOCOL};
+use vosrun::migrate::preflight;
+use vosrun::migrate::resource::fd::BulkId;
+use vosrun::migrate::skeleton::Plan;
+use vosrun::migrate::transport::{Link, Service};
+use vosrun::node::peers;
+use vosrun::state::StateDir;
+
 use common::build::{self, Flavour};
 use common::gate::Gate;
 use common::hosts::{unique, Hosts};
@@ -213,6 +223,16 @@ impl<'h> Scene<'h> {
         Ok(())
     }
 
+    /// The end of a job that was asked to end already.
+    fn finish_ended(mut self) -> Result<()> {
+        let code = self.job.end(SOON)?;
+        ensure!(code == 0, "exit code {code}: {}", self.job.said());
+        let out = self.job.stdout.text();
+        ensure!(out.ends_with("EXIT-SUCCESS\n"), "no EXIT-SUCCESS: {}", self.job.said());
+        self.check_ledger()?;
+        self.job.await_nothing_left()
+    }
+
     /// The end of a job whose launcher was killed.
     fn finish_without_launcher(mut self) -> Result<()> {
         fs::write(self.job.dir.join("stop"), "")?;
@@ -284,9 +304,12 @@ fn killed_at_rest_away() -> Result<()> {
     scene.await_state(1, "ORPHANED")?;
     hosts.run(1, &["adopt", &scene.job.name])?.good("adopt")?;
     scene.await_running()?;
-    scene.job.migrate(0)?;
+    scene.await_state(1, "RUNNING")?;
+    // Its output was relayed by the supervisor that has died.
+    let done = scene.ended(scene.migrate("a")?)?;
+    expect(&done, &[REFUSED])?;
     scene.await_running()?;
-    scene.finish()
+    scene.finish_without_launcher()
 }
 
 /// The source's supervisor is killed at `point`.
@@ -385,9 +408,10 @@ fn link_cut(at_target: bool, point: &'static str) -> Result<()> {
     gate.release()?;
     let done = scene.ended(child)?;
     match point {
-        "committed" | "commit-received" | "owned" => {
+        // With READY the source has heard all it needs, and decides.
+        "ready-received" | "committed" | "commit-received" | "owned" => {
             expect(&done, &[IN_DOUBT])?;
-            if point == "committed" {
+            if !at_target {
                 scene.check_frozen()?;
             }
             hosts.set_link(0, 1, true)?;
@@ -444,7 +468,7 @@ fn unmovable() -> Result<()> {
 /// The pid of a host's daemon, where it is a child of this process.
 fn limit_node(hosts: &Hosts, option: &str) -> Result<()> {
     let pid = hosts.node_pid(1).context("no node")?;
-    let mut command = Command::new("prlimit");
+    let mut command = hosts.command(1, Path::new("/usr/bin/prlimit"));
     command.args(["--pid", &pid.to_string(), option]);
     procs::run(&mut command, SOON)?.good("prlimit").map(drop)
 }
@@ -511,8 +535,8 @@ fn job_exits(point: &'static str) -> Result<()> {
     gate.release()?;
     let done = scene.ended(child)?;
     // A job that was frozen by then moves and ends at the target.
-    expect(&done, &[MOVED, REFUSED, ABORTED, LOST])?;
-    scene.finish()
+    expect(&done, if point == "frozen" { &[MOVED] } else { &[REFUSED, ABORTED] })?;
+    scene.finish_ended()
 }
 
 /// The job calls exec or fork when its move has begun.
@@ -558,6 +582,115 @@ fn two_moves(worker: &mut Worker) -> Result<()> {
     scene.finish()
 }
 
+/// What a member sends that does not keep to the protocol, after a good greeting.
+fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
+    let image = |last| Msg::Image { last };
+    let noise: Vec<u8> =
+        (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let ids = |pid| Ids { pid, ppid: 1, pgid: pid, sid: pid };
+    let plan = |pid, clock| Plan {
+        ids: ids(pid),
+        nodename: "x".into(),
+        domainname: String::new(),
+        clocks: Clocks { monotonic: clock, boottime: clock },
+        terminal: false,
+    };
+    let id = BulkId { dev: 1, ino: 2 };
+    vec![
+        ("an image of noise", vec![(image(true), noise.clone())]),
+        (
+            "an image of noise, framed",
+            vec![
+                (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
+                (image(false), noise.clone()),
+                (image(true), noise.clone()),
+            ],
+        ),
+        (
+            "two frames",
+            vec![
+                (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
+                (Msg::Prepare(plan(301, 1 << 40)), Vec::new()),
+            ],
+        ),
+        ("an absurd pid", vec![(Msg::Prepare(plan(-5, 1 << 40)), Vec::new())]),
+        ("an absurd clock", vec![(Msg::Prepare(plan(300, i128::MIN)), Vec::new())]),
+        ("pages of nothing", vec![(Msg::Pages(vec![(u64::MAX, 0)]), noise.clone())]),
+        ("content of no file", vec![(Msg::Chunk { index: 9, last: true }, noise.clone())]),
+        ("content of nothing", vec![(Msg::Bulk { id, offset: u64::MAX }, noise.clone())]),
+        ("the end before the image", vec![(Msg::PagesEnd, Vec::new())]),
+        (
+            "a file's name of noise",
+            vec![(Msg::File { index: 0, hash: [0; 32], mode: 0, size: u64::MAX }, noise.clone())],
+        ),
+        ("a commit out of order", vec![(Msg::Commit, Vec::new())]),
+        ("a greeting of noise", vec![(Msg::Hello(PROTOCOL, noise), Vec::new())]),
+    ]
+}
+
+/// Sends a good greeting to b as the node a, then `rest`; gives what b said last.
+fn talk(hosts: &Hosts, rest: &[(Msg, Vec<u8>)]) -> Result<Option<Msg>> {
+    let state = StateDir::open(&hosts.hosts[0].state_dir)?;
+    let peer = peers::find(&state, "b")?.context("a does not know b")?;
+    let tls = vosrun::node::tls(&state)?;
+    let of = preflight::Move {
+        id: MoveId::random()?,
+        job: JobInfo {
+            id: JobId::random()?,
+            name: "garbage".into(),
+            command: Vec::new(),
+            home: "a".into(),
+            started_ms: 1,
+            attached: false,
+            filtered: false,
+        },
+        epoch: Epoch(1),
+        dry: false,
+        source: "a",
+        home: (tls.id(), "a".into()),
+        history: Vec::new(),
+    };
+    let hello = preflight::hello(std::process::id() as i32, of, Vec::new())?;
+    let mut link = Link::connect(&peer.addr, &tls, peer.id, Service::New)?;
+    link.send(&Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello)?), &[])?;
+    for (msg, payload) in rest {
+        link.send(msg, payload)?;
+    }
+    let mut last = None;
+    until(SOON, "the end of the connection", || {
+        let alive = link.wait(Duration::from_millis(100)).is_ok() && !link.closed();
+        while let Some(frame) = link.next_frame() {
+            last = Some(frame.decode::<Msg>()?);
+        }
+        Ok((!alive).then_some(()))
+    })
+    .with_context(|| format!("the last word was {last:?}"))?;
+    Ok(last)
+}
+
+/// A receiver that is sent garbage says so, ends, and leaves no process and no folder.
+fn garbage() -> Result<()> {
+    let hosts = two_hosts(Who::User, None)?;
+    let before = procs::descendants(std::process::id() as i32);
+    for (what, rest) in garbage_messages() {
+        let last = talk(&hosts, &rest).context(what)?;
+        ensure!(matches!(last, Some(Msg::Failed(_))), "{what}: the last word was {last:?}");
+        until(SOON, "the end of the receiver", || {
+            let mut left = procs::descendants(std::process::id() as i32);
+            left.retain(|pid| !before.contains(pid));
+            let jobs = hosts.hosts[1].state_dir.join("jobs");
+            let folders = fs::read_dir(jobs).map_or(0, Iterator::count);
+            Ok((left.is_empty() && folders == 0).then_some(()))
+        })
+        .context(what)?;
+    }
+    // The node is as good as before.
+    let mut scene = Scene::start(&hosts, "ledger", None)?;
+    scene.job.migrate(1)?;
+    scene.await_running()?;
+    scene.finish()
+}
+
 fn cell(name: String, run: impl Fn() -> Result<()> + Send + Sync + 'static) -> Cell {
     Cell::new(name, move |_| run()).limit(240)
 }
@@ -579,6 +712,7 @@ fn cells() -> Vec<Cell> {
         cell("job/exits/frozen".into(), || job_exits("frozen")),
         cell("job/execs".into(), || job_turns("exec")),
         cell("job/forks".into(), || job_turns("fork")),
+        cell("garbage".into(), garbage),
         Cell::new("two-moves", two_moves).limit(240),
     ];
     for point in SOURCE_POINTS {

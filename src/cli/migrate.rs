@@ -10,8 +10,8 @@ use serde_json::{json, Value};
 use super::error::Fail;
 use super::out::{print, print_json, print_json_line, Paint};
 use super::progress::{failure, moved, phase_word, result_word, Progress};
-use super::select::{find_job, life, question, survey, unexpected, Life, Seen, PATIENCE};
-use crate::control::{self, JobState, MoveEvent, MoveFailure, MoveReport, Phase, Reply, Request};
+use super::select::{find_job, given_to, life, question, survey, unexpected, Life, Seen, PATIENCE};
+use crate::control::{self, JobState, MoveEvent, MoveFailure, MoveReport, Reply, Request};
 use crate::ids::{unhex, MoveId};
 use crate::state::StateDir;
 
@@ -78,13 +78,11 @@ enum Format {
 fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> {
     let watched = mind_interrupt(seen)?;
     let mut progress = Progress::to_stderr();
-    let mut last = None;
     let mut closed = Ok(());
     let reply = drive(&seen.dir.socket(), request, |event| {
         if let Ok(mut id) = watched.lock() {
             *id = Some((event.id, event.from.clone()));
         }
-        last = Some(event.phase);
         if format == Format::Lines {
             // When nobody reads any more, the move still goes on to its end.
             closed = print_json_line(event_document(&event));
@@ -101,7 +99,7 @@ fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> 
         Ok(_) => Err(unexpected(seen).into()),
         Err(e) => {
             let id = watched.lock().ok().and_then(|watched| Some(watched.as_ref()?.0));
-            show_failed(&supervisor_gone(seen, id, last, &e), format)
+            show_failed(&supervisor_gone(seen, id, &e), format)
         }
     }
 }
@@ -144,18 +142,12 @@ pub fn show_failure(f: &MoveFailure, json: bool) -> anyhow::Result<u8> {
 }
 
 /// The supervisor went away in the middle: says what can still be known.
-fn supervisor_gone(
-    seen: &Seen,
-    id: Option<MoveId>,
-    last: Option<Phase>,
-    e: &io::Error,
-) -> MoveFailure {
+fn supervisor_gone(seen: &Seen, id: Option<MoveId>, e: &io::Error) -> MoveFailure {
     let name = seen.name();
-    let frozen = matches!(last, Some(Phase::Freeze | Phase::Commit | Phase::Resume));
     let (exit, sentence) = match life(&seen.dir) {
         Life::Orphaned(pid) => (
             11,
-            format!("the supervisor of {name} has died. {name} is still running here as pid {pid}; take it up again: vosrun adopt {name}"),
+            format!("the supervisor of {name} has died. {name} is still running on this node without one, as pid {pid}; take it up again: vosrun adopt {name}"),
         ),
         Life::Live(status) => (
             12,
@@ -165,14 +157,11 @@ fn supervisor_gone(
             12,
             format!("the supervisor of {name} does not answer any more ({why}). Where {name} runs is not known from here; look with vosrun ps on both nodes."),
         ),
-        Life::Left(to) => {
-            (12, format!("the supervisor of {name} here has ended; it has given {name} to {to}. Look with vosrun ps there."))
+        Life::Away => {
+            let to = given_to(&seen.dir).unwrap_or_else(|| "another node".into());
+            (12, format!("the supervisor of {name} has died after it was given to {to}. It will NOT run on this node again; {to} runs it. Look with vosrun ps on {to}."))
         }
-        Life::Away | Life::Lost if frozen => (
-            12,
-            format!("the supervisor of {name} has ended and {name} does not run here any more. Look with vosrun ps on the target."),
-        ),
-        Life::Away | Life::Lost => {
+        Life::Lost => {
             (13, format!("the supervisor of {name} and {name} itself have ended here; it runs nowhere."))
         }
     };
@@ -321,6 +310,7 @@ mod tests {
     use super::*;
     use crate::cli::progress::tests::event;
     use crate::cli::ps::tests::{process, report};
+    use crate::control::Phase;
 
     #[test]
     fn moves_are_named_as_they_are_shown() {

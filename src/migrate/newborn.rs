@@ -95,8 +95,12 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
             (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
         format!("{name} {sec} {nsec}\n")
     };
-    let monotonic = plan.clocks.monotonic - now.monotonic + own.0;
-    let boottime = plan.clocks.boottime - now.boottime + own.1;
+    let ahead = |theirs: i128, now: i128, own: i128| {
+        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own));
+        offset.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    let monotonic = ahead(plan.clocks.monotonic, now.monotonic, own.0)?;
+    let boottime = ahead(plan.clocks.boottime, now.boottime, own.1)?;
     fs::write(
         "/proc/self/timens_offsets",
         text("monotonic", monotonic) + &text("boottime", boottime),

@@ -175,15 +175,17 @@ impl Restoring {
     /// # Errors
     /// `EFAULT` when the image does not map them.
     pub fn fill(&self, ranges: &[(u64, u64)], bytes: &[u8]) -> Result<()> {
-        let mut at = 0;
+        let mut at = 0_usize;
         for &(start, end) in ranges {
-            let len = (end - start) as usize;
-            let piece = bytes.get(at..at + len).ok_or(RestoreError::Image("short pages"))?;
+            let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok());
+            let to = len.and_then(|len| at.checked_add(len));
+            let piece = to.and_then(|to| bytes.get(at..to));
+            let piece = piece.ok_or(RestoreError::Image("short pages"))?;
             io_error(
                 format!("write memory {start:x}-{end:x}"),
                 inject::write_all(self.pid, start, piece),
             )?;
-            at += len;
+            at += piece.len();
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! * `ERESTART_RESTARTBLOCK`: the deadline is in the old kernel's task. The remaining time is
 //!   computed from the moment the thread fell asleep, and the call starts again with it.
 //! * `EINTR` of a call that never restarts (epoll_wait and others, signal(7)) although no
-//!   signal with a handler is there: natively the thread would still sleep, so the call
+//!   signal is there but ignored ones: natively the thread would still sleep, so the call
 //!   starts again with its remaining time.
 //!
 //! The moment of falling asleep is `se.exec_start` of `/proc/PID/task/TID/sched`, the
@@ -17,6 +17,8 @@
 //! its own, which stands still while the hypervisor or an interrupt has the CPU
 //! (update_rq_clock_task, kernel/sched/core.c): it is compared with itself only, and a sleep
 //! may become a little longer, but never shorter.
+//! Nothing is known of a sleep that an ignored signal has disturbed: such a call gets its
+//! whole timeout once more, and what is left of that when it is disturbed again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -263,17 +265,37 @@ pub fn judge_stopped(
 ) -> io::Result<Option<Restart>> {
     let regs = raw::regs(thread.tid)?;
     let view = super::resource::View::read(pid, thread.tid)?;
-    let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
+    let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
+    let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
+    let stopped_by = match thread.stop {
+        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored,
+        _ => 0,
+    };
     judge(&Interrupted {
         pid,
         tid: thread.tid,
         regs: &regs,
-        signal: matches!(thread.stop, crate::tracer::Stop::Signal(_))
-            || has_deliverable(pending, view.hex("SigBlk:")),
+        signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
         asleep: thread.asleep,
         now,
         running: running.map(|(_, restart)| *restart),
     })
+}
+
+/// Signals that natively wake nobody, by the masks of proc_pid_status(5): ignored ones, and
+/// those whose default is to be ignored (signal(7)). A tracer is shown them all the same
+/// (`sig_ignored`, kernel/signal.c), which ends the call of a sleeping thread. Not SIGCONT:
+/// the stop that it ends has natively interrupted the call.
+fn ignored(ignored: u64, caught: u64) -> u64 {
+    const BY_DEFAULT: [i32; 3] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH];
+    let by_default = BY_DEFAULT.into_iter().map(sigbit).fold(0, |all, bit| all | bit);
+    (ignored | by_default & !caught) & !sigbit(libc::SIGCONT)
+}
+
+/// Has a stop ended the call, which the kernel will not restart?
+#[must_use]
+pub fn cut_short(regs: &Regs) -> bool {
+    regs.rax as i64 == EINTR && answers_eintr(regs.orig_rax as i64)
 }
 
 /// On the machine where a call was interrupted: must the supervisor restart it, because the
@@ -357,6 +379,14 @@ mod tests {
         let pid = std::process::id() as i32;
         assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
         assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn ignored_signals() {
+        let (chld, winch, usr1) = (sigbit(libc::SIGCHLD), sigbit(libc::SIGWINCH), sigbit(10));
+        let cont = sigbit(libc::SIGCONT);
+        assert_eq!(ignored(0, 0), chld | winch | sigbit(libc::SIGURG));
+        assert_eq!(ignored(usr1 | cont, chld | cont), winch | sigbit(libc::SIGURG) | usr1);
     }
 
     #[test]

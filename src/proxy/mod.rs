@@ -265,6 +265,17 @@ impl Relays {
         }
     }
 
+    /// The job has ended and its host has nothing more to send (home side). What a supervisor
+    /// relayed that died before the job ends here.
+    pub fn host_ended(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut().filter(|half| !is_away(half)) {
+            if let Some(rx) = &mut half.rx {
+                rx.end_here();
+            }
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
     /// Every byte and eof that went into this side was consumed by the other.
     #[must_use]
     pub fn is_drained(&self) -> bool {

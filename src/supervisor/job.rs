@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::ids::{Epoch, JobId};
+use crate::journal::{self, Journal, Record, Step};
 use crate::state::{JobDir, JobMeta, StateDir};
 
 /// A job whose lock is held by this process.
@@ -84,6 +85,30 @@ impl Job {
         Ok(Self { id, dir, meta, _lock: lock })
     }
 
+    /// Writes the decision that a dead supervisor left open, and gives the last record.
+    ///
+    /// A process that lives has not been given away. One that is gone was the frozen copy
+    /// when its supervisor had sealed it, or when the machine went down with it; else it has
+    /// run on by itself and ended.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn settle(&self) -> io::Result<Option<Record>> {
+        let path = self.dir.journal();
+        let Some(last) = journal::last(&path)? else { return Ok(None) };
+        let rebooted = last.boot != journal::boot_id();
+        let step = match last.step {
+            Step::Intent | Step::Sealed if is_alive(&self.meta) => Step::Abort,
+            Step::Sealed => Step::Commit,
+            Step::Intent if rebooted => Step::Commit,
+            Step::Intent => Step::Abort,
+            _ => return Ok(Some(last)),
+        };
+        let decided = Record { step, boot: journal::boot_id(), ..last };
+        Journal::open(&path)?.write(&decided)?;
+        Ok(Some(decided))
+    }
+
     /// Notes which process the job is. Not synced: a crash of the machine takes the process
     /// along.
     ///
@@ -92,6 +117,14 @@ impl Job {
     pub fn set_process(&mut self, host_pid: i32) -> io::Result<()> {
         self.meta.pid = host_pid;
         self.meta.host = Some((host_pid, start_time(host_pid)?));
+        self.note()
+    }
+
+    /// As [`Job::save`], but not synced: for what a crash of the machine makes untrue anyway.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn note(&self) -> io::Result<()> {
         write_meta(&self.dir, &self.meta)
     }
 

@@ -80,6 +80,11 @@ impl Mover {
 
     /// A message of the job's host, or of one that was it.
     pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        if self.peer_of(key) != host {
+            tracing::warn!("a node that does not have the job says {msg:?}");
+            return Ok(());
+        }
         match msg {
             Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
@@ -90,6 +95,8 @@ impl Mover {
                     agent.trying = None;
                 }
                 self.relay(Side::Home, |relays, out| relays.resync(out));
+                // The host's own words about the relays may have come in the same breath.
+                self.take_relayed(key);
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
@@ -106,6 +113,7 @@ impl Mover {
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
+                self.relay(Side::Home, |relays, out| relays.host_ended(out));
                 if let Some(agent) = &mut self.agent {
                     agent.exit = Some(exit);
                 }
@@ -125,6 +133,13 @@ impl Mover {
             self.pump(Some(Duration::from_millis(50)))?;
         }
         Ok(())
+    }
+
+    /// May this peer, with a job of this epoch, give the job back? The owner may, and a
+    /// later one, of whom this agent has not heard yet.
+    pub(super) fn is_owner(&self, peer: Option<NodeId>, epoch: Epoch) -> bool {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        epoch > self.epoch() || (epoch == self.epoch() && peer == host)
     }
 
     /// The epoch that this agent knows, for messages.

@@ -23,13 +23,13 @@ use anyhow::{Context, Result};
 use mio::{Interest, Token};
 
 use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
-use crate::control::{CheckReport, MoveEvent, MoveFailure, Phase, Reply, Request};
+use crate::control::{CheckReport, JobState, MoveEvent, MoveFailure, Phase, Reply, Request};
 use crate::ids::{Epoch, MoveId, NodeId};
-use crate::journal::{Journal, Record, Step};
+use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
-use crate::migrate::transport::Link;
+use crate::migrate::transport::{Link, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
@@ -65,6 +65,16 @@ struct Peer {
     over: Option<String>,
 }
 
+impl Peer {
+    /// Messages wait that nobody takes at the moment: the rest stays in the network.
+    fn is_full(&self) -> bool {
+        self.inbox.iter().map(|(_, payload)| payload.len() + MESSAGE).sum::<usize>() > INBOX_LIMIT
+    }
+}
+
+/// What a message costs that waits, besides its payload, bytes.
+const MESSAGE: usize = 4 << 10;
+
 /// Which side's relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -77,6 +87,8 @@ struct Moving {
     id: MoveId,
     watchers: Vec<super::serve::ClientKey>,
     cancelled: bool,
+    /// Too late to cancel.
+    decided: bool,
     last: Option<MoveEvent>,
     /// Asked for by a person at home, who is told as well.
     from_home: bool,
@@ -102,6 +114,8 @@ pub struct Mover {
     agent: Option<Agent>,
     standin: Option<StandIn>,
     moving: Option<Moving>,
+    /// The job is just coming here.
+    arriving: bool,
     /// Host pid of the job's pid 1, when it has a namespace.
     init: Option<i32>,
     /// The job has gone to a node that is not its home, and nothing here is its home.
@@ -143,6 +157,7 @@ impl Mover {
             agent: None,
             standin: None,
             moving: None,
+            arriving: false,
             init: None,
             left: false,
             early: VecDeque::new(),
@@ -192,7 +207,10 @@ impl Mover {
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
         let settled = self.settle();
-        self.sup.step(if settled { timeout } else { Some(Duration::ZERO) })?;
+        // A link with more to read than it was given room for reports no new event.
+        let held_back = |p: &Peer| p.over.is_none() && p.link.paused() && !p.is_full();
+        let at_once = !settled || self.links.values().any(held_back);
+        self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             for side in [Side::Home, Side::Away] {
                 self.relay(side, |relays, out| relays.on_ready(ready.token, out));
@@ -261,8 +279,8 @@ impl Mover {
     }
 
     fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within half a minute.
-        let _ = link.set_timeouts(Duration::from_secs(10), Duration::from_secs(30));
+        // A peer that is gone without a word is noticed within 20 seconds.
+        let _ = link.set_timeouts(Duration::from_secs(5), Duration::from_secs(15));
         let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let key = self.next_link;
@@ -292,6 +310,9 @@ impl Mover {
     fn drive(&mut self, key: LinkKey) {
         loop {
             let Some(peer) = self.links.get_mut(&key) else { return };
+            if peer.is_full() {
+                return;
+            }
             if let Err(e) = peer.link.drive() {
                 peer.over.get_or_insert(e.to_string());
             }
@@ -447,24 +468,21 @@ impl Mover {
 
     fn hear(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
         match msg {
-            Msg::Hello(version, body) if self.agent.is_some() && self.moving.is_none() => {
+            Msg::Hello(version, body)
+                if self.agent.is_some() && self.moving.is_none() && !self.arriving =>
+            {
                 self.come_home(key, version, &body)?;
             }
             Msg::Hello(..) => {
                 let why = "the job is here already, or another move is in progress";
                 self.send(key, &Msg::Abort(why.into()), &[]);
             }
-            Msg::Ask(id) => {
-                let commit = self.decided(id);
-                self.send(key, &Msg::Decided { id, commit }, &[]);
-            }
-            Msg::Decided { .. } | Msg::Commit if self.agent.is_none() => {
-                // A source that has not heard our answer.
-                let processes = self.processes();
-                self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
-            }
+            Msg::Ask(id) => self.tell_decision(key, id),
+            Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch } => self.attached(key, epoch),
-            Msg::PleaseMove(to) if self.agent.is_none() => self.please_move(key, &to)?,
+            Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
+                self.please_move(key, &to)?;
+            }
             Msg::Report(report) => self.reported(*report),
             other if self.agent.is_some() => self.hear_host(key, other)?,
             other => tracing::debug!("unexpected: {other:?}"),
@@ -489,10 +507,53 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.resync(out));
     }
 
-    /// What this side decided of a move. A move that is not known was given up.
-    fn decided(&self, id: MoveId) -> bool {
-        let records = crate::journal::read(&self.sup.job.dir.journal()).unwrap_or_default();
-        records.iter().any(|r| r.id == id && matches!(r.step, Step::Commit | Step::Done))
+    /// Who is at the other end of a link.
+    fn peer_of(&self, key: LinkKey) -> Option<NodeId> {
+        self.links.get(&key).and_then(|p| p.link.peer())
+    }
+
+    /// The last record of a move with the peer of this link. `Err`: the journal cannot be
+    /// read, or the move is another node's; nothing is answered then.
+    fn recorded(&self, key: LinkKey, id: MoveId) -> std::result::Result<Option<Step>, ()> {
+        let path = self.sup.job.dir.journal();
+        let records =
+            journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
+        let last = journal::last_of(&records, id);
+        if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
+            return Err(tracing::warn!("asked for the move {id} of another node"));
+        }
+        Ok(last.map(|r| r.step))
+    }
+
+    /// A target in doubt asks. A move that is not known was given up; one that is not decided
+    /// is answered when it is.
+    fn tell_decision(&mut self, key: LinkKey, id: MoveId) {
+        let Ok(step) = self.recorded(key, id) else { return };
+        let commit = match step {
+            Some(Step::Commit | Step::Done) => true,
+            None | Some(Step::Abort) => false,
+            Some(Step::Intent | Step::Sealed) => match &self.moving {
+                Some(moving) if moving.id == id => return,
+                // The job went on here when its end could not be written.
+                _ => false,
+            },
+            Some(Step::Prepared | Step::Own) => return,
+        };
+        self.send(key, &Msg::Decided { id, commit }, &[]);
+    }
+
+    /// A source repeats its COMMIT, because it has not heard our DONE.
+    fn confirm(&mut self, key: LinkKey, id: MoveId) {
+        let Ok(step) = self.recorded(key, id) else { return };
+        let answer = match step {
+            Some(Step::Own) if self.agent.is_some() => {
+                Msg::Done { processes: self.sup.board.remote.clone(), resumed_ns: 0 }
+            }
+            Some(Step::Own) => Msg::Done { processes: self.processes(), resumed_ns: 0 },
+            None | Some(Step::Abort) => Msg::Gone { to: None, epoch: self.epoch() },
+            _ => return,
+        };
+        self.send(key, &answer, &[]);
     }
 
     /// The job's processes, for reports.
@@ -567,6 +628,9 @@ impl Mover {
 
     fn cancel(&mut self, id: Option<MoveId>) -> Reply {
         match &mut self.moving {
+            Some(moving) if moving.decided => {
+                Reply::Error(format!("{} is decided and cannot be cancelled any more", moving.id))
+            }
             Some(moving) if id.is_none_or(|id| id == moving.id) => {
                 moving.cancelled = true;
                 Reply::Ok
@@ -575,16 +639,43 @@ impl Mover {
         }
     }
 
+    /// Has a person said that the copy on node `dead` can never run again? `take_back` makes
+    /// this side the owner.
+    fn recovered(&mut self, dead: &str, take_back: impl Fn(&Self) -> Result<()>) -> bool {
+        let mut later = VecDeque::new();
+        let mut recovered = false;
+        while let Some(pending) = self.sup.pending.pop_front() {
+            let reply = match &pending.request {
+                Request::Recover { dead: named } if named == dead => {
+                    let taken = take_back(self);
+                    recovered |= taken.is_ok();
+                    taken.map_or_else(|e| Reply::Error(format!("{e:#}")), |()| Reply::Ok)
+                }
+                Request::Recover { .. } => Reply::Error(format!("the other copy is on {dead}")),
+                _ => {
+                    later.push_back(pending);
+                    continue;
+                }
+            };
+            self.sup.finish(pending.client, &reply);
+        }
+        self.sup.pending = later;
+        recovered
+    }
+
     fn busy(&self, to: &str) -> MoveFailure {
         let name = &self.sup.job.meta.name;
+        let here = &self.sup.node;
+        let place = match self.sup.board.state {
+            Some(JobState::InDoubt) => format!("It is frozen on {here} and that move is in doubt"),
+            _ => format!("It is still running on {here}"),
+        };
+        let why = "another move of it is in progress";
         MoveFailure {
             id: self.moving.as_ref().map(|m| m.id),
             exit: 10,
             code: "VOS-BUSY".into(),
-            sentence: format!(
-                "{name} is not moved to {to}: another move of it is in progress. It is still running on {}.",
-                self.sup.node
-            ),
+            sentence: format!("{name} is not moved to {to}: {why}. {place}."),
             findings: Vec::new(),
         }
     }
@@ -650,17 +741,31 @@ impl Mover {
         over.unwrap_or_else(|| "the connection is gone".into())
     }
 
-    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
-        let path = self.sup.job.dir.journal();
-        let record = Record {
+    fn record(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Record {
+        Record {
             step,
             id,
             epoch: self.sup.job.meta.epoch,
             peer: peer.0,
             peer_name: peer.1.clone(),
-        };
+            boot: journal::boot_id(),
+        }
+    }
+
+    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
+        let path = self.sup.job.dir.journal();
+        let record = self.record(id, step, peer);
         Journal::open(&path)
             .and_then(|mut journal| journal.write(&record))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// As [`Self::write_journal`], without the wait for the disk.
+    fn note_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
+        let path = self.sup.job.dir.journal();
+        let record = self.record(id, step, peer);
+        Journal::open(&path)
+            .and_then(|mut journal| journal.note(&record))
             .with_context(|| format!("writing {}", path.display()))
     }
 

@@ -101,6 +101,15 @@ struct Frozen {
     new_home: bool,
 }
 
+/// What the target said after the commit.
+enum Heard {
+    /// It runs there.
+    Done(Vec<ProcessStatus>),
+    /// It does not have the job (any more).
+    Lost,
+    Nothing,
+}
+
 /// Who the target is.
 struct Target {
     name: String,
@@ -122,11 +131,12 @@ impl Mover {
         let id = MoveId::random()?;
         let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        self.moving = Some(Moving { id, watchers, cancelled: false, last: None, from_home });
+        self.moving =
+            Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
         let reply = match self.try_migrate(id, to) {
             Ok(report) => Reply::Moved(report),
-            Err(s) => Reply::Failed(self.failure(id, to, *s)),
+            Err(s) => Reply::Failed(self.failure(id, *s)),
         };
         if let (true, Reply::Failed(failure)) = (from_home, &reply) {
             self.say(Msg::NotMoved(Box::new(failure.clone())), &[]);
@@ -145,16 +155,14 @@ impl Mover {
         self.migrate(None, to)
     }
 
-    fn failure(&self, id: MoveId, to: &str, s: Stopped) -> MoveFailure {
+    fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
         let name = &self.sup.job.meta.name;
         let here = &self.sup.node;
         let sentence = match (s.exit, self.sup.end) {
-            (12, _) => format!(
-                "{}. It will not run on {here} again by itself; {to} runs it when it hears from {here}.",
-                s.text
-            ),
             (_, Some(_)) => format!("{}. {name} has ended.", s.text),
-            (10, _) => format!("{}. Nothing was touched: {name} is still running on {here}.", s.text),
+            (10, _) => {
+                format!("{}. Nothing was touched: {name} is still running on {here}.", s.text)
+            }
             _ => format!("{}. {name} is still running on {here}, untouched.", s.text),
         };
         MoveFailure {
@@ -170,6 +178,7 @@ impl Mover {
         let mut laps = Laps::new();
         let local = self.look()?;
         refuse_blockers(&local.findings)?;
+        self.refuse_lost_relays(&local)?;
         self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
@@ -199,6 +208,20 @@ impl Mover {
         let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
         preflight::local(pid, &files, &self.known_forwarded(), filters).map_err(own)
+    }
+
+    /// Away from home, what was relayed died with the supervisor that relayed it: after
+    /// `adopt` such descriptors lead nowhere, and cannot be told from the home's.
+    fn refuse_lost_relays(&self, local: &Local) -> Step1<()> {
+        if self.is_home() || self.away.is_some() || local.forwarded.is_empty() {
+            return Ok(());
+        }
+        let home = &self.home_node.1;
+        Err(stopped(
+            10,
+            "VOS-TTY",
+            format!("what was relayed from {home} ended with a supervisor that has died"),
+        ))
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
@@ -278,7 +301,7 @@ impl Mover {
             Ok((findings, verdict.ok))
         });
         judged.map_err(|s| {
-            let failure = self.failure(id, to.unwrap_or(""), *s);
+            let failure = self.failure(id, *s);
             Box::new(MoveFailure { id: None, ..failure })
         })
     }
@@ -358,29 +381,36 @@ impl Mover {
         reached("before-hello");
         let peer = (target.id, target.name.clone());
         self.write_journal(id, Step::Intent, &peer).map_err(own)?;
-        let result = self.until_ready(id, target, local, laps);
-        let (frozen, image, states) = match result {
-            Ok(ready) => ready,
-            Err(s) => {
-                // Journalled before the target is told; the job runs again already.
+        let mut frozen = None;
+        let decided = self
+            .until_ready(id, target, local, laps, &mut frozen)
+            .and_then(|image| self.decide(id, &peer, target, frozen.as_ref()).map(|()| image));
+        match (decided, frozen) {
+            (Ok(image), Some(frozen)) => self.commit(id, target, frozen, image, laps),
+            (Ok(_), None) => Err(own("nothing was frozen")),
+            (Err(s), frozen) => {
+                // First the journal, then the job, then the target.
                 if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
                     tracing::warn!("{e:#}");
                 }
+                if let Some(frozen) = frozen {
+                    self.thaw(&frozen);
+                }
                 self.send(target.key, &Msg::Abort(s.text.clone()), &[]);
-                return Err(s);
+                Err(s)
             }
-        };
-        self.commit(id, target, frozen, image, states, laps)
+        }
     }
 
-    /// Everything before the commit. On an error the job runs again.
+    /// Everything before the commit. The job is frozen when it is put into `held`.
     fn until_ready(
         &mut self,
         id: MoveId,
         target: &Target,
         local: Local,
         laps: &mut Laps,
-    ) -> Step1<(Frozen, ProcessImage, Vec<AwayState>)> {
+        held: &mut Option<Frozen>,
+    ) -> Step1<ProcessImage> {
         let to = &target.name;
         let verdict = self.ask_verdict(id, target, local.open, false)?;
         refuse_blockers(&verdict.findings)?;
@@ -409,16 +439,40 @@ impl Mover {
             if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
         self.progress(to, Phase::Freeze, text, None);
         laps.freeze();
-        let mut frozen = self.freeze()?;
+        let frozen = held.insert(self.freeze()?);
         laps.lap("freeze");
-        let sent = self.send_frozen(target, &mut frozen, &forwarded, verdict.foreign_vdso, laps);
-        match sent {
-            Ok((image, states)) => Ok((frozen, image, states)),
-            Err(s) => {
-                self.thaw(&frozen);
-                Err(s)
-            }
+        self.send_frozen(target, frozen, &forwarded, verdict.foreign_vdso, laps)
+    }
+
+    /// The commit point: with the record COMMIT the job is the target's.
+    fn decide(
+        &mut self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        target: &Target,
+        frozen: Option<&Frozen>,
+    ) -> Step1<()> {
+        // What came meanwhile: the end of the link, a wish to cancel.
+        self.pump(Some(Duration::ZERO)).map_err(own)?;
+        self.requests_while_moving().map_err(own)?;
+        if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            return Err(stopped(11, "VOS-CANCELLED", "the move was cancelled"));
         }
+        if self.links.get(&target.key).is_none_or(|p| p.over.is_some()) {
+            let text = format!("the link to {} failed: {}", target.name, self.why(target.key));
+            return Err(stopped(11, "VOS-LINK", text));
+        }
+        let disk = |e| stopped(11, "VOS-DISK-FULL", format!("{e:#}"));
+        self.note_journal(id, Step::Sealed, peer).map_err(disk)?;
+        // From here a copy whose supervisor dies must not run on.
+        for thread in frozen.iter().flat_map(|f| &f.process.threads) {
+            raw::set_exitkill(thread.tid, true).map_err(own)?;
+        }
+        self.write_journal(id, Step::Commit, peer).map_err(disk)?;
+        if let Some(moving) = &mut self.moving {
+            moving.decided = true;
+        }
+        Ok(())
     }
 
     /// Standard streams that are files of this node only are relayed too.
@@ -585,7 +639,7 @@ impl Mover {
         forwarded: &Forwarded,
         foreign_vdso: bool,
         laps: &mut Laps,
-    ) -> Step1<(ProcessImage, Vec<AwayState>)> {
+    ) -> Step1<ProcessImage> {
         reached("frozen");
         let pid = frozen.process.pid;
         if !preflight::children(pid).is_empty() {
@@ -614,7 +668,7 @@ impl Mover {
                 domainname,
                 processes: vec![process],
             },
-            relays: relays.clone(),
+            relays,
             streams,
         };
         self.send_parcel(target, &parcel)?;
@@ -630,7 +684,7 @@ impl Mover {
         }
         laps.lap("transfer and restore");
         reached("ready-received");
-        Ok((process, relays))
+        Ok(process)
     }
 
     /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,
@@ -760,32 +814,17 @@ impl Mover {
         Ok(())
     }
 
-    /// The commit point and what follows.
+    /// What follows the commit point.
     fn commit(
         &mut self,
         id: MoveId,
         target: &Target,
         frozen: Frozen,
         image: ProcessImage,
-        states: Vec<AwayState>,
         laps: &mut Laps,
     ) -> Step1<MoveReport> {
         let to = target.name.clone();
-        let peer = (target.id, to.clone());
-        // From here a copy whose supervisor dies must not run on.
-        for thread in &frozen.process.threads {
-            raw::set_exitkill(thread.tid, true).map_err(own)?;
-        }
-        if let Err(e) = self.write_journal(id, Step::Commit, &peer) {
-            self.thaw(&frozen);
-            if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
-                tracing::warn!("{e:#}");
-            }
-            self.send(target.key, &Msg::Abort("the source could not journal".into()), &[]);
-            return Err(stopped(11, "VOS-DISK-FULL", format!("{e:#}")));
-        }
         reached("committed");
-        drop(states);
         if self.home.is_some() && self.is_home() {
             // What was typed before reaches the target ahead of the go.
             self.loopback = None;
@@ -800,9 +839,9 @@ impl Mover {
         self.send(target.key, &Msg::Commit, &[]);
         let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
-        let done = self.await_done(id, target);
-        let Some(processes) = done else {
-            return self.in_doubt(id, target, frozen);
+        let processes = match self.await_done(id, target) {
+            Heard::Done(processes) => processes,
+            heard => return self.in_doubt(id, target, frozen, heard),
         };
         let frozen_at = laps.frozen.unwrap_or(laps.begin);
         let pause_ms = millis(frozen_at.elapsed());
@@ -825,57 +864,60 @@ impl Mover {
             processes: processes.clone(),
         };
         self.let_go(id, target, &frozen, processes, &report);
+        reached("done");
         Ok(report)
     }
 
     /// Waits for DONE, on this link or on new ones.
-    fn await_done(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
+    fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
-        if let Some(moving) = &mut self.moving {
-            moving.cancelled = false;
-        }
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => return Some(processes),
+            Ok(Some((Msg::Done { processes, .. }, _))) => return Heard::Done(processes),
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
         while Instant::now() < until {
-            if let Some(processes) = self.repeat_commit(id, target) {
-                return Some(processes);
+            match self.repeat_commit(id, target) {
+                Heard::Nothing => {}
+                heard => return heard,
             }
             let _ = self.pump(Some(Duration::from_millis(300)));
             let _ = self.requests_while_moving();
+            self.answer_asks();
         }
-        None
+        Heard::Nothing
     }
 
     /// Says the decision again, to whoever has the job at the target.
-    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
-        let tls = node::tls(&self.sup.state).ok()?;
+    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Heard {
         let service = Service::Job(self.sup.job.id);
-        let link = Link::connect(&target.addr, &tls, target.id, service).ok()?;
-        let key = self.add_link(link).ok()?;
+        let key = node::tls(&self.sup.state)
+            .and_then(|tls| Ok(Link::connect(&target.addr, &tls, target.id, service)?))
+            .and_then(|link| self.add_link(link));
+        let Ok(key) = key else { return Heard::Nothing };
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
-        let answer = self.next(key, until).ok().flatten();
-        let processes = match answer {
-            Some((Msg::Done { processes, .. }, _)) => Some(processes),
-            _ => None,
+        let heard = match self.next(key, until) {
+            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes),
+            Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
+            _ => Heard::Nothing,
         };
         self.drop_link(key);
-        processes
+        heard
     }
 
     /// The target has not confirmed: the frozen copy stays, and the decision is repeated for
     /// ever, or until a person decides.
-    fn in_doubt(&mut self, id: MoveId, target: &Target, frozen: Frozen) -> Step1<MoveReport> {
-        let name = self.sup.job.meta.name.clone();
-        let text = format!(
-            "{id} in doubt: {} has given {name} to {}, which has not confirmed",
-            self.sup.node, target.name
-        );
-        let failure = self.failure(id, &target.name, *stopped(12, "VOS-COMMIT-SENT", text.clone()));
+    fn in_doubt(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+        frozen: Frozen,
+        heard: Heard,
+    ) -> Step1<MoveReport> {
+        let failure = self.doubt(id, target, &heard);
         self.sup.board.state = Some(crate::control::JobState::InDoubt);
+        self.sup.board.moving = Some(format!("in doubt: given to {}", target.name));
         for client in
             self.moving.as_mut().map(|m| std::mem::take(&mut m.watchers)).unwrap_or_default()
         {
@@ -891,61 +933,66 @@ impl Mover {
             }
             None => {
                 // A person knows that the target's copy is dead.
-                let peer = (target.id, target.name.clone());
                 self.sup.job.meta.epoch = self.sup.job.meta.epoch.next().next();
-                self.write_journal(id, Step::Abort, &peer).map_err(own)?;
-                self.sup.job.save().map_err(own)?;
+                if let Err(e) = self.sup.job.save() {
+                    tracing::error!("{}: {e}", self.sup.job.dir.path().display());
+                }
                 self.thaw(&frozen);
-                Err(stopped(11, "VOS-COMMIT-SENT", "the move was undone by hand"))
+                let text = format!("{} was said to be dead, and the move undone", target.name);
+                Err(stopped(11, "VOS-COMMIT-SENT", text))
             }
         }
     }
 
+    /// The words of a move in doubt.
+    fn doubt(&self, id: MoveId, target: &Target, heard: &Heard) -> MoveFailure {
+        let (name, here) = (&self.sup.job.meta.name, &self.sup.node);
+        let to = &target.name;
+        let sentence = match heard {
+            Heard::Lost => format!(
+                "{id} in doubt: {here} has given {name} to {to}, and {to} does not hold it any more: its supervisor there has died, or {name} has ended there. The copy on {here} is frozen; it will run again only after: vosrun recover {name} --dead {to}"
+            ),
+            _ => format!(
+                "{id} in doubt: {here} has given {name} to {to}, which has not confirmed. It will NOT run on {here} again by itself; {to} runs it when it hears from {here}."
+            ),
+        };
+        let code = "VOS-COMMIT-SENT".into();
+        MoveFailure { id: Some(id), exit: 12, code, sentence, findings: Vec::new() }
+    }
+
     /// Repeats the decision until the target confirms (its processes) or `recover` is asked.
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
+        let peer = (target.id, target.name.clone());
         loop {
-            if let Some(processes) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);
             while Instant::now() < until {
                 self.pump(Some(Duration::from_millis(200)))?;
-                let mut later = std::collections::VecDeque::new();
-                let mut recovered = false;
-                while let Some(pending) = self.sup.pending.pop_front() {
-                    match &pending.request {
-                        crate::control::Request::Recover { dead } if *dead == target.name => {
-                            recovered = true;
-                            self.sup.finish(pending.client, &Reply::Ok);
-                        }
-                        crate::control::Request::Recover { .. } => {
-                            let why = format!("the other copy is on {}", target.name);
-                            self.sup.finish(pending.client, &Reply::Error(why));
-                        }
-                        _ => later.push_back(pending),
-                    }
-                }
-                self.sup.pending = later;
-                if recovered {
+                // The journal says so before the person is told.
+                if self.recovered(&peer.1, |m| m.write_journal(id, Step::Abort, &peer)) {
                     return Ok(None);
                 }
                 self.requests_while_moving()?;
-                self.answer_asks()?;
+                self.answer_asks();
             }
         }
     }
 
-    /// Targets in doubt may ask while we repeat.
-    fn answer_asks(&mut self) -> Result<()> {
+    /// Targets in doubt may ask while we repeat; whoever is not needed any more goes.
+    fn answer_asks(&mut self) {
         for key in self.links.keys().copied().collect::<Vec<_>>() {
             while let Some((msg, _)) = self.pop(key) {
-                if let Msg::Ask(id) = msg {
-                    let commit = self.decided(id);
-                    self.send(key, &Msg::Decided { id, commit }, &[]);
+                match msg {
+                    Msg::Ask(id) => self.tell_decision(key, id),
+                    other => tracing::debug!("while in doubt: {other:?}"),
                 }
             }
+            if self.links.get(&key).is_some_and(|p| p.over.is_some()) {
+                self.drop_link(key);
+            }
         }
-        Ok(())
     }
 
     fn plain_report(

@@ -37,6 +37,10 @@ use crate::tracer::{filter, raw};
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// In doubt: pause between two questions to the source.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// In doubt: a source that has said nothing for so long is asked again over a new connection.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Largest image taken, bytes (pages are not in it).
 const MOST_IMAGE: usize = 256 << 20;
 
@@ -77,9 +81,14 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     }
     let mut mover = supervisor_for(state, &hello)?;
     let key = mover.add_link(link)?;
+    let id = hello.id;
     let here = mover.take_in(key, hello)?;
     if !here {
-        let _ = mover.sup.job.dir.remove();
+        // What the journal says of earlier moves may still be asked for.
+        let records = crate::journal::read(&mover.sup.job.dir.journal());
+        if records.is_ok_and(|all| all.iter().all(|r| r.id == id)) {
+            let _ = mover.sup.job.dir.remove();
+        }
         return Ok(0);
     }
     let (supervisor, end) = mover.run()?;
@@ -200,7 +209,7 @@ impl Mover {
                 return Ok(());
             }
         };
-        if hello.epoch < self.epoch() {
+        if !self.is_owner(self.peer_of(key), hello.epoch) {
             self.send(key, &Msg::Abort("that copy of the job is not its owner".into()), &[]);
             return Ok(());
         }
@@ -217,6 +226,13 @@ impl Mover {
     /// # Errors
     /// Failures of the supervisor itself.
     fn take_in(&mut self, key: LinkKey, hello: Hello) -> Result<bool> {
+        self.arriving = true;
+        let here = self.try_take_in(key, hello);
+        self.arriving = false;
+        here
+    }
+
+    fn try_take_in(&mut self, key: LinkKey, hello: Hello) -> Result<bool> {
         let id = hello.id;
         let peer_id = self.links.get(&key).and_then(|p| p.link.peer());
         let peer = (peer_id.unwrap_or(NodeId([0; 32])), hello.source.clone());
@@ -339,12 +355,14 @@ impl Mover {
                         self.begin_if_complete(a)?;
                     }
                 }
+                Msg::Prepare(_) if a.skeleton.is_some() => bail!("a second frame"),
                 Msg::Prepare(plan) => {
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
                     a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
                     self.send(key, &Msg::Prepared, &[]);
                 }
+                Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
                 Msg::Image { last } => {
                     a.arrived.get_or_insert_with(Instant::now);
                     if a.image.len() + payload.len() > MOST_IMAGE {
@@ -407,10 +425,8 @@ impl Mover {
     fn take_image(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
         let bytes = std::mem::take(&mut a.image);
         let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
+        parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
         let process = parcel.image.processes.first().context("an image without a process")?;
-        if parcel.image.processes.len() != 1 {
-            bail!("an image of {} processes", parcel.image.processes.len());
-        }
         let unknown: Vec<FileId> = process
             .memory
             .files
@@ -534,56 +550,45 @@ impl Mover {
         first: LinkKey,
         peer: &(NodeId, String),
     ) -> Result<Decision> {
-        let mut next_ask = Instant::now() + Duration::from_secs(1);
-        let mut asking: Option<LinkKey> = None;
+        let prepared = Instant::now();
+        let mut next_ask = prepared + ASK_EVERY;
+        let mut asking: Option<(LinkKey, Instant)> = None;
         loop {
             for key in self.links.keys().copied().collect::<Vec<_>>() {
                 while let Some((msg, payload)) = self.pop(key) {
                     match msg {
                         Msg::Commit if key == first => return Ok(Decision::Commit(key)),
                         Msg::Relay(_) => self.early.push_back((msg, payload)),
-                        Msg::Decided { id: of, commit } if of == id => {
+                        Msg::Decided { id: of, commit }
+                            if of == id && self.peer_of(key) == Some(peer.0) =>
+                        {
                             return Ok(match commit {
                                 true => Decision::Commit(key),
                                 false => Decision::Abort,
                             });
                         }
                         Msg::Abort(_) if key == first => return Ok(Decision::Abort),
-                        other => tracing::debug!("while in doubt: {other:?}"),
+                        other => self.hear(key, other)?,
                     }
                 }
             }
-            if let Some(decision) = self.recovered(peer) {
-                return Ok(decision.map_or(Decision::Abort, |()| Decision::Commit(first)));
+            if self.recovered(&peer.1, |_| Ok(())) {
+                return Ok(Decision::Commit(first));
             }
             let lost = self.links.get(&first).is_none_or(|p| p.over.is_some());
-            if lost && Instant::now() >= next_ask {
-                next_ask = Instant::now() + Duration::from_secs(1);
-                if let Some(old) = asking.take() {
+            let silent = lost || prepared.elapsed() > SILENCE;
+            let over = |key| self.links.get(&key).is_none_or(|p: &super::Peer| p.over.is_some());
+            let waits = asking.is_some_and(|(key, since)| !over(key) && since.elapsed() < SILENCE);
+            if silent && !waits && Instant::now() >= next_ask {
+                next_ask = Instant::now() + ASK_EVERY;
+                if let Some((old, _)) = asking.take() {
                     self.drop_link(old);
                 }
-                asking = self.ask(id, peer);
+                asking = self.ask(id, peer).map(|key| (key, Instant::now()));
             }
             self.pump(Some(Duration::from_millis(200)))?;
             self.requests_while_moving()?;
         }
-    }
-
-    /// Did a person say that the source's copy is dead?
-    fn recovered(&mut self, peer: &(NodeId, String)) -> Option<Option<()>> {
-        let mut decision = None;
-        let mut later = std::collections::VecDeque::new();
-        while let Some(pending) = self.sup.pending.pop_front() {
-            match &pending.request {
-                crate::control::Request::Recover { dead } if *dead == peer.1 => {
-                    self.sup.finish(pending.client, &crate::control::Reply::Ok);
-                    decision = Some(Some(()));
-                }
-                _ => later.push_back(pending),
-            }
-        }
-        self.sup.pending = later;
-        decision
     }
 
     /// Asks the source what it decided, over a new connection.
@@ -606,6 +611,13 @@ impl Mover {
         prepared: Prepared,
     ) -> Result<()> {
         let Prepared { process, skeleton, threads, annotations, arrived } = prepared;
+        let pid = skeleton.pid;
+        // Who looks after this supervisor's death finds by this whether the job lives.
+        self.sup.job.meta.pid = process.ids.pid;
+        self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
+        if let Err(e) = self.sup.job.note() {
+            tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
+        }
         // A journal that cannot be written does not stop a job that has no other copy.
         if let Err(e) = self.write_journal(id, Step::Own, peer) {
             tracing::error!("{e:#}");
@@ -617,7 +629,6 @@ impl Mover {
         self.sup.board.state = None;
         self.sup.board.moved_to = None;
         self.sup.board.remote.clear();
-        let pid = skeleton.pid;
         self.init = Some(skeleton.init);
         self.sup.session.leave();
         self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
@@ -628,8 +639,6 @@ impl Mover {
         }
         self.join_relays(home, key, peer);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
-        self.sup.job.meta.pid = process.ids.pid;
-        self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
         self.resume_all(&process, pid, &threads)?;
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
