@@ -282,7 +282,7 @@ fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
     std::mem::forget(control);
     let control = raw::own(keep[0]);
     let built = match made {
-        Ok(()) => for_mappings(plan, &control),
+        Ok(()) => for_mappings(plan),
         Err(e) => Err(e.to_string()),
     };
     let word = match built {
@@ -304,8 +304,8 @@ fn open(path: &str, write: bool) -> Result<RawFd, String> {
 }
 
 /// Opens what the mappings need. These descriptors are closed when the mappings are made.
-fn for_mappings(plan: &Build, control: &OwnedFd) -> Result<Built, String> {
-    let mut built = Built { control: control.as_raw_fd(), ..Built::default() };
+fn for_mappings(plan: &Build) -> Result<Built, String> {
+    let mut built = Built::default();
     for (path, write) in &plan.paths {
         built.paths.push(open(path, *write)?);
     }
@@ -322,8 +322,6 @@ fn for_mappings(plan: &Build, control: &OwnedFd) -> Result<Built, String> {
             None => fresh_object(name, *size).map_err(|e| format!("memory {name}: {e}"))?,
         });
     }
-    built.temporary = built.paths.iter().chain(&built.shared).copied().collect();
-    built.temporary.push(built.exe);
     Ok(built)
 }
 

@@ -104,10 +104,6 @@ pub struct Built {
     pub paths: Vec<RawFd>,
     pub exe: RawFd,
     pub shared: Vec<RawFd>,
-    /// Its end of the control socket.
-    pub control: RawFd,
-    /// All that must be closed when the mappings are made.
-    pub temporary: Vec<RawFd>,
 }
 
 /// Sends one message with descriptors; large content goes through a memfd.
