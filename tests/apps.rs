@@ -304,11 +304,42 @@ fn vim(hosts: &Hosts, start: Start) -> Result<()> {
     job.await_nothing_left()
 }
 
+/// A program that asks for its terminal by name, as password prompts and pagers do.
+fn dev_tty(hosts: &Hosts, start: Start) -> Result<()> {
+    let text = "import os\n\
+        while True:\n \
+        tty = os.open('/dev/tty', os.O_RDWR)\n \
+        own = os.tcgetpgrp(tty) == os.getpgrp()\n \
+        os.write(tty, b'own' if own else b'other')\n \
+        word = os.read(tty, 100)\n \
+        os.write(tty, b'got ' + word)\n \
+        os.close(tty)\n \
+        if word == b'end\\n': break\n";
+    let program = Program::new(needs("python3")?).args(["-c", text]);
+    let (mut job, mut tty) = Job::in_terminal(hosts, start, program)?;
+    tty.expect("own")?;
+    if start == Start::Attached {
+        job.attach()?;
+    }
+    for word in ["one", "two", "three", "end"] {
+        move_on(&mut job)?;
+        tty.type_in(&format!("{word}\n"))?;
+        tty.expect(&format!("got {word}"))?;
+        if word != "end" {
+            tty.expect("own")?;
+        }
+    }
+    let code = job.end(LONG)?;
+    ensure!(code == 0, "exit code {code}: {}", tty.shown());
+    job.await_nothing_left()
+}
+
 type App = fn(&Hosts, Start) -> Result<()>;
 
 const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
     ("vim", vim),
+    ("dev-tty", dev_tty),
     ("sqlite3-file", sqlite),
     ("sqlite3-memory", sqlite_memory),
     ("perl", perl),

@@ -593,6 +593,7 @@ fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },
+        terminal: false,
     };
     let id = BulkId { dev: 1, ino: 2 };
     vec![

@@ -164,9 +164,7 @@ impl Side {
         all.iter().flat_map(|seen| pids(seen, self.name)).for_each(kill_now);
         let ended = wait_for(Duration::from_secs(3), || {
             let left = survey(&self.state).unwrap_or_default();
-            left.iter()
-                .all(|s| matches!(s.life, Life::Lost | Life::Away | Life::Left(_)))
-                .then_some(())
+            left.iter().all(|s| matches!(s.life, Life::Lost | Life::Away)).then_some(())
         });
         if ended.is_none() {
             survey(&self.state).unwrap_or_default().iter().for_each(kill_supervisor);

@@ -38,10 +38,8 @@ enum Output {
 pub fn ps(state: &StateDir, args: &PsArgs, json: bool) -> anyhow::Result<u8> {
     let wide = args.output == Some(Output::Wide);
     loop {
-        let mut jobs = survey(state)
+        let jobs = survey(state)
             .with_context(|| format!("cannot list the jobs in {}", state.path().display()))?;
-        // What only came by is no job of this node.
-        jobs.retain(|seen| !matches!(seen.life, Life::Left(_)));
         if json {
             print_json(json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>() }))?;
         } else if args.watch && std::io::stdout().is_terminal() {
@@ -152,7 +150,6 @@ pub fn stale_word(life: &Life) -> &'static str {
         Life::Silent(_) => "NO-ANSWER",
         Life::Orphaned(_) => "ORPHANED",
         Life::Away => "NO-AGENT",
-        Life::Left(_) => "LEFT",
         Life::Lost => "LOST",
     }
 }
@@ -193,7 +190,7 @@ fn hint(seen: &Seen) -> Option<String> {
         Life::Away => Some(format!(
             "{name} ({id}) runs on another node; its home agent here has died, and what it relayed is gone"
         )),
-        Life::Live(_) | Life::Left(_) => None,
+        Life::Live(_) => None,
     }
 }
 

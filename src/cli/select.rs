@@ -35,8 +35,6 @@ pub enum Life {
     Orphaned(i32),
     /// No home agent; the job itself is on another node.
     Away,
-    /// The job was here on its way and has gone on to this node; only its journal is left.
-    Left(String),
     /// Neither supervisor nor process.
     Lost,
 }
@@ -71,8 +69,11 @@ impl Seen {
                 "{name} ({}) is still running here as pid {pid}, but its supervisor has died; take it up again with: vosrun adopt {name}",
                 self.id
             ),
+            Life::Away if self.has_passed() => {
+                let to = given_to(&self.dir).unwrap_or_else(|| "another node".into());
+                format!("{name} ({}) was here and has gone on to {to}; ask there, or at its home", self.id)
+            }
             Life::Away => format!("{name} ({}) runs on another node and its home agent here has died", self.id),
-            Life::Left(to) => format!("{name} ({}) was here and has gone on to {to}; ask there, or at its home", self.id),
             Life::Lost => format!("{name} ({}) is lost: neither its supervisor nor its process is there any more", self.id),
         };
         Err(Fail::temporary(why))
@@ -157,7 +158,7 @@ fn named(jobs: Vec<(JobId, JobDir)>, word: &str) -> Vec<(JobId, JobDir)> {
 
 /// Without a word on the command line: the jobs that run here, else those that ran here.
 fn only_running(all: Vec<Seen>) -> Vec<Seen> {
-    let gone = |s: &Seen| matches!(s.life, Life::Lost | Life::Left(_));
+    let gone = |s: &Seen| matches!(s.life, Life::Lost) || s.has_passed();
     let live: Vec<_> = all.into_iter().filter(|s| !gone(s)).collect();
     prefer_running(live)
 }
@@ -206,12 +207,6 @@ pub fn life(dir: &JobDir) -> Life {
     }
     match dir.meta() {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
-        Ok(JobMeta { host: None, agent: Some(_), .. }) => match journal::last(&dir.journal()) {
-            Ok(Some(record)) if matches!(record.step, Step::Commit | Step::Done) => {
-                Life::Left(record.peer_name)
-            }
-            _ => Life::Away,
-        },
         Ok(JobMeta { host: None, .. }) => Life::Away,
         _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
@@ -385,10 +380,10 @@ pub mod tests {
             epoch: Epoch(1),
             peer: home,
             peer_name: "c".into(),
-            boot: journal::boot_id(),
+            boot: String::new(),
         };
         journal::Journal::open(&dir.journal()).unwrap().write(&record).unwrap();
-        assert!(matches!(life(&dir), Life::Left(to) if to == "c"));
+        assert!(survey(&state).unwrap().is_empty());
         let e = find_job(&state, Some("x")).unwrap().status().unwrap_err();
         assert!(e.message.contains("has gone on to c"), "{}", e.message);
         assert_eq!(find_job(&state, None).unwrap_err().to_string(), "no job is running here");

@@ -183,8 +183,13 @@ fn messages() -> Vec<Msg> {
         cause: "x".into(),
         remedy: "y".into(),
     };
-    let plan =
-        Plan { ids: ids(), nodename: "host-a".into(), domainname: String::new(), clocks: clocks() };
+    let plan = Plan {
+        ids: ids(),
+        nodename: "host-a".into(),
+        domainname: String::new(),
+        clocks: clocks(),
+        terminal: true,
+    };
     vec![
         Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello()).unwrap()),
         Msg::Verdict(Verdict { findings: vec![finding], mapped: vec![1, 2], ..Verdict::default() }),

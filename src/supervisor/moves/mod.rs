@@ -32,7 +32,7 @@ use crate::migrate::resource::fd::{self, FdView};
 use crate::migrate::transport::{Link, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
-use crate::proxy::{Loopback, RelayMsg, Relays};
+use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
 use agent::Agent;
 use standin::StandIn;
 use status::{Asked, Looked};
@@ -122,6 +122,8 @@ pub struct Mover {
     left: bool,
     /// Relay messages that came before the commit.
     early: VecDeque<(Msg, Vec<u8>)>,
+    /// The job's controlling terminal, which no description leads to any more.
+    idle_terminal: Option<PtyPair>,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -159,6 +161,7 @@ impl Mover {
             init: None,
             left: false,
             early: VecDeque::new(),
+            idle_terminal: None,
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,

@@ -500,7 +500,11 @@ impl Mover {
         let view = crate::migrate::resource::View::read_process(pid).map_err(own)?;
         let ids: Ids = capture::ids(&view).map_err(own)?;
         let (nodename, domainname) = self.names().map_err(own)?;
-        Ok(Plan { ids, nodename, domainname, clocks: job_clocks(pid).map_err(own)? })
+        let files = self.files(pid).map_err(own)?;
+        let terminal = crate::supervisor::status::controlling_terminal(pid)
+            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let clocks = job_clocks(pid).map_err(own)?;
+        Ok(Plan { ids, nodename, domainname, clocks, terminal })
     }
 
     /// Sends the content of files that the target lacks.
@@ -1119,6 +1123,11 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
+}
+
+fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
+    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
+    same && crate::migrate::resource::fd::is_terminal(view)
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {

@@ -24,7 +24,7 @@ use crate::migrate::restore::{verify, NewThread, Restoring};
 use crate::migrate::skeleton::{own_clocks, Build, Skeleton};
 use crate::migrate::transport::{Link, Service};
 use crate::node;
-use crate::proxy::{AwayEnd, Loopback};
+use crate::proxy::{AwayEnd, Loopback, PtyPair};
 use crate::state::{JobMeta, StateDir};
 use crate::supervisor::job::{start_time, Job};
 use crate::supervisor::session::Session;
@@ -169,6 +169,8 @@ struct Arriving {
     content_done: bool,
     restoring: Option<Restoring>,
     names: (String, String),
+    /// Becomes the controlling terminal of the job's session.
+    pty: Option<PtyPair>,
     /// When the image of the frozen job began to arrive.
     arrived: Option<Instant>,
 }
@@ -312,6 +314,7 @@ impl Mover {
             content_done: false,
             restoring: None,
             names: Default::default(),
+            pty: None,
             arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
@@ -355,7 +358,8 @@ impl Mover {
                 Msg::Prepare(_) if a.skeleton.is_some() => bail!("a second frame"),
                 Msg::Prepare(plan) => {
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    a.skeleton = Some(Skeleton::spawn(&plan)?);
+                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
+                    a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
                     self.send(key, &Msg::Prepared, &[]);
                 }
                 Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
@@ -471,23 +475,23 @@ impl Mover {
         Ok(())
     }
 
-    fn begin(&mut self, a: &Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
+    fn begin(&mut self, a: &mut Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let process = &parcel.image.processes[0];
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
         for state in &parcel.relays {
             let terminal = matches!(state.end, AwayEnd::Pty(_));
-            let end = away.rebuild(state.clone())?;
-            if terminal && !ends.values().any(is_tty) {
-                // A terminal that was not the controlling one stays so.
-                if let Err(e) = skeleton.set_terminal(end.as_fd()) {
-                    tracing::warn!("{e}");
-                }
+            let pty = if terminal { a.pty.take() } else { None };
+            let controlling = pty.is_some();
+            let end = away.rebuild_on(state.clone(), pty)?;
+            if controlling {
+                skeleton.set_terminal(end.as_fd())?;
             }
             ends.insert(state.stream, end);
         }
         self.away = Some(away);
+        self.idle_terminal = a.pty.take();
         self.streams.clear();
         let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
         for (object, stream) in &parcel.streams {
@@ -733,6 +737,10 @@ impl Mover {
         }
         Ok(())
     }
+}
+
+fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
+    pty.slave.as_fd()
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {
