@@ -151,8 +151,19 @@ impl<'h> Scene<'h> {
     }
 
     /// At most one copy runs, and the ledger has each number once, in order.
+    ///
+    /// The copies are looked at one after the other, and one that is being restored runs the
+    /// supervisor's calls: only copies that are seen to run again and again count.
     fn check_single(&self) -> Result<()> {
-        let running = self.running();
+        const LOOKS: usize = 4;
+        let mut running = self.running();
+        for _ in 1..LOOKS {
+            if running.len() <= 1 {
+                break;
+            }
+            let again = self.running();
+            running.retain(|pid| again.contains(pid));
+        }
         ensure!(running.len() <= 1, "{} copies run at once: {running:?}", running.len());
         self.check_ledger().map(drop)
     }
@@ -585,7 +596,8 @@ fn two_moves(worker: &mut Worker) -> Result<()> {
 /// What a member sends that does not keep to the protocol, after a good greeting.
 fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
     let image = |last| Msg::Image { last };
-    let noise: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> =
+        (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let ids = |pid| Ids { pid, ppid: 1, pgid: pid, sid: pid };
     let plan = |pid, clock| Plan {
         ids: ids(pid),
@@ -596,25 +608,31 @@ fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
     let id = BulkId { dev: 1, ino: 2 };
     vec![
         ("an image of noise", vec![(image(true), noise.clone())]),
-        ("an image of noise, framed", vec![
-            (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
-            (image(false), noise.clone()),
-            (image(true), noise.clone()),
-        ]),
-        ("two frames", vec![
-            (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
-            (Msg::Prepare(plan(301, 1 << 40)), Vec::new()),
-        ]),
+        (
+            "an image of noise, framed",
+            vec![
+                (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
+                (image(false), noise.clone()),
+                (image(true), noise.clone()),
+            ],
+        ),
+        (
+            "two frames",
+            vec![
+                (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
+                (Msg::Prepare(plan(301, 1 << 40)), Vec::new()),
+            ],
+        ),
         ("an absurd pid", vec![(Msg::Prepare(plan(-5, 1 << 40)), Vec::new())]),
         ("an absurd clock", vec![(Msg::Prepare(plan(300, i128::MIN)), Vec::new())]),
         ("pages of nothing", vec![(Msg::Pages(vec![(u64::MAX, 0)]), noise.clone())]),
         ("content of no file", vec![(Msg::Chunk { index: 9, last: true }, noise.clone())]),
         ("content of nothing", vec![(Msg::Bulk { id, offset: u64::MAX }, noise.clone())]),
         ("the end before the image", vec![(Msg::PagesEnd, Vec::new())]),
-        ("a file's name of noise", vec![(
-            Msg::File { index: 0, hash: [0; 32], mode: 0, size: u64::MAX },
-            noise.clone(),
-        )]),
+        (
+            "a file's name of noise",
+            vec![(Msg::File { index: 0, hash: [0; 32], mode: 0, size: u64::MAX }, noise.clone())],
+        ),
         ("a commit out of order", vec![(Msg::Commit, Vec::new())]),
         ("a greeting of noise", vec![(Msg::Hello(PROTOCOL, noise), Vec::new())]),
     ]

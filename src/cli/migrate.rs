@@ -76,12 +76,12 @@ enum Format {
 
 /// Sends the request, shows the events, prints the end.
 fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> {
-    let watched = mind_interrupt()?;
+    let watched = mind_interrupt(seen)?;
     let mut progress = Progress::to_stderr();
     let mut closed = Ok(());
     let reply = drive(&seen.dir.socket(), request, |event| {
         if let Ok(mut id) = watched.lock() {
-            *id = Some(event.id);
+            *id = Some((event.id, event.from.clone()));
         }
         if format == Format::Lines {
             // When nobody reads any more, the move still goes on to its end.
@@ -98,7 +98,7 @@ fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> 
         Ok(Reply::Error(why)) => Err(Fail::new(10, format!("{}: {why}", seen.name())).into()),
         Ok(_) => Err(unexpected(seen).into()),
         Err(e) => {
-            let id = watched.lock().ok().and_then(|id| *id);
+            let id = watched.lock().ok().and_then(|watched| Some(watched.as_ref()?.0));
             show_failed(&supervisor_gone(seen, id, &e), format)
         }
     }
@@ -142,11 +142,7 @@ pub fn show_failure(f: &MoveFailure, json: bool) -> anyhow::Result<u8> {
 }
 
 /// The supervisor went away in the middle: says what can still be known.
-fn supervisor_gone(
-    seen: &Seen,
-    id: Option<MoveId>,
-    e: &io::Error,
-) -> MoveFailure {
+fn supervisor_gone(seen: &Seen, id: Option<MoveId>, e: &io::Error) -> MoveFailure {
     let name = seen.name();
     let (exit, sentence) = match life(&seen.dir) {
         Life::Orphaned(pid) => (
@@ -172,27 +168,36 @@ fn supervisor_gone(
     MoveFailure { id, exit, code: "VOS-SUPERVISOR".into(), sentence, findings: Vec::new() }
 }
 
+/// A move that is watched, and the node that makes it.
+type Watched = Arc<Mutex<Option<(MoveId, String)>>>;
+
 /// From now on ^C says how to cancel and ends this process, not the move. The returned
-/// cell takes the move's id when it is known.
-fn mind_interrupt() -> anyhow::Result<Arc<Mutex<Option<MoveId>>>> {
+/// cell takes the move when it is known.
+fn mind_interrupt(job: &Seen) -> anyhow::Result<Watched> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
-    let watched = Arc::new(Mutex::new(None::<MoveId>));
+    let watched = Watched::default();
     let seen = Arc::clone(&watched);
+    let away = matches!(&job.life, Life::Live(s) if s.state == JobState::Away);
     std::thread::spawn(move || {
         if signals.wait().is_ok() {
-            let id = seen.lock().ok().and_then(|id| *id);
-            eprintln!("\n{}", interrupted(id));
+            let of = seen.lock().ok().and_then(|watched| watched.clone());
+            eprintln!("\n{}", interrupted(of, away));
             std::process::exit(130);
         }
     });
     Ok(watched)
 }
 
-fn interrupted(id: Option<MoveId>) -> String {
-    let id = id.map_or_else(|| "MOVE".into(), |id| id.to_string());
-    format!("stopped watching; the move goes on. watch: vosrun migrate --watch {id} · cancel: vosrun migrate --cancel {id}")
+/// `away`: another node makes the move, and is the one to be asked.
+fn interrupted(watched: Option<(MoveId, String)>, away: bool) -> String {
+    let (id, node) = match &watched {
+        Some((id, node)) => (id.to_string(), node.as_str()),
+        None => ("MOVE".into(), "the job's node"),
+    };
+    let there = if away { format!(" (both on {node})") } else { String::new() };
+    format!("stopped watching; the move goes on. watch: vosrun migrate --watch {id} · cancel: vosrun migrate --cancel {id}{there}")
 }
 
 /// Jobs whose supervisor may have a move in hand.
@@ -304,8 +309,8 @@ fn event_document(e: &MoveEvent) -> Value {
 mod tests {
     use super::*;
     use crate::cli::progress::tests::event;
-    use crate::control::Phase;
     use crate::cli::ps::tests::{process, report};
+    use crate::control::Phase;
 
     #[test]
     fn moves_are_named_as_they_are_shown() {
@@ -338,6 +343,8 @@ mod tests {
 
     #[test]
     fn interrupt_says_how_to_cancel() {
-        assert!(interrupted(Some(MoveId([1; 4]))).ends_with("--cancel m-01010101"));
+        let of = Some((MoveId([1; 4]), "b".to_owned()));
+        assert!(interrupted(of.clone(), false).ends_with("--cancel m-01010101"));
+        assert!(interrupted(of, true).ends_with("--cancel m-01010101 (both on b)"));
     }
 }

@@ -40,7 +40,7 @@ pub fn capture(
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        threads.push(Asked::open(pid, thread, frozen.scheduler_now, running, insn)?);
+        threads.push(Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?);
     }
     let outcome = ask(&mut threads, insn);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
@@ -107,7 +107,7 @@ impl Asked {
     fn open(
         pid: i32,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &settle::SchedulerClocks,
         running: &Running,
         insn: u64,
     ) -> Result<Self, PartError> {

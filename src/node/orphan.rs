@@ -44,12 +44,7 @@ fn locked(state: &StateDir, job: JobId) -> io::Result<Option<Job>> {
 
 /// To a target in doubt: what this node, the source, has decided. A move that is not known
 /// was given up.
-fn decided(
-    state: &StateDir,
-    job: JobId,
-    peer: NodeId,
-    id: MoveId,
-) -> io::Result<Option<Msg>> {
+fn decided(state: &StateDir, job: JobId, peer: NodeId, id: MoveId) -> io::Result<Option<Msg>> {
     let say = |commit| Ok(Some(Msg::Decided { id, commit }));
     let Some(taken) = locked(state, job)? else { return say(false) };
     taken.settle()?;
@@ -64,12 +59,7 @@ fn decided(
 }
 
 /// To a source that repeats its COMMIT: whether the job has run here.
-fn confirmed(
-    state: &StateDir,
-    job: JobId,
-    peer: NodeId,
-    id: MoveId,
-) -> io::Result<Option<Msg>> {
+fn confirmed(state: &StateDir, job: JobId, peer: NodeId, id: MoveId) -> io::Result<Option<Msg>> {
     let lost = |epoch| Ok(Some(Msg::Gone { to: None, epoch }));
     let Some(taken) = locked(state, job)? else { return lost(Epoch(0)) };
     let path = taken.dir.journal();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::migrate::freeze::Frozen;
 use crate::migrate::image::Restart;
-use crate::migrate::settle;
+use crate::migrate::settle::{self, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::{raw, Exit, Stop, Wait};
@@ -54,7 +54,19 @@ pub struct InFlight {
     restart: Restart,
     /// When its timeout ends.
     deadline: Option<Instant>,
-    entered: bool,
+    stage: Stage,
+}
+
+/// How far a call is that was started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The thread has not got to it.
+    Asked,
+    /// The kernel works on it.
+    Entered,
+    /// It has returned with the program's arguments, but by a stop only; see
+    /// [`settle::cut_short`]. The stop that comes next tells whether it is started again.
+    CutShort,
 }
 
 /// The threads of one job.
@@ -194,7 +206,7 @@ impl Session {
     pub fn go_on(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;
@@ -213,7 +225,7 @@ impl Session {
     fn resume_call(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<()> {
         let tid = thread.tid;
@@ -245,7 +257,8 @@ impl Session {
         let regs = raw::regs(tid)?;
         settle::restart(tid, &regs, &restart)?;
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
-        self.in_flight.insert(tid, InFlight { regs, restart, deadline, entered: false });
+        let stage = Stage::Asked;
+        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
         raw::syscall_step(tid, 0)
     }
 
@@ -266,13 +279,21 @@ impl Session {
         let Some(call) = self.in_flight.get_mut(&tid) else { return raw::cont(tid, 0) };
         let now = raw::regs(tid)?;
         let of_ours = (now.rip, now.rsp) == (call.regs.rip, call.regs.rsp);
-        if !of_ours || !std::mem::replace(&mut call.entered, true) {
-            call.entered = of_ours;
-            return raw::syscall_step(tid, 0);
+        match call.stage {
+            Stage::Entered if of_ours => {
+                raw::set_regs(tid, &settle::with_arguments(&now, &call.regs))?;
+                if settle::cut_short(&now) {
+                    call.stage = Stage::CutShort;
+                    return raw::syscall_step(tid, 0);
+                }
+            }
+            Stage::Asked | Stage::Entered => {
+                call.stage = if of_ours { Stage::Entered } else { Stage::Asked };
+                return raw::syscall_step(tid, 0);
+            }
+            Stage::CutShort => {}
         }
-        let back = settle::with_arguments(&now, &call.regs);
         self.in_flight.remove(&tid);
-        raw::set_regs(tid, &back)?;
         raw::cont(tid, 0)
     }
 
@@ -354,14 +375,23 @@ impl Session {
             raw::interrupt(tid)?;
         }
         match stop {
-            Stop::Signal(signal) if self.in_flight.contains_key(&tid) => {
-                raw::syscall_step(tid, signal)
-            }
-            Stop::Signal(signal) => raw::cont(tid, signal),
-            Stop::Syscall if self.in_flight.contains_key(&tid) => self.step_restarted(tid),
+            Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
             _ => raw::cont(tid, 0),
+        }
+    }
+
+    /// Delivers a signal. One that is ignored must not end a call that only the supervisor
+    /// can restart.
+    fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
+        if settle::cut_short(&raw::regs(tid)?) {
+            let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
+            return self.resume_call(&thread, &SchedulerClocks::new(), &self.running_restarts());
+        }
+        match self.in_flight.contains_key(&tid) {
+            true => raw::syscall_step(tid, signal),
+            false => raw::cont(tid, signal),
         }
     }
 
@@ -379,7 +409,7 @@ impl Session {
                 at_exit.finish(tid, task.pid, &mut self.handles)?;
             }
         }
-        raw::cont(tid, 0)
+        self.step_restarted(tid)
     }
 }
 

@@ -14,9 +14,7 @@ use vosrun::migrate::image::{
 };
 use vosrun::migrate::message::{Failure, Hello, Msg, Parcel, Verdict, PROTOCOL};
 use vosrun::migrate::resource::fd::{by_name, BulkId, Object, Slot};
-use vosrun::migrate::resource::memory::{
-    Backing, FileId, Layout, Mapping, MmImage, SharedObject,
-};
+use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
 use vosrun::migrate::skeleton::Plan;
@@ -59,7 +57,17 @@ fn clocks() -> Clocks {
 fn mapping(start: u64, end: u64, backing: Backing) -> Mapping {
     let flags = VmFlags::MAY_WRITE;
     let guards = vec![(start, start + 4096)];
-    Mapping { start, end, prot: 3, shared: false, offset: 0, flags, backing, guards, has_data: true }
+    Mapping {
+        start,
+        end,
+        prot: 3,
+        shared: false,
+        offset: 0,
+        flags,
+        backing,
+        guards,
+        has_data: true,
+    }
 }
 
 fn memory() -> MmImage {
@@ -162,6 +170,7 @@ fn hello() -> Hello {
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
         open: Vec::new(),
         cwd: "/".into(),
+        written: vec![1],
         history: vec![report()],
     }
 }
@@ -174,12 +183,8 @@ fn messages() -> Vec<Msg> {
         cause: "x".into(),
         remedy: "y".into(),
     };
-    let plan = Plan {
-        ids: ids(),
-        nodename: "host-a".into(),
-        domainname: String::new(),
-        clocks: clocks(),
-    };
+    let plan =
+        Plan { ids: ids(), nodename: "host-a".into(), domainname: String::new(), clocks: clocks() };
     vec![
         Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello()).unwrap()),
         Msg::Verdict(Verdict { findings: vec![finding], mapped: vec![1, 2], ..Verdict::default() }),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{LinkKey, Mover, Side};
+use crate::control::Reply;
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
@@ -85,9 +86,10 @@ impl Mover {
             return Ok(());
         }
         match msg {
-            Msg::Attached { epoch, processes } if epoch >= self.sup.job.meta.epoch => {
+            Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
                 self.sup.board.remote = processes;
+                history.into_iter().for_each(|report| self.note(report));
                 self.relay_link = Some(key);
                 if let Some(agent) = &mut self.agent {
                     agent.trying = None;
@@ -100,6 +102,8 @@ impl Mover {
                 self.drop_link(key);
                 self.agent = Some(Agent::new(id, name));
             }
+            Msg::Progress(event) => self.show_asked(*event),
+            Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => {
                 self.stop_self(signal)?;
                 self.say(Msg::Continue, &[]);

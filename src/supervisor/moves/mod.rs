@@ -12,9 +12,10 @@ mod agent;
 mod hook;
 mod source;
 mod standin;
+mod status;
 mod target;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -28,12 +29,13 @@ use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
-use crate::migrate::transport::{Link, INBOX_LIMIT};
+use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, RelayMsg, Relays};
 use agent::Agent;
 use standin::StandIn;
+use status::{Asked, Looked};
 
 pub use target::receive;
 
@@ -88,6 +90,8 @@ struct Moving {
     /// Too late to cancel.
     decided: bool,
     last: Option<MoveEvent>,
+    /// Asked for by a person at home, who is told as well.
+    from_home: bool,
 }
 
 /// The supervisor of a job that can move.
@@ -118,6 +122,12 @@ pub struct Mover {
     left: bool,
     /// Relay messages that came before the commit.
     early: VecDeque<(Msg, Vec<u8>)>,
+    /// Device and inode of descriptions that were made anew here.
+    restored: HashSet<(u64, u64)>,
+    /// What this node keeps for a job that is away, in words.
+    kept: String,
+    looked: Option<Looked>,
+    asked: Option<Asked>,
 }
 
 impl Mover {
@@ -149,6 +159,10 @@ impl Mover {
             init: None,
             left: false,
             early: VecDeque::new(),
+            restored: HashSet::new(),
+            kept: String::new(),
+            looked: None,
+            asked: None,
         })
     }
 
@@ -262,8 +276,8 @@ impl Mover {
     }
 
     fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within 20 seconds.
-        let _ = link.set_timeouts(Duration::from_secs(5), Duration::from_secs(15));
+        // A peer that is gone without a word is noticed within 15 seconds.
+        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
         let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let key = self.next_link;
@@ -280,6 +294,7 @@ impl Mover {
             let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
             let _ = self.sup.deregister(fd, peer.token);
         }
+        self.asked_lost(key);
         if self.relay_link == Some(key) {
             self.relay_link = None;
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
@@ -335,6 +350,10 @@ impl Mover {
                 }
                 Msg::Signal(signal) => {
                     self.signal_job(signal);
+                    None
+                }
+                Msg::Progress(event) => {
+                    self.show_asked(*event);
                     None
                 }
                 _ => {
@@ -459,8 +478,9 @@ impl Mover {
             Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch } => self.attached(key, epoch),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
-                self.migrate(None, &to)?;
+                self.please_move(key, &to)?;
             }
+            Msg::Report(report) => self.reported(*report),
             other if self.agent.is_some() => self.hear_host(key, other)?,
             other => tracing::debug!("unexpected: {other:?}"),
         }
@@ -479,7 +499,8 @@ impl Mover {
             self.drop_link(old);
         }
         self.relay_link = Some(key);
-        self.send(key, &Msg::Attached { epoch: own, processes }, &[]);
+        let history = self.sup.board.history.clone();
+        self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
         self.relay(Side::Away, |relays, out| relays.resync(out));
     }
 
@@ -492,8 +513,8 @@ impl Mover {
     /// read, or the move is another node's; nothing is answered then.
     fn recorded(&self, key: LinkKey, id: MoveId) -> std::result::Result<Option<Step>, ()> {
         let path = self.sup.job.dir.journal();
-        let records = journal::read(&path)
-            .map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
+        let records =
+            journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
         let last = journal::last_of(&records, id);
         if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
             return Err(tracing::warn!("asked for the move {id} of another node"));
@@ -534,7 +555,7 @@ impl Mover {
 
     /// The job's processes, for reports.
     fn processes(&mut self) -> Vec<crate::control::ProcessStatus> {
-        self.sup.status().processes
+        self.sup.processes()
     }
 
     fn request(&mut self, pending: Pending) -> Result<()> {
@@ -560,7 +581,7 @@ impl Mover {
                 self.sup.finish(client, &Reply::Error(why));
             }
             Request::Status => {
-                let status = self.sup.status();
+                let status = self.status();
                 self.sup.finish(client, &Reply::Status(Box::new(status)));
             }
         }
@@ -627,9 +648,7 @@ impl Mover {
                     recovered |= taken.is_ok();
                     taken.map_or_else(|e| Reply::Error(format!("{e:#}")), |()| Reply::Ok)
                 }
-                Request::Recover { .. } => {
-                    Reply::Error(format!("the other copy is on {dead}"))
-                }
+                Request::Recover { .. } => Reply::Error(format!("the other copy is on {dead}")),
                 _ => {
                     later.push_back(pending);
                     continue;
@@ -672,6 +691,10 @@ impl Mover {
             bytes,
         };
         moving.last = Some(event.clone());
+        if moving.from_home {
+            self.say(Msg::Progress(Box::new(event.clone())), &[]);
+        }
+        let Some(moving) = &self.moving else { return };
         for client in moving.watchers.clone() {
             self.sup.reply(client, &Reply::Progress(event.clone()));
         }
@@ -790,6 +813,8 @@ impl Mover {
     fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
         /// A home that does not come back for so long is gone for good.
         const PATIENCE: Duration = Duration::from_secs(60);
+        /// Home agents connect anew twice a second; one that does not is asked for.
+        const ABSENT: Duration = Duration::from_secs(3);
         self.relay(Side::Away, |relays, out| relays.job_ended(out));
         if self.loopback.is_some() {
             let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
@@ -807,8 +832,15 @@ impl Mover {
         }
         let until = Instant::now() + PATIENCE;
         let mut told = None;
+        let (mut seen, mut probe) = (Instant::now(), None);
         while Instant::now() < until {
             self.requests_while_moving()?;
+            if self.relay_link.is_some() {
+                seen = Instant::now();
+            } else if seen.elapsed() > ABSENT {
+                seen = Instant::now();
+                probe = self.call_home();
+            }
             let drained = self.away.as_ref().is_none_or(Relays::is_drained);
             if drained && told != self.relay_link {
                 told = self.relay_link;
@@ -818,6 +850,13 @@ impl Mover {
                 while let Some((msg, _)) = self.pop(key) {
                     match msg {
                         Msg::ExitTaken => return Ok(()),
+                        // The node answers for its dead agent: the job is said to be here.
+                        Msg::Gone { to: Some((node, _)), .. }
+                            if probe == Some(key) && node == self.here =>
+                        {
+                            tracing::error!("the home agent is dead; the job ended: {exit:?}");
+                            return Ok(());
+                        }
                         other => self.hear(key, other)?,
                     }
                 }
@@ -831,6 +870,18 @@ impl Mover {
         }
         tracing::error!("the home agent did not come for the end of the job ({exit:?})");
         Ok(())
+    }
+
+    /// Asks at home whether the agent is there.
+    fn call_home(&mut self) -> Option<LinkKey> {
+        let home = node::peers::by_id(&self.sup.state, self.home_node.0).ok()??;
+        let tls = node::tls(&self.sup.state).ok()?;
+        let service = Service::Job(self.sup.job.id);
+        let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
+        let key = self.add_link(link).ok()?;
+        let epoch = self.epoch();
+        self.send(key, &Msg::Attach { epoch }, &[]);
+        Some(key)
     }
 
     /// This node's agent is, or would be, the job's home agent.
@@ -860,5 +911,5 @@ impl Mover {
 }
 
 fn is_relayed(msg: &Msg) -> bool {
-    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue)
+    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue | Msg::Progress(_))
 }

@@ -11,9 +11,7 @@ use super::agent::Agent;
 use super::hook::reached;
 use super::standin::StandIn;
 use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey};
-use crate::control::{
-    Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity,
-};
+use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::files::Files;
@@ -127,18 +125,34 @@ impl Mover {
     /// Failures that end the supervision.
     pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
         if self.agent.is_some() {
-            return self.pass_on(client, to);
+            self.pass_on(client, to);
+            return Ok(());
         }
         let id = MoveId::random()?;
+        let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        self.moving = Some(Moving { id, watchers, cancelled: false, decided: false, last: None });
+        let (cancelled, decided, last) = (false, false, None);
+        self.moving = Some(Moving { id, watchers, cancelled, decided, last, from_home });
         self.sup.board.moving = Some("preflight".into());
         let reply = match self.try_migrate(id, to) {
             Ok(report) => Reply::Moved(report),
             Err(s) => Reply::Failed(self.failure(id, *s)),
         };
+        if let (true, Reply::Failed(failure)) = (from_home, &reply) {
+            self.say(Msg::NotMoved(Box::new(failure.clone())), &[]);
+        }
         self.conclude(&reply);
         Ok(())
+    }
+
+    /// The home agent asks for a move, on behalf of a person there.
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+        if self.moving.is_some() {
+            let busy = self.busy(to);
+            self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
+            return Ok(());
+        }
+        self.migrate(None, to)
     }
 
     fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
@@ -146,7 +160,9 @@ impl Mover {
         let here = &self.sup.node;
         let sentence = match (s.exit, self.sup.end) {
             (_, Some(_)) => format!("{}. {name} has ended.", s.text),
-            (10, _) => format!("{}. Nothing was touched: {name} is still running on {here}.", s.text),
+            (10, _) => {
+                format!("{}. Nothing was touched: {name} is still running on {here}.", s.text)
+            }
             _ => format!("{}. {name} is still running on {here}, untouched.", s.text),
         };
         MoveFailure {
@@ -170,6 +186,20 @@ impl Mover {
             self.drop_link(target.key);
         }
         moved
+    }
+
+    /// What hinders any move of the running job.
+    pub(super) fn local_blockers(&self) -> Vec<Finding> {
+        let findings = match self.look() {
+            Ok(local) => local.findings,
+            Err(s) => vec![crate::migrate::resource::blocker(
+                s.code,
+                format!("process {}", self.sup.job.meta.pid),
+                &s.text,
+                "",
+            )],
+        };
+        findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
     }
 
     /// What is known here, of the running job.
@@ -240,6 +270,7 @@ impl Mover {
                 return Err(unreachable(&"no answer"));
             }
             self.pump(Some(Duration::from_millis(200))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
         }
         if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
             let why = self.why(key);
@@ -314,7 +345,7 @@ impl Mover {
             Some((Msg::Failed(f), _)) => {
                 let code = crate::codes::find(&f.code).map_or("VOS-TARGET", |c| c.code);
                 Err(stopped(
-                    11,
+                    if code == "VOS-BUSY" { 75 } else { 11 },
                     code,
                     format!("{} could not take the job: {}", target.name, f.text),
                 ))
@@ -380,9 +411,14 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
-        let wanted = verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned();
-        self.ship(target, &wanted.collect::<Vec<_>>())?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let wanted: Vec<FileId> =
+            verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
+        if !wanted.is_empty() {
+            let text = format!("{} mapped files compared, shipped where they differ", wanted.len());
+            self.progress(to, Phase::Copy, text, None);
+        }
+        self.ship(target, &wanted)?;
         self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
         match self.answer(target, PATIENCE)? {
             (Msg::Prepared, _) => {}
@@ -391,6 +427,10 @@ impl Mover {
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
+        let threads = self.sup.session.tasks.len();
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        self.progress(to, Phase::Freeze, text, None);
         laps.freeze();
         let frozen = held.insert(self.freeze()?);
         laps.lap("freeze");
@@ -573,7 +613,7 @@ impl Mover {
             if let Err(e) = raw::set_exitkill(thread.tid, false) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
-            let resumed = self.sup.session.go_on(thread, frozen.process.scheduler_now, &running);
+            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
             if let Err(e) = resumed {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
@@ -759,6 +799,7 @@ impl Mover {
             self.flow(target)?;
         }
         self.send(target.key, &Msg::PagesEnd, &[]);
+        self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
     }
 
@@ -785,6 +826,8 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
+        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        self.progress(&to, Phase::Commit, text, None);
         let processes = match self.await_done(id, target) {
             Heard::Done(processes) => processes,
             heard => return self.in_doubt(id, target, frozen, heard),
@@ -978,7 +1021,8 @@ impl Mover {
         if let Err(e) = self.write_journal(id, Step::Done, &peer) {
             tracing::warn!("{e:#}");
         }
-        self.sup.board.history.push(report.clone());
+        self.note(report.clone());
+        self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
         if stays {
@@ -991,7 +1035,9 @@ impl Mover {
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
+        self.keep_needs();
         self.streams.clear();
+        self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;
         if let Err(e) = self.sup.job.save() {
@@ -1037,17 +1083,33 @@ impl Mover {
         }
     }
 
-    /// A person at home asks for a job that is elsewhere.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
-        let node = self.sup.board.moved_to.clone().unwrap_or_default();
-        if let Some(client) = client {
-            let name = &self.sup.job.meta.name;
-            let why = format!(
-                "{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})"
-            );
-            self.sup.finish(client, &Reply::Error(why));
+    /// A person at home wants a job moved that is elsewhere: its host is asked.
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+        let Some(client) = client else { return };
+        match self.relay_link {
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(_) => {
+                let busy = self.busy(to);
+                self.sup.finish(client, &Reply::Failed(busy));
+            }
+            None => {
+                let host = self.sup.board.moved_to.clone().unwrap_or_default();
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} runs on {host}, which cannot be reached from here: try again, or move it from there"
+                );
+                let failure = stopped(75, "VOS-UNREACHABLE", String::new()).said(sentence);
+                self.sup.finish(client, &Reply::Failed(failure));
+            }
         }
-        Ok(())
+    }
+}
+
+impl Stopped {
+    /// A failure that has a sentence already.
+    fn said(self, sentence: String) -> MoveFailure {
+        let code = self.code.to_owned();
+        MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
 }
 

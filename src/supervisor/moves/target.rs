@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use anyhow::{anyhow, bail, Context, Result};
 
 use super::hook::reached;
 use super::{LinkKey, Mover, Side, StreamKey};
-use crate::control::ProcessStatus;
-use crate::ids::{MoveId, NodeId};
+use crate::control::{MoveReport, ProcessStatus};
+use crate::ids::{JobId, MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, Parcel, PROTOCOL};
@@ -37,6 +37,8 @@ use crate::tracer::{filter, raw};
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A copy of a move that was given up asks the source within this time, and ends.
+const ENDING: Duration = Duration::from_secs(5);
 /// In doubt: pause between two questions to the source.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// In doubt: a source that has said nothing for so long is asked again over a new connection.
@@ -68,18 +70,18 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     };
     let hello = match read_hello(version, &body) {
         Ok(hello) => hello,
-        Err(f) => {
-            link.send(&Msg::Failed(f), &[])?;
-            while link.queued() > 0 {
-                link.wait(Duration::from_millis(500))?;
-            }
-            bail!("{} speaks another version", link.remote());
-        }
+        Err(f) => return turn_away(link, f),
     };
     if hello.dry {
         return judge_only(link, hello);
     }
-    let mut mover = supervisor_for(state, &hello)?;
+    let mut mover = match supervisor_for(state, &hello) {
+        Ok(mover) => mover,
+        Err(e) => {
+            let failure = Failure { code: code_of(&e).into(), text: format!("{e:#}") };
+            return turn_away(link, failure);
+        }
+    };
     let key = mover.add_link(link)?;
     let id = hello.id;
     let here = mover.take_in(key, hello)?;
@@ -94,6 +96,19 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     let (supervisor, end) = mover.run()?;
     supervisor.close(end);
     Ok(0)
+}
+
+/// Says why the job is not taken.
+fn turn_away(mut link: Link, failure: Failure) -> Result<u8> {
+    let why = failure.text.clone();
+    link.send(&Msg::Failed(failure), &[])?;
+    link.close()?;
+    let until = Instant::now() + PATIENCE;
+    while !link.closed() && Instant::now() < until && link.wait(Duration::from_millis(500)).is_ok()
+    {
+        while link.next_frame().is_some() {}
+    }
+    bail!("the job of {} was not taken: {why}", link.remote())
 }
 
 fn read_hello(version: u32, body: &[u8]) -> std::result::Result<Hello, Failure> {
@@ -143,13 +158,29 @@ fn supervisor_for(state: &StateDir, hello: &Hello) -> Result<Mover> {
         names: None,
         agent: Some(hello.home.clone()),
     };
-    let job = Job::receive(state, hello.job.id, meta)
-        .with_context(|| format!("job {} here already", hello.job.id))?;
+    let job = receive_job(state, hello.job.id, &meta)?;
     crate::supervisor::job::start_log(&job.dir)?;
     let handles = Handles::open(&job.dir.handles()).context("handle table")?;
     let session = Session::new(handles);
     let sup = Supervisor::new(state.clone(), job, session, signals, Mode::Background)?;
     Mover::new(sup)
+}
+
+/// Makes the job's folder, or takes up the one it left. A copy of a move that the source has
+/// given up may just be ending.
+fn receive_job(state: &StateDir, id: JobId, meta: &JobMeta) -> Result<Job> {
+    let until = Instant::now() + ENDING;
+    loop {
+        match Job::receive(state, id, meta.clone()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(e).context("another supervisor here has the job or a copy of it");
+            }
+            other => return other.with_context(|| format!("the folder of job {id}")),
+        }
+    }
 }
 
 /// What is being built while messages come in.
@@ -169,6 +200,8 @@ struct Arriving {
     content_done: bool,
     restoring: Option<Restoring>,
     names: (String, String),
+    /// When the image of the frozen job began to arrive.
+    arrived: Option<Instant>,
 }
 
 struct Incoming {
@@ -185,6 +218,8 @@ struct Prepared {
     skeleton: Skeleton,
     threads: Vec<NewThread>,
     annotations: Vec<(i32, Vec<u8>)>,
+    /// When the image of the frozen job began to arrive.
+    arrived: Instant,
 }
 
 /// How a wait for the decision ended.
@@ -308,6 +343,7 @@ impl Mover {
             content_done: false,
             restoring: None,
             names: Default::default(),
+            arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
         if built.is_err() {
@@ -355,6 +391,7 @@ impl Mover {
                 }
                 Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
                 Msg::Image { last } => {
+                    a.arrived.get_or_insert_with(Instant::now);
                     if a.image.len() + payload.len() > MOST_IMAGE {
                         bail!("an image of more than {} MiB", MOST_IMAGE >> 20);
                     }
@@ -529,7 +566,8 @@ impl Mover {
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
-        Ok(Prepared { process, skeleton, threads, annotations })
+        let arrived = a.arrived.unwrap_or_else(Instant::now);
+        Ok(Prepared { process, skeleton, threads, annotations, arrived })
     }
 
     /// PREPARED: only the source's word counts, for ever.
@@ -540,7 +578,7 @@ impl Mover {
         peer: &(NodeId, String),
     ) -> Result<Decision> {
         let prepared = Instant::now();
-        let mut next_ask = prepared + ASK_EVERY;
+        let mut next_ask = prepared;
         let mut asking: Option<(LinkKey, Instant)> = None;
         loop {
             for key in self.links.keys().copied().collect::<Vec<_>>() {
@@ -599,7 +637,7 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations } = prepared;
+        let Prepared { process, skeleton, threads, annotations, arrived } = prepared;
         let pid = skeleton.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
         self.sup.job.meta.pid = process.ids.pid;
@@ -633,8 +671,37 @@ impl Mover {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         let processes = self.statuses(&process, pid);
-        self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns: 0 }, &[]);
+        self.note(self.own_report(id, peer, &process, processes, arrived));
+        self.note_restored(pid);
         Ok(())
+    }
+
+    /// The move as this side saw it: kept if the source's own figures do not come.
+    fn own_report(
+        &self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        process: &ProcessImage,
+        processes: Vec<ProcessStatus>,
+        arrived: Instant,
+    ) -> MoveReport {
+        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        MoveReport {
+            id,
+            job: self.sup.job.meta.name.clone(),
+            job_id: self.sup.job.id,
+            from: peer.1.clone(),
+            to: self.sup.node.clone(),
+            epoch: self.sup.job.meta.epoch,
+            at_ms: crate::supervisor::job::now_ms(),
+            pause_ms: ms,
+            total_ms: ms,
+            parts: Vec::new(),
+            bytes_memory: process.memory.data_bytes(),
+            bytes_wire: 0,
+            processes,
+        }
     }
 
     fn statuses(&self, process: &ProcessImage, host_pid: i32) -> Vec<ProcessStatus> {
@@ -651,6 +718,10 @@ impl Mover {
     /// Connects both halves of the relays, the job being still stopped.
     fn join_relays(&mut self, home: bool, key: LinkKey, peer: &(NodeId, String)) {
         if home {
+            if let Some(asked) = &mut self.asked {
+                // The source reports over its own link.
+                asked.via = key;
+            }
             if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
                 self.drop_link(old);
             }
@@ -765,6 +836,7 @@ fn code_of(e: &anyhow::Error) -> &'static str {
     match io.and_then(std::io::Error::raw_os_error) {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => "VOS-DISK-FULL",
         Some(libc::ENOMEM) => "VOS-MEMORY",
+        Some(libc::EWOULDBLOCK) => "VOS-BUSY",
         _ => "VOS-TARGET",
     }
 }

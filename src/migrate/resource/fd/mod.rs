@@ -33,6 +33,7 @@ pub mod raw;
 mod refused;
 pub mod regular;
 mod signalfd;
+mod socket;
 #[cfg(test)]
 mod testing;
 mod timerfd;
@@ -193,6 +194,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &signalfd::SignalFd,
     &epoll::Epoll,
     &inotify::Inotify,
+    &socket::Socket,
     &refused::Rest,
     &place::Provided,
 ];
