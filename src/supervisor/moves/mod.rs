@@ -821,6 +821,9 @@ impl Mover {
             let until = Instant::now() + PATIENCE;
             while !drained(self) && Instant::now() < until {
                 self.pump(Some(Duration::from_millis(100)))?;
+                if self.away.as_ref().is_none_or(Relays::is_drained) {
+                    self.relay(Side::Home, |relays, out| relays.host_ended(out));
+                }
             }
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
