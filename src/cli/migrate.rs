@@ -157,6 +157,9 @@ fn supervisor_gone(seen: &Seen, id: Option<MoveId>, e: &io::Error) -> MoveFailur
             12,
             format!("the supervisor of {name} does not answer any more ({why}). Where {name} runs is not known from here; look with vosrun ps on both nodes."),
         ),
+        Life::Left(to) => {
+            (12, format!("the supervisor of {name} here has ended; it has given {name} to {to}. Look with vosrun ps there."))
+        }
         Life::Away => {
             let to = given_to(&seen.dir).unwrap_or_else(|| "another node".into());
             (12, format!("the supervisor of {name} has died after it was given to {to}. It will NOT run on this node again; {to} runs it. Look with vosrun ps on {to}."))

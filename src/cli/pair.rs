@@ -144,7 +144,8 @@ impl Side {
     /// The last lines of the node's log.
     pub fn log_end(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        // The greeting says nothing about what went wrong.
+        let lines: Vec<&str> = text.lines().filter(|l| !l.contains(" listening on ")).collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
@@ -163,7 +164,9 @@ impl Side {
         all.iter().flat_map(|seen| pids(seen, self.name)).for_each(kill_now);
         let ended = wait_for(Duration::from_secs(3), || {
             let left = survey(&self.state).unwrap_or_default();
-            left.iter().all(|s| matches!(s.life, Life::Lost | Life::Away)).then_some(())
+            left.iter()
+                .all(|s| matches!(s.life, Life::Lost | Life::Away | Life::Left(_)))
+                .then_some(())
         });
         if ended.is_none() {
             survey(&self.state).unwrap_or_default().iter().for_each(kill_supervisor);

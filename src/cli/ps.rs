@@ -38,8 +38,10 @@ enum Output {
 pub fn ps(state: &StateDir, args: &PsArgs, json: bool) -> anyhow::Result<u8> {
     let wide = args.output == Some(Output::Wide);
     loop {
-        let jobs = survey(state)
+        let mut jobs = survey(state)
             .with_context(|| format!("cannot list the jobs in {}", state.path().display()))?;
+        // What only came by is no job of this node.
+        jobs.retain(|seen| !matches!(seen.life, Life::Left(_)));
         if json {
             print_json(json!({ "jobs": jobs.iter().map(document).collect::<Vec<_>>() }))?;
         } else if args.watch && std::io::stdout().is_terminal() {
@@ -150,6 +152,7 @@ pub fn stale_word(life: &Life) -> &'static str {
         Life::Silent(_) => "NO-ANSWER",
         Life::Orphaned(_) => "ORPHANED",
         Life::Away => "NO-AGENT",
+        Life::Left(_) => "LEFT",
         Life::Lost => "LOST",
     }
 }
@@ -187,7 +190,10 @@ fn hint(seen: &Seen) -> Option<String> {
         )),
         Life::Silent(why) => Some(format!("{name} ({id}): its supervisor does not answer: {}", clean(why))),
         Life::Lost => Some(format!("{name} ({id}) is lost; forget it: rm -r {}", seen.dir.path().display())),
-        Life::Live(_) | Life::Away => None,
+        Life::Away => Some(format!(
+            "{name} ({id}) runs on another node; its home agent here has died, and what it relayed is gone"
+        )),
+        Life::Live(_) | Life::Left(_) => None,
     }
 }
 

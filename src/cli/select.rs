@@ -36,6 +36,8 @@ pub enum Life {
     Orphaned(i32),
     /// No home agent; the job itself is on another node.
     Away,
+    /// The job was here on its way and has gone on to this node; only its journal is left.
+    Left(String),
     /// Neither supervisor nor process.
     Lost,
 }
@@ -71,6 +73,7 @@ impl Seen {
                 self.id
             ),
             Life::Away => format!("{name} ({}) runs on another node and its home agent here has died", self.id),
+            Life::Left(to) => format!("{name} ({}) was here and has gone on to {to}; ask there, or at its home", self.id),
             Life::Lost => format!("{name} ({}) is lost: neither its supervisor nor its process is there any more", self.id),
         };
         Err(Fail::temporary(why))
@@ -155,7 +158,8 @@ fn named(jobs: Vec<(JobId, JobDir)>, word: &str) -> Vec<(JobId, JobDir)> {
 
 /// Without a word on the command line: the jobs that run here, else those that ran here.
 fn only_running(all: Vec<Seen>) -> Vec<Seen> {
-    let live: Vec<_> = all.into_iter().filter(|s| !matches!(s.life, Life::Lost)).collect();
+    let gone = |s: &Seen| matches!(s.life, Life::Lost | Life::Left(_));
+    let live: Vec<_> = all.into_iter().filter(|s| !gone(s)).collect();
     prefer_running(live)
 }
 
@@ -207,6 +211,12 @@ pub fn life(dir: &JobDir) -> Life {
     }
     match meta {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
+        Ok(JobMeta { host: None, agent: Some(_), .. }) => match journal::last(&dir.journal()) {
+            Ok(Some(record)) if matches!(record.step, Step::Commit | Step::Done) => {
+                Life::Left(record.peer_name)
+            }
+            _ => Life::Away,
+        },
         Ok(JobMeta { host: None, .. }) => Life::Away,
         _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
@@ -374,6 +384,27 @@ pub mod tests {
         assert!(matches!(life(&dir), Life::Lost), "a reused pid is not the job");
         dir.set_meta(&meta("x", None)).unwrap();
         assert!(matches!(life(&dir), Life::Away));
+    }
+
+    #[test]
+    fn a_job_that_only_came_by_is_told_from_one_at_home() {
+        let (_tmp, state) = state();
+        let home = crate::ids::NodeId([7; 32]);
+        let passed = JobMeta { agent: Some((home, "a".into())), ..meta("x", None) };
+        let dir = job(&state, 1, &passed);
+        let record = journal::Record {
+            step: Step::Done,
+            id: crate::ids::MoveId([1; 4]),
+            epoch: Epoch(1),
+            peer: home,
+            peer_name: "c".into(),
+            boot: journal::boot_id(),
+        };
+        journal::Journal::open(&dir.journal()).unwrap().write(&record).unwrap();
+        assert!(matches!(life(&dir), Life::Left(to) if to == "c"));
+        let e = find_job(&state, Some("x")).unwrap().status().unwrap_err();
+        assert!(e.message.contains("has gone on to c"), "{}", e.message);
+        assert_eq!(find_job(&state, None).unwrap_err().to_string(), "no job is running here");
     }
 
     #[test]

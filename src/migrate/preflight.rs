@@ -46,7 +46,7 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
-        if fd::is_terminal(view) {
+        if fd::is_terminal(view) || is_unnamed_stream(view) {
             found.insert((view.dev, view.ino));
         } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
             pipes.push(view.ino);
@@ -74,6 +74,14 @@ fn other_end_lives(files: &Files, view: &FdView) -> io::Result<bool> {
     poll(&mut fds, PollTimeout::ZERO)?;
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
     Ok(!fds[0].revents().is_some_and(|r| r.intersects(gone)))
+}
+
+/// A standard stream into a file that the job's user cannot find by its name, like a log
+/// that was opened for the job with more rights.
+fn is_unnamed_stream(view: &FdView) -> bool {
+    let one_way = view.flags & libc::O_ACCMODE != libc::O_RDWR;
+    let regular = view.file_type() == libc::S_IFREG && view.nlink > 0;
+    view.fd <= 2 && one_way && regular && fd::find(view).is_some_and(|k| k.name() == fd::DELETED)
 }
 
 fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {

@@ -95,6 +95,8 @@ impl Mover {
                     agent.trying = None;
                 }
                 self.relay(Side::Home, |relays, out| relays.resync(out));
+                // The host's own words about the relays may have come in the same breath.
+                self.take_relayed(key);
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;

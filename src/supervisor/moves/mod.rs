@@ -896,7 +896,7 @@ impl Mover {
     fn check(&mut self, to: Option<&str>) -> Result<Reply> {
         if self.agent.is_some() {
             let node = self.sup.board.moved_to.clone().unwrap_or_default();
-            return Ok(Reply::Error(format!("the job runs on {node}: ask there")));
+            return Ok(Reply::Error(format!("it runs on {node}; ask there")));
         }
         let meta = &self.sup.job.meta;
         let mut report = CheckReport {

@@ -131,8 +131,8 @@ impl Mover {
         let id = MoveId::random()?;
         let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        let (cancelled, decided, last) = (false, false, None);
-        self.moving = Some(Moving { id, watchers, cancelled, decided, last, from_home });
+        self.moving =
+            Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
         let reply = match self.try_migrate(id, to) {
             Ok(report) => Reply::Moved(report),
@@ -177,9 +177,9 @@ impl Mover {
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
         let local = self.look()?;
-        self.progress(to, Phase::Preflight, "asking the target".into(), None);
         refuse_blockers(&local.findings)?;
         self.refuse_lost_relays(&local)?;
+        self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
         if moved.is_err() && self.agent.is_none() {
@@ -235,12 +235,16 @@ impl Mover {
 
     /// Finds the node, waiting a little for one that is just joining, and connects.
     fn connect_to(&mut self, to: &str) -> Step1<Target> {
+        let already = || stopped(10, "VOS-HERE", format!("the job is on {to} already"));
+        if to == self.sup.node {
+            return Err(already());
+        }
         let until = Instant::now() + Duration::from_secs(5);
         let peer = loop {
             match node::peers::find(&self.sup.state, to).map_err(own)? {
                 Some(peer) => break peer,
                 None if Instant::now() > until => {
-                    let text = format!("no node {to} is known here");
+                    let text = format!("no node {to} is known here (vosrun nodes lists them)");
                     return Err(stopped(75, "VOS-NO-PEER", text));
                 }
                 None => {
@@ -251,7 +255,7 @@ impl Mover {
         };
         let tls = node::tls(&self.sup.state).map_err(own)?;
         if peer.id == tls.id() {
-            return Err(stopped(10, "VOS-HERE", format!("the job is on {to} already")));
+            return Err(already());
         }
         // At its home the job's agent takes it; elsewhere a new supervisor does.
         let home = peer.id == self.home_node.0;
@@ -296,7 +300,10 @@ impl Mover {
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
-        judged.map_err(|s| Box::new(self.failure(id, *s)))
+        judged.map_err(|s| {
+            let failure = self.failure(id, *s);
+            Box::new(MoveFailure { id: None, ..failure })
+        })
     }
 
     /// Says hello, with hashes of open files where the target wants them.
@@ -1048,6 +1055,7 @@ impl Mover {
         } else {
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
+            self.say(Msg::Report(Box::new(report.clone())), &[]);
             self.say(Msg::Gone { to, epoch }, &[]);
             self.drop_link(target.key);
             self.away = None;
@@ -1118,7 +1126,10 @@ fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
         findings.iter().filter(|f| f.severity == Severity::Blocker).collect();
     let Some(first) = blockers.first() else { return Ok(()) };
     let code = crate::codes::find(&first.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", first.object, first.cause, first.code);
+    let text = match blockers.len() {
+        1 => format!("{}: {}", first.object, first.cause),
+        n => format!("{}: {}; {} more", first.object, first.cause, n - 1),
+    };
     Err(Box::new(Stopped { exit: 10, code, text, findings: findings.to_vec() }))
 }
 
@@ -1145,7 +1156,7 @@ fn part_stopped(e: PartError) -> Box<Stopped> {
 /// A refusal that came up at the freeze: undone, and said.
 fn refused(finding: Finding) -> Box<Stopped> {
     let code = crate::codes::find(&finding.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", finding.object, finding.cause, finding.code);
+    let text = format!("{}: {}", finding.object, finding.cause);
     Box::new(Stopped { exit: 11, code, text, findings: vec![finding] })
 }
 
