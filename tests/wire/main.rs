@@ -171,6 +171,7 @@ fn hello() -> Hello {
         written: vec![0],
         open: Vec::new(),
         cwd: "/".into(),
+        written: vec![1],
         history: vec![report()],
     }
 }
