@@ -8,6 +8,7 @@ use std::io;
 
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{FdImage, Ids, ProcessImage, Restart, ThreadImage};
+use super::near::{Fetched, Near};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
@@ -42,8 +43,10 @@ pub fn capture(
     for thread in &frozen.threads {
         threads.push(Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?);
     }
-    let outcome = ask(&mut threads, insn);
+    let near = Near::stay();
+    let outcome = ask(&mut threads, insn, near.as_ref());
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
+    drop(near);
     for thread in &mut frozen.threads {
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
@@ -93,6 +96,8 @@ struct Asked {
     image: ThreadImage,
     remote: Option<Remote>,
     batch: Option<Batch>,
+    /// It is on our CPU. After `remote`: dropped in this order.
+    fetched: Option<Fetched>,
 }
 
 /// Questions under way in one thread.
@@ -126,10 +131,10 @@ impl Asked {
             ))));
         }
         let known = running.get(&tid);
-        let restart = settle::judge_stopped(pid, thread, scheduler_now, known)
+        let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
         let mut wanted = regs;
-        if let Some((original, _)) = running.get(&tid) {
+        if let Some((original, _)) = known {
             wanted = settle::with_arguments(&wanted, original);
         }
         if restart.is_none() {
@@ -142,22 +147,30 @@ impl Asked {
             restart,
             parts: Vec::new(),
         };
-        let mut remote = Remote::open(tid, view.ignores(libc::SIGTRAP))?;
+        let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
         if let Stop::Signal(signal) = thread.stop {
             requeue(&mut remote, &view, insn, signal)?;
         }
-        Ok(Self { view, image, remote: Some(remote), batch: None })
+        Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
     }
 
     fn close(&mut self) -> Result<(), InjectError> {
-        self.remote.take().map_or(Ok(()), Remote::close)
+        let closed = self.remote.take().map_or(Ok(()), Remote::close);
+        self.fetched = None;
+        closed
     }
 
     fn remote(&mut self) -> Result<&mut Remote, PartError> {
         self.remote.as_mut().ok_or(PartError::State("thread already closed"))
     }
 
-    fn start(&mut self, stub: &Stub, offset: u64, leader: bool) -> Result<u64, PartError> {
+    fn start(
+        &mut self,
+        stub: &Stub,
+        offset: u64,
+        leader: bool,
+        near: Option<&Near>,
+    ) -> Result<u64, PartError> {
         let mut program = Program::default();
         let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
         let mut answers = Vec::new();
@@ -165,6 +178,8 @@ impl Asked {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
         }
         let size = program.size().next_multiple_of(64) as u64;
+        // Its own mask has been asked for above.
+        self.fetched = near.and_then(|near| near.fetch(self.view.tid));
         let started = self.remote()?.start(stub, offset, program)?;
         self.batch = Some(Batch { started, answers, brk });
         Ok(offset + size)
@@ -207,9 +222,13 @@ fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
 }
 
 /// Asks all threads at once, as many as fit the stub. Gives brk and the process's parts.
-fn ask(threads: &mut [Asked], insn: u64) -> Result<(u64, Vec<PartState>), PartError> {
+fn ask(
+    threads: &mut [Asked],
+    insn: u64,
+    near: Option<&Near>,
+) -> Result<(u64, Vec<PartState>), PartError> {
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    let asked = ask_with(threads, &stub);
+    let asked = ask_with(threads, &stub, near);
     let unmapped = unmap(threads[0].remote()?, insn, &stub);
     let asked = asked?;
     unmapped?;
@@ -219,14 +238,18 @@ fn ask(threads: &mut [Asked], insn: u64) -> Result<(u64, Vec<PartState>), PartEr
 /// Room that the leader's questions need at most; other threads need far less.
 const ROOM: u64 = 32 << 10;
 
-fn ask_with(threads: &mut [Asked], stub: &Stub) -> Result<(u64, Vec<PartState>), PartError> {
+fn ask_with(
+    threads: &mut [Asked],
+    stub: &Stub,
+    near: Option<&Near>,
+) -> Result<(u64, Vec<PartState>), PartError> {
     let mut first = None;
     let mut next = 0;
     while next < threads.len() {
         let begin = next;
         let mut offset = 0;
         while next < threads.len() && offset + ROOM < STUB_LEN {
-            offset = threads[next].start(stub, offset, next == 0)?;
+            offset = threads[next].start(stub, offset, next == 0, near)?;
             next += 1;
         }
         for thread in &mut threads[begin..next] {

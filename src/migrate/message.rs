@@ -80,6 +80,7 @@ pub enum Msg {
     Commit,
     Done {
         processes: Vec<ProcessStatus>,
+        /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
     },
     /// The move is off, for this reason.

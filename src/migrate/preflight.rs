@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::capture::views;
 use super::files::Files;
@@ -183,9 +184,12 @@ pub fn cpu_flags() -> Vec<String> {
 
 /// This boot of this machine (random(4)).
 #[must_use]
-pub fn boot_id() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().to_owned()
+    })
 }
 
 fn kernel() -> String {
@@ -256,7 +260,7 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
-        boot_id: boot_id(),
+        boot_id: boot_id().to_owned(),
         kernel: kernel(),
         memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
         largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),

@@ -63,6 +63,8 @@ struct Peer {
     inbox: VecDeque<(Msg, Vec<u8>)>,
     /// Why nothing more will come.
     over: Option<String>,
+    /// More may be received at once, without a word of the event loop.
+    more: bool,
 }
 
 impl Peer {
@@ -208,7 +210,7 @@ impl Mover {
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
-        let held_back = |p: &Peer| p.over.is_none() && p.link.paused() && !p.is_full();
+        let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
         let at_once = !settled || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
@@ -286,7 +288,7 @@ impl Mover {
         let key = self.next_link;
         self.next_link += 1;
         let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over });
+        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
         Ok(key)
     }
 
@@ -306,7 +308,8 @@ impl Mover {
         }
     }
 
-    /// Does the I/O of a link, and sorts what came.
+    /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
+    /// that a fast peer fills no memory.
     fn drive(&mut self, key: LinkKey) {
         loop {
             let Some(peer) = self.links.get_mut(&key) else { return };
@@ -328,11 +331,11 @@ impl Mover {
                     }
                 }
             }
-            let again = peer.link.paused() && peer.over.is_none();
+            peer.more = peer.link.paused() && peer.over.is_none();
             if self.relay_link == Some(key) {
                 self.take_relayed(key);
             }
-            if !again {
+            if self.links.get(&key).is_none_or(|p| !p.more || !p.inbox.is_empty()) {
                 return;
             }
         }

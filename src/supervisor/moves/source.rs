@@ -38,10 +38,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// After the commit: so long the command waits before it says "in doubt".
 const DONE_PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of one payload.
-const CHUNK: usize = 1 << 20;
+/// Bytes of one payload: what stays in a CPU's cache from reading it to its encryption.
+const CHUNK: usize = 256 << 10;
 /// Bytes that may wait for the network.
-const WINDOW: usize = 4 << 20;
+const WINDOW: usize = 1 << 20;
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -81,6 +81,15 @@ impl Laps {
         (self.frozen, self.last) = (Some(now), now);
     }
 
+    /// The job has run again for `since`, which is no part of the pause nor of its last part.
+    fn pause(&mut self, since: Duration) -> f64 {
+        if let Some((_, last)) = self.parts.last_mut() {
+            *last = (*last - millis(since)).max(0.0);
+        }
+        let frozen = self.frozen.unwrap_or(self.begin);
+        millis(self.last.saturating_duration_since(frozen).saturating_sub(since))
+    }
+
     fn lap(&mut self, name: &str) {
         let now = Instant::now();
         self.parts.push((name.to_owned(), millis(now - self.last)));
@@ -103,11 +112,20 @@ struct Frozen {
 
 /// What the target said after the commit.
 enum Heard {
-    /// It runs there.
-    Done(Vec<ProcessStatus>),
+    /// It runs there, for so long already.
+    Done(Vec<ProcessStatus>, Duration),
     /// It does not have the job (any more).
     Lost,
     Nothing,
+}
+
+/// What the preflight came to.
+struct Agreed {
+    /// What the job's standard streams are relayed of.
+    forwarded: Forwarded,
+    /// Mapped files that the target has.
+    mapped: Vec<FileId>,
+    foreign_vdso: bool,
 }
 
 /// Who the target is.
@@ -441,7 +459,8 @@ impl Mover {
         laps.freeze();
         let frozen = held.insert(self.freeze()?);
         laps.lap("freeze");
-        self.send_frozen(target, frozen, &forwarded, verdict.foreign_vdso, laps)
+        let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
+        self.send_frozen(target, frozen, &agreed, laps)
     }
 
     /// The commit point: with the record COMMIT the job is the target's.
@@ -636,8 +655,7 @@ impl Mover {
         &mut self,
         target: &Target,
         frozen: &mut Frozen,
-        forwarded: &Forwarded,
-        foreign_vdso: bool,
+        agreed: &Agreed,
         laps: &mut Laps,
     ) -> Step1<ProcessImage> {
         reached("frozen");
@@ -645,11 +663,11 @@ impl Mover {
         if !preflight::children(pid).is_empty() {
             return Err(stopped(11, "VOS-CHILDREN", "the job has started a child process"));
         }
-        if foreign_vdso {
+        if agreed.foreign_vdso {
             capture::leave_vdso(&mut frozen.process).map_err(own)?;
         }
         let files = self.files(pid).map_err(own)?;
-        let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
@@ -671,12 +689,20 @@ impl Mover {
             relays,
             streams,
         };
+        let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
+        let ahead = files.all(|file| agreed.mapped.contains(file));
         self.send_parcel(target, &parcel)?;
+        if !ahead {
+            self.answer_unknown(target)?;
+        }
         self.send_bulk(target, &bulk)?;
         let Some(process) = parcel.image.processes.into_iter().next() else {
             return Err(own("an image without a process"));
         };
         self.send_memory(target, pid, &process)?;
+        if ahead {
+            self.expect_known(target)?;
+        }
         reached("image-sent");
         match self.answer(target, READY_PATIENCE)? {
             (Msg::Ready, _) => {}
@@ -761,6 +787,24 @@ impl Mover {
         for (n, piece) in bytes.chunks(CHUNK).enumerate() {
             self.send(target.key, &Msg::Image { last: n + 1 == pieces }, piece);
         }
+        Ok(())
+    }
+
+    /// After memory was sent without waiting for this answer: the target knew all files.
+    fn expect_known(&mut self, target: &Target) -> Step1<()> {
+        match self.answer(target, PATIENCE)? {
+            (Msg::Unknown(files), _) if files.is_empty() => Ok(()),
+            (Msg::Unknown(files), _) => {
+                let path = files.first().map_or("", |f| f.path.as_str());
+                let text = format!("{path} changed on {} during the move", target.name);
+                Err(stopped(11, "VOS-TARGET", text))
+            }
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    /// Ships the mapped files that the target does not know: opened since the preflight.
+    fn answer_unknown(&mut self, target: &Target) -> Step1<()> {
         match self.answer(target, PATIENCE)? {
             (Msg::Unknown(files), _) => {
                 self.ship(target, &files)?;
@@ -839,13 +883,12 @@ impl Mover {
         self.send(target.key, &Msg::Commit, &[]);
         let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
-        let processes = match self.await_done(id, target) {
-            Heard::Done(processes) => processes,
+        let (processes, resumed) = match self.await_done(id, target) {
+            Heard::Done(processes, resumed) => (processes, resumed),
             heard => return self.in_doubt(id, target, frozen, heard),
         };
-        let frozen_at = laps.frozen.unwrap_or(laps.begin);
-        let pause_ms = millis(frozen_at.elapsed());
         laps.lap("commit");
+        let pause_ms = laps.pause(resumed);
         let wire = self.links.get(&target.key).map_or(0, |p| p.link.bytes_sent());
         self.progress(&to, Phase::Resume, format!("✔ paused {pause_ms:.0} ms"), None);
         let report = MoveReport {
@@ -872,7 +915,9 @@ impl Mover {
     fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => return Heard::Done(processes),
+            Ok(Some((Msg::Done { processes, resumed_ns }, _))) => {
+                return Heard::Done(processes, Duration::from_nanos(resumed_ns));
+            }
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
@@ -898,7 +943,7 @@ impl Mover {
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
         let heard = match self.next(key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes),
+            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes, Duration::ZERO),
             Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
             _ => Heard::Nothing,
         };
@@ -964,7 +1009,7 @@ impl Mover {
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
         let peer = (target.id, target.name.clone());
         loop {
-            if let Heard::Done(processes) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes, _) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);

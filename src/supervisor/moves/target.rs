@@ -414,9 +414,15 @@ impl Mover {
                     restoring
                         .ok_or_else(|| anyhow!("pages before the image"))?
                         .fill(&ranges, &payload)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.recycle(payload);
+                    }
                 }
                 Msg::PagesEnd => {
                     self.content_is_done(a)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.forget_recycled();
+                    }
                     return self.complete(a);
                 }
                 Msg::Abort(why) => bail!("given up by the source: {why}"),
@@ -671,11 +677,13 @@ impl Mover {
         self.join_relays(home, key, peer);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.resume_all(&process, pid, &threads)?;
+        let resumed = Instant::now();
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         let processes = self.statuses(&process, pid);
-        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns: 0 }, &[]);
+        let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
         self.note(self.own_report(id, peer, &process, processes, arrived));
         self.note_restored(pid);
         Ok(())
