@@ -88,6 +88,8 @@ impl Mover {
                     agent.trying = None;
                 }
                 self.relay(Side::Home, |relays, out| relays.resync(out));
+                self.forward.relinked();
+                self.send_signals();
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
@@ -96,9 +98,11 @@ impl Mover {
                 self.agent = Some(Agent::new(id, name));
             }
             Msg::Stopped(signal) => {
-                self.stop_self(signal)?;
-                self.say(Msg::Continue, &[]);
+                if self.stop_with_far_job(signal)? {
+                    self.say(Msg::Continue, &[]);
+                }
             }
+            Msg::RelaysLost => self.lose_relays(),
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
@@ -110,6 +114,15 @@ impl Mover {
             other => tracing::debug!("unexpected from the job's host: {other:?}"),
         }
         Ok(())
+    }
+
+    /// The job goes on without what was relayed: the ends that are kept here are closed.
+    pub(super) fn lose_relays(&mut self) {
+        if self.home.take().is_some_and(|home| home.streams().next().is_some()) {
+            tracing::error!(
+                "the terminal and pipes of the job were lost with the supervisor that has died"
+            );
+        }
     }
 
     /// Sends what waits on a link before this process may end.

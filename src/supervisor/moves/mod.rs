@@ -10,6 +10,7 @@
 
 mod agent;
 mod hook;
+mod signals;
 mod source;
 mod standin;
 mod target;
@@ -28,11 +29,13 @@ use crate::journal::{Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
+use crate::migrate::resource::View;
 use crate::migrate::transport::Link;
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, RelayMsg, Relays};
 use agent::Agent;
+use signals::Forward;
 use standin::StandIn;
 
 pub use target::receive;
@@ -97,6 +100,12 @@ pub struct Mover {
     home_node: (NodeId, String),
     agent: Option<Agent>,
     standin: Option<StandIn>,
+    /// Signals from home to the job.
+    forward: Forward,
+    /// Signals that came while the job was frozen: link, number, signal.
+    held: VecDeque<(LinkKey, u64, i32)>,
+    /// The job is frozen and may have been captured.
+    frozen: bool,
     moving: Option<Moving>,
     /// Host pid of the job's pid 1, when it has a namespace.
     init: Option<i32>,
@@ -115,6 +124,7 @@ impl Mover {
         let identity = node::identity::Identity::load_or_create(&sup.state)?;
         let here = (identity.id(), sup.node.clone());
         let home_node = sup.job.meta.agent.clone().unwrap_or(here.clone());
+        let init = namespace_init(sup.session.root);
         Ok(Self {
             sup,
             vdso: Vdso::own().context("reading the own vdso")?,
@@ -130,8 +140,11 @@ impl Mover {
             home_node,
             agent: None,
             standin: None,
+            forward: Forward::default(),
+            held: VecDeque::new(),
+            frozen: false,
             moving: None,
-            init: None,
+            init,
             left: false,
             early: VecDeque::new(),
         })
@@ -264,6 +277,7 @@ impl Mover {
         }
         if self.relay_link == Some(key) {
             self.relay_link = None;
+            self.forward.relinked();
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
                 relays.disconnected();
             }
@@ -312,8 +326,12 @@ impl Mover {
                 Msg::Relay(msg) => {
                     self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
                 }
-                Msg::Signal(signal) => {
-                    self.signal_job(signal);
+                Msg::Signal { seq, signal } => {
+                    self.take_signal(key, seq, signal);
+                    None
+                }
+                Msg::SignalsTaken(next) => {
+                    self.forward.taken(next);
                     None
                 }
                 _ => {
@@ -339,6 +357,48 @@ impl Mover {
         }
     }
 
+    /// A signal from home. One that comes when the job is frozen waits: if the job goes on
+    /// here it gets it then, and if not the home sends it to where the job is.
+    fn take_signal(&mut self, key: LinkKey, seq: u64, signal: i32) {
+        if self.agent.is_some() || self.sup.session.root == 0 {
+            return;
+        }
+        if self.frozen {
+            self.held.push_back((key, seq, signal));
+            return;
+        }
+        if self.forward.take(seq) {
+            self.signal_job(signal);
+        }
+        self.send(key, &Msg::SignalsTaken(self.forward.next()), &[]);
+    }
+
+    /// The job goes on here.
+    fn take_held(&mut self) {
+        self.frozen = false;
+        for (key, seq, signal) in std::mem::take(&mut self.held) {
+            self.take_signal(key, seq, signal);
+        }
+    }
+
+    /// Sends a signal to the job, wherever it is.
+    fn signal_anywhere(&mut self, signal: i32) {
+        if self.agent.is_none() {
+            self.signal_job(signal);
+            return;
+        }
+        self.forward.post(signal);
+        self.send_signals();
+    }
+
+    /// Sends what waits for the job, if it can be reached.
+    fn send_signals(&mut self) {
+        while let Some(key) = self.relay_link.filter(|_| self.agent.is_some()) {
+            let Some((seq, signal)) = self.forward.to_send() else { return };
+            self.send(key, &Msg::Signal { seq, signal }, &[]);
+        }
+    }
+
     /// Signals that came for vosrun, but belong to a job elsewhere or to the relays.
     fn take_arrived(&mut self) {
         while let Some(arrived) = self.sup.arrived.pop_front() {
@@ -348,31 +408,23 @@ impl Mover {
                 }
                 libc::SIGCONT => {
                     self.relay(Side::Home, |relays, out| relays.resume(out));
-                    self.say_away(Msg::Continue);
+                    if self.agent.is_some() {
+                        self.signal_anywhere(libc::SIGCONT);
+                    }
                 }
                 signal if self.sup.away && !arrived.is_from_kernel() => {
-                    self.say_away(Msg::Signal(signal));
+                    self.signal_anywhere(signal);
                 }
                 _ => {}
             }
         }
     }
 
-    /// Passes on what the stand-in got, as soon as the job can be reached.
+    /// Passes on what the stand-in got.
     fn serve_standin(&mut self) {
         let Some(standin) = &mut self.standin else { return };
-        standin.take(&mut self.sup);
-        while self.agent.is_none() || self.relay_link.is_some() {
-            let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
-            let Some(signal) = next else { return };
-            self.signal_job(signal);
-            self.say_away(Msg::Signal(signal));
-        }
-    }
-
-    fn say_away(&mut self, msg: Msg) {
-        if self.agent.is_some() {
-            self.say(msg, &[]);
+        for signal in standin.take(&mut self.sup) {
+            self.signal_anywhere(signal);
         }
     }
 
@@ -384,21 +436,37 @@ impl Mover {
         if self.home.is_none() && self.away.is_none() {
             return self.sup.stop_with_job();
         }
-        let Some(signal) = self.sup.session.root_stopped.take() else { return Ok(()) };
-        if self.loopback.is_some() {
-            self.stop_self(signal)?;
-            self.signal_job(libc::SIGCONT);
-        } else {
+        if self.loopback.is_none() && self.relay_link.is_none() {
+            // Told when the home is there again, if the job is still stopped then.
+            return Ok(());
+        }
+        let stopped = self.sup.session.root_stopped.take();
+        let Some(signal) = stopped.and_then(|_| self.sup.session.root_in_stop()) else {
+            return Ok(());
+        };
+        if self.loopback.is_none() {
             self.say(Msg::Stopped(signal), &[]);
+        } else if self.stop_with_far_job(signal)? {
+            self.signal_job(libc::SIGCONT);
         }
         Ok(())
     }
 
+    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
+    /// has let it go on.
+    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
+        if self.sup.mode == Mode::Launched {
+            self.stop_self(signal)?;
+            return Ok(true);
+        }
+        if let Some(standin) = &mut self.standin {
+            standin.stop(signal);
+        }
+        Ok(false)
+    }
+
     /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
     fn stop_self(&mut self, signal: i32) -> Result<()> {
-        if self.sup.mode != Mode::Launched {
-            return Ok(());
-        }
         self.relay(Side::Home, |relays, _| relays.suspend());
         super::Signals::stop_self(signal).context("stopping with the job")?;
         self.relay(Side::Home, |relays, out| relays.resume(out));
@@ -442,6 +510,7 @@ impl Mover {
                 self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
             }
             Msg::Attach { epoch } => self.attached(key, epoch),
+            Msg::LateSignal(signal) => self.signal_anywhere(signal),
             Msg::PleaseMove(to) if self.agent.is_none() => {
                 self.migrate(None, &to)?;
             }
@@ -464,6 +533,9 @@ impl Mover {
         }
         self.relay_link = Some(key);
         self.send(key, &Msg::Attached { epoch: own, processes }, &[]);
+        if self.away.is_none() {
+            self.send(key, &Msg::RelaysLost, &[]);
+        }
         self.relay(Side::Away, |relays, out| relays.resync(out));
     }
 
@@ -692,12 +764,11 @@ impl Mover {
             while !drained(self) && Instant::now() < until {
                 self.pump(Some(Duration::from_millis(100)))?;
             }
+        }
+        if self.is_home() {
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
             }
-            return Ok(());
-        }
-        if self.is_home() {
             return Ok(());
         }
         let until = Instant::now() + PATIENCE;
@@ -754,6 +825,25 @@ impl Mover {
     }
 }
 
+/// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+fn namespace_init(pid: i32) -> Option<i32> {
+    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
+        let view = View::read_process(pid).ok()?;
+        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
+    };
+    let own = ids(std::process::id() as i32)?.0.len();
+    let mut pid = pid;
+    loop {
+        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
+        if numbers.last() == Some(&1) {
+            return Some(pid);
+        }
+        pid = parent;
+    }
+}
+
 fn is_relayed(msg: &Msg) -> bool {
-    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue)
+    matches!(msg, Msg::Relay(_) | Msg::Signal { .. } | Msg::SignalsTaken(_) | Msg::Continue)
 }

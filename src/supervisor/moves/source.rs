@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::agent::Agent;
 use super::hook::reached;
+use super::signals;
 use super::standin::StandIn;
 use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
@@ -169,11 +170,17 @@ impl Mover {
         let pid = self.sup.session.root;
         let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
-        preflight::local(pid, &files, &self.known_forwarded(), filters).map_err(own)
+        let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
+        preflight::local(pid, &files, known.as_ref(), filters).map_err(own)
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
         Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// The job is away from home, but nothing is relayed: its supervisor has died once.
+    fn has_lost_relays(&self) -> bool {
+        self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
@@ -501,6 +508,7 @@ impl Mover {
             stopped(11, code, e.to_string())
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
+        self.frozen = process.is_ok();
         Ok(Frozen { process: process?, states: Vec::new(), new_home: false })
     }
 
@@ -565,7 +573,9 @@ impl Mover {
                 processes: vec![process],
             },
             relays: relays.clone(),
+            relays_lost: self.has_lost_relays(),
             streams,
+            signals_taken: self.forward.next(),
         };
         self.send_parcel(target, &parcel)?;
         self.send_bulk(target, &bulk)?;
@@ -749,7 +759,7 @@ impl Mover {
         self.send(target.key, &Msg::Commit, &[]);
         let done = self.await_done(id, target);
         let Some(processes) = done else {
-            return self.in_doubt(id, target, frozen);
+            return self.in_doubt(id, target, frozen, image);
         };
         let frozen_at = laps.frozen.unwrap_or(laps.begin);
         let pause_ms = millis(frozen_at.elapsed());
@@ -769,9 +779,9 @@ impl Mover {
             parts: laps.parts.clone(),
             bytes_memory: image.memory.data_bytes(),
             bytes_wire: wire,
-            processes: processes.clone(),
+            processes,
         };
-        self.let_go(id, target, &frozen, processes, &report);
+        self.let_go(id, target, &frozen, &image, &report);
         Ok(report)
     }
 
@@ -815,7 +825,13 @@ impl Mover {
 
     /// The target has not confirmed: the frozen copy stays, and the decision is repeated for
     /// ever, or until a person decides.
-    fn in_doubt(&mut self, id: MoveId, target: &Target, frozen: Frozen) -> Step1<MoveReport> {
+    fn in_doubt(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+        frozen: Frozen,
+        image: ProcessImage,
+    ) -> Step1<MoveReport> {
         let name = self.sup.job.meta.name.clone();
         let text = format!(
             "{id} in doubt: {} has given {name} to {}, which has not confirmed",
@@ -832,8 +848,8 @@ impl Mover {
         self.sup.board.state = None;
         match resolved.map_err(own)? {
             Some(processes) => {
-                let report = self.plain_report(id, target, processes.clone());
-                self.let_go(id, target, &frozen, processes, &report);
+                let report = self.plain_report(id, target, processes);
+                self.let_go(id, target, &frozen, &image, &report);
                 Ok(report)
             }
             None => {
@@ -925,7 +941,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: &Frozen,
-        processes: Vec<ProcessStatus>,
+        image: &ProcessImage,
         report: &MoveReport,
     ) {
         let peer = (target.id, target.name.clone());
@@ -935,13 +951,21 @@ impl Mover {
         self.sup.board.history.push(report.clone());
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
+        // Nothing runs here any more that could take them.
+        let mut late = Vec::new();
         if stays {
-            self.standin = StandIn::make(&mut self.sup, &frozen.process)
-                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e}"))
+            self.standin = StandIn::make(&mut self.sup, &frozen.process, image)
+                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e:#}"))
                 .ok();
         } else {
+            late = signals::late(pid, image);
             self.kill_copy(&frozen.process);
         }
+        if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
+            late.push(libc::SIGKILL);
+        }
+        self.held.clear();
+        self.frozen = false;
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
@@ -952,8 +976,10 @@ impl Mover {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         if self.is_home() {
-            self.become_agent(target, processes);
+            self.become_agent(target, report.processes.clone());
+            late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
+            late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
             self.say(Msg::Gone { to, epoch }, &[]);
@@ -973,6 +999,7 @@ impl Mover {
         self.sup.board.remote = processes;
         self.relay_link = self.links.contains_key(&target.key).then_some(target.key);
         self.agent = Some(Agent::new(target.id, target.name.clone()));
+        self.forward.relinked();
     }
 
     /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, Context, Result};
 
 use super::hook::reached;
+use super::signals::Forward;
 use super::{LinkKey, Mover, Side, StreamKey};
 use crate::control::ProcessStatus;
 use crate::ids::{MoveId, NodeId};
@@ -176,6 +177,7 @@ struct Prepared {
     skeleton: Skeleton,
     threads: Vec<NewThread>,
     annotations: Vec<(i32, Vec<u8>)>,
+    signals_taken: u64,
 }
 
 /// How a wait for the decision ended.
@@ -465,7 +467,7 @@ impl Mover {
             }
             ends.insert(state.stream, end);
         }
-        self.away = Some(away);
+        self.away = (!parcel.relays_lost).then_some(away);
         self.streams.clear();
         let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
         for (object, stream) in &parcel.streams {
@@ -502,7 +504,7 @@ impl Mover {
     fn complete(&mut self, a: &mut Arriving) -> Result<Prepared> {
         let restoring = a.restoring.take().context("an image without its files")?;
         let parcel = a.parcel.take().context("no image")?;
-        let Parcel { image, annotations, .. } = parcel;
+        let Parcel { image, annotations, signals_taken, .. } = parcel;
         let process = image.processes.into_iter().next().context("no process")?;
         let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
         let threads = restoring.finish(&process, program.as_deref())?;
@@ -513,7 +515,7 @@ impl Mover {
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
-        Ok(Prepared { process, skeleton, threads, annotations })
+        Ok(Prepared { process, skeleton, threads, annotations, signals_taken })
     }
 
     /// PREPARED: only the source's word counts, for ever.
@@ -594,7 +596,7 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations } = prepared;
+        let Prepared { process, skeleton, threads, annotations, signals_taken } = prepared;
         // A journal that cannot be written does not stop a job that has no other copy.
         if let Err(e) = self.write_journal(id, Step::Own, peer) {
             tracing::error!("{e:#}");
@@ -616,10 +618,14 @@ impl Mover {
             }
         }
         self.join_relays(home, key, peer);
+        self.forward.taken(signals_taken);
+        let waiting = self.forward.rest();
+        self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.pid = process.ids.pid;
         self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
         self.resume_all(&process, pid, &threads)?;
+        waiting.into_iter().for_each(|signal| self.signal_job(signal));
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
@@ -644,6 +650,9 @@ impl Mover {
         if home {
             if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
                 self.drop_link(old);
+            }
+            if self.away.is_none() {
+                self.lose_relays();
             }
             if let (Some(home), Some(away)) = (&mut self.home, &mut self.away) {
                 home.disconnected();
