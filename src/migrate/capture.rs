@@ -40,7 +40,9 @@ pub fn capture(
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        threads.push(Asked::open(pid, thread, frozen.scheduler_now, running, insn)?);
+        let mut asked = Asked::open(pid, thread, frozen.scheduler_now, running, insn)?;
+        asked.view.opened = frozen.opened;
+        threads.push(asked);
     }
     let outcome = ask(&mut threads, insn);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
@@ -142,9 +144,17 @@ impl Asked {
             restart,
             parts: Vec::new(),
         };
+        let signal = match thread.stop {
+            Stop::Signal(signal) => {
+                let info =
+                    trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")));
+                Some((signal, info?))
+            }
+            _ => None,
+        };
         let mut remote = Remote::open(tid, view.ignores(libc::SIGTRAP))?;
-        if let Stop::Signal(signal) = thread.stop {
-            requeue(&mut remote, &view, insn, signal)?;
+        if let Some((signal, info)) = signal {
+            requeue(&mut remote, &view, insn, signal, &info)?;
         }
         Ok(Self { view, image, remote: Some(remote), batch: None })
     }
@@ -187,12 +197,19 @@ impl Asked {
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.
-fn requeue(remote: &mut Remote, view: &View, insn: u64, signal: i32) -> Result<(), PartError> {
-    let tid = view.tid;
-    let info = trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")))?;
+///
+/// # Errors
+/// When a call in the thread fails.
+pub fn requeue(
+    remote: &mut Remote,
+    view: &View,
+    insn: u64,
+    signal: i32,
+    info: &trace::SigInfo,
+) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
     let mut program = Program::default();
-    let at = Arg::Data(program.data(&info));
+    let at = Arg::Data(program.data(info));
     let (pid, thread) = (Arg::Num(view.job_pid as u64), Arg::Num(view.job_tid as u64));
     let args = [pid, thread, Arg::Num(signal as u64), at];
     program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);

@@ -26,6 +26,8 @@ pub struct FrozenProcess {
     pub threads: Vec<Frozen>,
     /// Scheduler clock just after the freeze, when a thread slept with a timeout.
     pub scheduler_now: Option<u64>,
+    /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)).
+    pub opened: bool,
 }
 
 /// Why a process could not be frozen. It runs on.
@@ -82,7 +84,7 @@ pub fn freeze(
     let threads: Vec<Frozen> = std::iter::once(leader).chain(frozen.into_values()).collect();
     let sleeps = threads.iter().any(|t| t.asleep.is_some());
     let scheduler_now = sleeps.then(settle::scheduler_clock).and_then(io::Result::ok);
-    Ok(FrozenProcess { pid, threads, scheduler_now })
+    Ok(FrozenProcess { pid, threads, scheduler_now, opened: false })
 }
 
 fn freeze_threads(
@@ -108,6 +110,34 @@ fn freeze_threads(
         }
     }
     Ok(())
+}
+
+/// Stops one thread where calls can be run in it. A signal on its way is delivered first. The
+/// arguments are those of [`freeze`].
+///
+/// # Errors
+/// When the thread ended or its process forked or executed meanwhile.
+pub fn stop_thread(
+    pid: i32,
+    tid: i32,
+    listening: Option<i32>,
+    on_event: &mut dyn FnMut(Wait),
+) -> Result<Frozen> {
+    let interrupt = || {
+        raw::interrupt(tid).map_err(|source| FreezeError::Trace { tid, what: "interrupt", source })
+    };
+    let asleep = Asleep::look(pid, tid);
+    interrupt()?;
+    loop {
+        match await_stop(pid, tid, listening, on_event)? {
+            Some(Stop::Signal(signal)) => {
+                interrupt()?;
+                on_event(Wait { tid, stop: Stop::Signal(signal) });
+            }
+            Some(stop) => return Ok(Frozen { tid, stop, asleep }),
+            None => return Err(FreezeError::Exited(pid)),
+        }
+    }
 }
 
 /// Waits until a thread is stopped for us; `None` when it ended.

@@ -89,7 +89,8 @@ pub struct Asleep {
     /// Scheduler clock when it last ran, nanoseconds.
     since: u64,
     switches: u64,
-    nr: i64,
+    /// Its call; a process that is not dumpable does not tell.
+    nr: Option<i64>,
 }
 
 /// `field : value` of a sched file, nanoseconds for times (written in milliseconds).
@@ -98,22 +99,31 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
+/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose.
+fn call_with_timeout(text: &str) -> Option<i64> {
+    let mut words = text.split_whitespace();
+    let nr: i64 = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+    }
+    if nr != libc::SYS_restart_syscall {
+        timeout_of(nr, &args)?;
+    }
+    Some(nr)
+}
+
 impl Asleep {
     /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
     /// a move would lose, or this kernel has no such file.
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let text = fs::read_to_string(format!("{dir}/syscall")).ok()?;
-        let mut words = text.split_whitespace();
-        let nr: i64 = words.next()?.parse().ok()?;
-        let mut args = [0; 6];
-        for arg in &mut args {
-            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
-        }
-        if nr != libc::SYS_restart_syscall {
-            timeout_of(nr, &args)?;
-        }
+        let nr = match fs::read_to_string(format!("{dir}/syscall")) {
+            Ok(text) => Some(call_with_timeout(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(_) => return None,
+        };
         let sched = fs::read_to_string(format!("{dir}/sched")).ok()?;
         Some(Self {
             since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
@@ -207,7 +217,9 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
     let slept = match (it.asleep, it.now) {
-        (Some(asleep), Some(now)) if asleep.nr == nr && asleep.still(it.pid, it.tid) => {
+        (Some(asleep), Some(now))
+            if asleep.nr.is_none_or(|n| n == nr) && asleep.still(it.pid, it.tid) =>
+        {
             now.saturating_sub(asleep.since)
         }
         _ => 0,

@@ -184,6 +184,7 @@ impl Part for AfterCreds {
         let personality =
             program.call(libc::SYS_personality, "personality", &[Arg::Num(0xffff_ffff)]);
         let no_new_privs = view.number("NoNewPrivs:") != 0;
+        let opened = view.opened;
         Ok(Box::new(move |_, outcome| {
             outcome.get(death)?;
             let mut signal = [0; 4];
@@ -193,7 +194,7 @@ impl Part for AfterCreds {
                 &AfterCredsState {
                     personality: outcome.get(personality)?,
                     timer_slack: outcome.get(slack)?,
-                    dumpable: outcome.get(dumpable)?,
+                    dumpable: if opened { 0 } else { outcome.get(dumpable)? },
                     death_signal: i32::from_le_bytes(signal),
                     no_new_privs,
                 },

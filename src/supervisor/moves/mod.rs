@@ -9,6 +9,7 @@
 //! waits, so that the job, its relays and its clients are served all the time.
 
 mod agent;
+mod dumpable;
 mod hook;
 mod signals;
 mod source;
@@ -106,6 +107,8 @@ pub struct Mover {
     held: VecDeque<(LinkKey, u64, i32)>,
     /// The job is frozen and may have been captured.
     frozen: bool,
+    /// The job, frozen already for the first look at it (see [`dumpable`]).
+    early_freeze: Option<source::Frozen>,
     moving: Option<Moving>,
     /// Host pid of the job's pid 1, when it has a namespace.
     init: Option<i32>,
@@ -143,6 +146,7 @@ impl Mover {
             forward: Forward::default(),
             held: VecDeque::new(),
             frozen: false,
+            early_freeze: None,
             moving: None,
             init,
             left: false,
@@ -554,7 +558,7 @@ impl Mover {
         let client = pending.client;
         match pending.request {
             Request::Connection => self.connection(pending.fd),
-            Request::Migrate { to } if self.moving.is_some() => {
+            Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
             }

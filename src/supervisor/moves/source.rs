@@ -94,7 +94,7 @@ fn millis(d: Duration) -> f64 {
 }
 
 /// The frozen job and what must be undone if it does not go.
-struct Frozen {
+pub(super) struct Frozen {
     process: FrozenProcess,
     /// Away halves that were frozen.
     states: Vec<AwayState>,
@@ -123,7 +123,9 @@ impl Mover {
         let watchers = client.into_iter().collect();
         self.moving = Some(Moving { id, watchers, cancelled: false, last: None });
         self.sup.board.moving = Some("preflight".into());
-        let reply = match self.try_migrate(id, to) {
+        let tried = self.try_migrate(id, to);
+        self.thaw_early();
+        let reply = match tried {
             Ok(report) => Reply::Moved(report),
             Err(s) => Reply::Failed(self.failure(id, to, *s)),
         };
@@ -155,6 +157,9 @@ impl Mover {
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
         let local = self.look()?;
+        if self.early_freeze.is_some() {
+            laps.freeze();
+        }
         self.progress(to, Phase::Preflight, "asking the target".into(), None);
         refuse_blockers(&local.findings)?;
         let target = self.connect_to(to)?;
@@ -166,8 +171,11 @@ impl Mover {
     }
 
     /// What is known here, of the running job.
-    fn look(&self) -> Step1<Local> {
+    fn look(&mut self) -> Step1<Local> {
         let pid = self.sup.session.root;
+        if !self.is_open().map_err(own)? {
+            self.early_freeze = Some(self.freeze()?);
+        }
         let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
@@ -250,6 +258,7 @@ impl Mover {
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
+        self.thaw_early();
         judged.map_err(|s| Box::new(self.failure(id, to.unwrap_or(""), *s)))
     }
 
@@ -369,8 +378,13 @@ impl Mover {
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
-        laps.freeze();
-        let mut frozen = self.freeze()?;
+        let mut frozen = match self.early_freeze.take() {
+            Some(frozen) => frozen,
+            None => {
+                laps.freeze();
+                self.freeze()?
+            }
+        };
         laps.lap("freeze");
         let sent = self.send_frozen(target, &mut frozen, &forwarded, verdict.foreign_vdso, laps);
         match sent {
@@ -509,7 +523,19 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = process.is_ok();
-        Ok(Frozen { process: process?, states: Vec::new(), new_home: false })
+        let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
+        if let Err(e) = self.open_up(&mut frozen.process) {
+            self.thaw(&frozen);
+            return Err(own(format!("{e:#}")));
+        }
+        Ok(frozen)
+    }
+
+    /// Ends a freeze that was only for looking.
+    fn thaw_early(&mut self) {
+        if let Some(frozen) = self.early_freeze.take() {
+            self.thaw(&frozen);
+        }
     }
 
     /// The job goes on here as if nothing had happened.
@@ -524,15 +550,29 @@ impl Mover {
             self.home = None;
         }
         let running = self.sup.session.running_restarts();
-        for thread in &frozen.process.threads {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
-                tracing::debug!("thread {}: {e}", thread.tid);
-            }
-            let resumed = self.sup.session.go_on(thread, frozen.process.scheduler_now, &running);
-            if let Err(e) = resumed {
+        let session = &mut self.sup.session;
+        let now = frozen.process.scheduler_now;
+        let ways: Vec<_> = frozen
+            .process
+            .threads
+            .iter()
+            .map(|thread| {
+                if let Err(e) = raw::set_exitkill(thread.tid, false) {
+                    tracing::debug!("thread {}: {e}", thread.tid);
+                }
+                session.way_on(thread, now, &running)
+            })
+            .collect();
+        // Nothing of it is looked into from here on.
+        if let Err(e) = self.close_up(&frozen.process) {
+            tracing::error!("{e:#}");
+        }
+        for (thread, way) in frozen.process.threads.iter().zip(ways) {
+            if let Err(e) = way.and_then(|way| self.sup.session.go(thread.tid, way)) {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
         }
+        self.take_held();
     }
 
     /// Captures the frozen job, sends everything, and waits for READY.
