@@ -255,7 +255,10 @@ fn ask_with(threads: &mut [Asked], stub: &Stub) -> Result<(u64, Vec<PartState>),
 }
 
 /// A `syscall` instruction in the process: the vdso has one.
-pub(super) fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
+///
+/// # Errors
+/// When no executable mapping has one, or memory cannot be read.
+pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
     let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");

@@ -79,13 +79,15 @@ pub struct Session {
     pub root: i32,
     /// Where the first process has its vdso (vdso(7)), if it is known.
     pub vdso: Option<u64>,
+    /// A `syscall` instruction of a first process that was restored here.
+    pub insn: Option<u64>,
     pub handles: Handles,
     /// How the first process ended.
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
     pub root_stopped: Option<i32>,
     hold: bool,
-    /// Calls started again by [`Session::restart`].
+    /// Calls started again by [`Session::make_ready`].
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
@@ -99,6 +101,7 @@ impl Session {
             tasks: BTreeMap::new(),
             root: 0,
             vdso: None,
+            insn: None,
             handles,
             ended: None,
             root_stopped: None,
@@ -112,7 +115,7 @@ impl Session {
     /// reported.
     pub fn begin(&mut self, root: i32, tids: impl IntoIterator<Item = i32>) {
         self.root = root;
-        self.vdso = vdso(root);
+        (self.vdso, self.insn) = (vdso(root), None);
         self.add_process(root, tids);
     }
 
@@ -277,18 +280,12 @@ impl Session {
         worked
     }
 
-    /// Lets a stopped thread go on with its interrupted call, which gets what is left of its
-    /// timeout.
+    /// Gives a stopped thread the registers with which its interrupted call starts again with
+    /// what is left of its timeout; it is to go on by [`Way::Step`].
     ///
     /// # Errors
     /// When registers or memory of the thread cannot be written.
-    pub fn restart(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
-        self.make_ready(tid, restart)?;
-        raw::syscall_step(tid, 0)
-    }
-
-    /// Gives a stopped thread the registers with which its call starts again.
-    fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
+    pub fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
         let regs = raw::regs(tid)?;
         settle::restart(tid, &regs, &restart)?;
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
@@ -377,7 +374,7 @@ impl Session {
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
         self.add(pid, pid, true);
         if pid == self.root {
-            self.vdso = vdso(pid);
+            (self.vdso, self.insn) = (vdso(pid), None);
         }
     }
 

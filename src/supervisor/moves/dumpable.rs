@@ -73,19 +73,29 @@ impl Mover {
             return Ok(());
         }
         let pid = process.pid;
-        let insn = self.insn_unread().with_context(|| format!("process {pid}"))?;
-        let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
-        let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
-        let dumpable = prctl(&mut remote, insn, libc::PR_GET_DUMPABLE, 0)?;
-        prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 0)?;
-        remote.close()?;
+        let dumpable = self.make_undumpable(pid)?;
         ensure!(dumpable == 1, "process {pid} was made undumpable by somebody else meanwhile");
         Ok(())
     }
 
+    /// Sets PR_SET_DUMPABLE of the stopped job to 0; gives what it was.
+    ///
+    /// # Errors
+    /// When the job is gone.
+    pub(super) fn make_undumpable(&self, pid: i32) -> Result<u64> {
+        let insn = self.insn_unread().with_context(|| format!("no vdso in process {pid}"))?;
+        let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
+        let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
+        let before = prctl(&mut remote, insn, libc::PR_GET_DUMPABLE, 0)?;
+        prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 0)?;
+        remote.close()?;
+        Ok(before)
+    }
+
     /// A `syscall` instruction of the job that is known without looking into it.
     fn insn_unread(&self) -> Option<u64> {
-        Some(self.sup.session.vdso? + self.vdso.syscall_offset()?)
+        let session = &self.sup.session;
+        session.insn.or_else(|| Some(session.vdso? + self.vdso.syscall_offset()?))
     }
 }
 

@@ -16,9 +16,11 @@ use super::{LinkKey, Mover, Side, StreamKey};
 use crate::control::ProcessStatus;
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::capture;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, Parcel, PROTOCOL};
 use crate::migrate::preflight;
+use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, NewThread, Restoring};
@@ -28,7 +30,7 @@ use crate::node;
 use crate::proxy::{AwayEnd, Loopback};
 use crate::state::{JobMeta, StateDir};
 use crate::supervisor::job::{start_time, Job};
-use crate::supervisor::session::Session;
+use crate::supervisor::session::{Session, Way};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Mode, Supervisor};
 use crate::syscalls::handles::Handles;
@@ -612,6 +614,7 @@ impl Mover {
         self.init = Some(skeleton.init);
         self.sup.session.leave();
         self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
+        self.sup.session.insn = capture::syscall_insn(pid, &process.memory).ok();
         for (fd, annotation) in annotations {
             if let Ok(watches) = postcard::from_bytes(&annotation) {
                 self.sup.session.handles.take_up(pid, fd, watches);
@@ -684,11 +687,24 @@ impl Mover {
         for thread in threads {
             raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
         }
+        let mut ways = Vec::with_capacity(threads.len());
         for thread in threads {
-            let resumed = match &thread.restart {
-                Some(restart) => self.sup.session.restart(thread.host_tid, *restart),
-                None => raw::cont(thread.host_tid, 0),
-            };
+            ways.push(match thread.restart {
+                Some(restart) => {
+                    let ready = self.sup.session.make_ready(thread.host_tid, restart);
+                    ready.with_context(|| format!("the call of thread {}", thread.tid))?;
+                    Way::Step(0)
+                }
+                None => Way::Cont(0),
+            });
+        }
+        if !is_dumpable(process) {
+            if let Err(e) = self.make_undumpable(pid) {
+                tracing::error!("process {} stays dumpable: {e:#}", process.ids.pid);
+            }
+        }
+        for (thread, way) in threads.iter().zip(ways) {
+            let resumed = self.sup.session.go(thread.host_tid, way);
             resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
         }
         Ok(())
