@@ -21,9 +21,10 @@ use common::{until, Who, SOON};
 /// All that /proc shows of a process, but counters and what a sleep is in at the moment.
 type Snapshot = BTreeMap<String, String>;
 
-/// Lines of proc_pid_status(5) that count, or tell of the tracer itself.
-const COUNTERS: [&str; 11] = [
+/// Lines of proc_pid_status(5) that count (SigQ: for the whole user), or tell of the tracer.
+const COUNTERS: [&str; 12] = [
     "State",
+    "SigQ",
     "TracerPid",
     "voluntary_ctxt_switches",
     "nonvoluntary_ctxt_switches",

@@ -7,8 +7,11 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use super::capture::views;
 use super::files::Files;
@@ -56,14 +59,25 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
         let outside = fd::outside_holders(&pipes, &[pid])?;
         let mut add = |view: &FdView| found.insert((view.dev, view.ino));
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
-            // A pipe of which the job has one end only has lost the other or shares it.
+            // A standard descriptor stays one of the home when nobody is at its other end.
             let alone = !has_both_ends(&files.views.objects, view);
-            if outside.contains(&view.ino) || (alone && view.fd <= 2) {
+            let shared = outside.contains(&view.ino)
+                || (alone && (view.fd <= 2 || has_far_end(&files.duplicate(view)?)?));
+            if shared {
                 add(view);
             }
         }
     }
     Ok(found)
+}
+
+/// Does anybody hold the other end of a pipe? Also one whose descriptors we may not see
+/// (poll(2): POLLERR without a reader, POLLHUP without a writer).
+fn has_far_end(pipe: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    Ok(!fds[0].revents().unwrap_or(PollFlags::empty()).intersects(gone))
 }
 
 fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {

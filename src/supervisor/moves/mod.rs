@@ -35,7 +35,7 @@ use crate::migrate::transport::Link;
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, RelayMsg, Relays};
-use agent::Agent;
+use agent::{Agent, Seeker};
 use signals::Forward;
 use standin::StandIn;
 
@@ -100,6 +100,7 @@ pub struct Mover {
     /// The node whose agent holds the job's relays.
     home_node: (NodeId, String),
     agent: Option<Agent>,
+    seeker: Seeker,
     standin: Option<StandIn>,
     /// Signals from home to the job.
     forward: Forward,
@@ -142,6 +143,7 @@ impl Mover {
             here: here.0,
             home_node,
             agent: None,
+            seeker: Seeker::new(),
             standin: None,
             forward: Forward::default(),
             held: VecDeque::new(),
@@ -171,6 +173,7 @@ impl Mover {
             self.take_stops()?;
             self.serve_links()?;
             self.serve_agent();
+            self.seek_home();
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -186,7 +189,8 @@ impl Mover {
     fn timeout(&self) -> Option<Duration> {
         let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
-        [tick, retry].into_iter().flatten().min()
+        let seek = self.is_lost().then(|| self.seeker.in_time());
+        [tick, retry, seek].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.
@@ -281,6 +285,7 @@ impl Mover {
         }
         if self.relay_link == Some(key) {
             self.relay_link = None;
+            self.seeker.wait();
             self.forward.relinked();
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
                 relays.disconnected();
