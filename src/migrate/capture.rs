@@ -40,7 +40,7 @@ pub fn capture(
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        let mut asked = Asked::open(pid, thread, frozen.scheduler_now, running, insn)?;
+        let mut asked = Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?;
         asked.view.opened = frozen.opened;
         threads.push(asked);
     }
@@ -109,7 +109,7 @@ impl Asked {
     fn open(
         pid: i32,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &settle::SchedulerClocks,
         running: &Running,
         insn: u64,
     ) -> Result<Self, PartError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use super::settle::{self, Asleep};
+use super::settle::{self, Asleep, SchedulerClocks};
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Stop, Wait};
 
@@ -24,8 +24,8 @@ pub struct FrozenProcess {
     pub pid: i32,
     /// The first is the leader.
     pub threads: Vec<Frozen>,
-    /// Scheduler clock just after the freeze, when a thread slept with a timeout.
-    pub scheduler_now: Option<u64>,
+    /// Scheduler clocks just after the freeze, of CPUs on which threads slept with a timeout.
+    pub scheduler_now: SchedulerClocks,
     /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)).
     pub opened: bool,
 }
@@ -82,8 +82,7 @@ pub fn freeze(
     let leader = frozen.remove(&pid).ok_or(FreezeError::LeaderGone(pid));
     let leader = leader.inspect_err(|_| thaw_all(frozen.values()))?;
     let threads: Vec<Frozen> = std::iter::once(leader).chain(frozen.into_values()).collect();
-    let sleeps = threads.iter().any(|t| t.asleep.is_some());
-    let scheduler_now = sleeps.then(settle::scheduler_clock).and_then(io::Result::ok);
+    let scheduler_now = settle::scheduler_clocks(threads.iter().filter_map(|t| t.asleep.as_ref()));
     Ok(FrozenProcess { pid, threads, scheduler_now, opened: false })
 }
 

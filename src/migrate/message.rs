@@ -24,7 +24,7 @@ use super::resource::fd::regular::Named;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
-use crate::control::{Finding, MoveReport, ProcessStatus};
+use crate::control::{Finding, MoveEvent, MoveFailure, MoveReport, ProcessStatus};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
@@ -103,6 +103,8 @@ pub enum Msg {
     Attached {
         epoch: Epoch,
         processes: Vec<ProcessStatus>,
+        /// Every move of the job so far, oldest first.
+        history: Vec<MoveReport>,
     },
     /// The job is not here; it went to that node, if that is known.
     Gone {
@@ -131,6 +133,12 @@ pub enum Msg {
     ExitTaken,
     /// Home agent: a person at home wants the job moved.
     PleaseMove(String),
+    /// Host: how far that move is.
+    Progress(Box<MoveEvent>),
+    /// Host: that move has failed, and where the job runs.
+    NotMoved(Box<MoveFailure>),
+    /// Source, after DONE: the figures of the move, which the target tells the home.
+    Report(Box<MoveReport>),
 }
 
 /// What the target needs to judge a move.
@@ -152,6 +160,8 @@ pub struct Hello {
     pub memory: u64,
     pub largest_tid: i32,
     pub mapped: Vec<FileId>,
+    /// Which of them (by index) are mapped shared and writable.
+    pub written: Vec<u32>,
     pub open: Vec<Named>,
     pub cwd: String,
     pub history: Vec<MoveReport>,

@@ -8,17 +8,24 @@
 //! * `ERESTART_RESTARTBLOCK`: the deadline is in the old kernel's task. The remaining time is
 //!   computed from the moment the thread fell asleep, and the call starts again with it.
 //! * `EINTR` of a call that never restarts (epoll_wait and others, signal(7)) although no
-//!   signal with a handler is there: natively the thread would still sleep, so the call
+//!   signal is there but ignored ones: natively the thread would still sleep, so the call
 //!   starts again with its remaining time.
 //!
 //! The moment of falling asleep is `se.exec_start` of `/proc/PID/task/TID/sched`, the
 //! scheduler's clock when the thread last ran. It is taken before the stop and counts only
-//! when the thread has not run since (its voluntary switches tell).
+//! when the thread has not run since (its voluntary switches tell). Each CPU has a clock of
+//! its own, which stands still while the hypervisor or an interrupt has the CPU
+//! (update_rq_clock_task, kernel/sched/core.c): it is compared with itself only, and a sleep
+//! may become a little longer, but never shorter.
+//! Nothing is known of a sleep that an ignored signal has disturbed: such a call gets its
+//! whole timeout once more, and what is left of that when it is disturbed again.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
 use super::image::Restart;
+use super::resource::raw::{affinity, set_affinity};
 use crate::tracer::inject::{read_exact, sigbit};
 use crate::tracer::raw::{self, Regs};
 
@@ -86,12 +93,17 @@ fn set_argument(r: &mut Regs, n: usize, value: u64) {
 /// A thread asleep, seen before it was stopped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Asleep {
-    /// Scheduler clock when it last ran, nanoseconds.
+    /// Scheduler clock of that CPU when it last ran there, nanoseconds.
     since: u64,
+    /// The CPU it last ran on.
+    cpu: usize,
     switches: u64,
     /// Its call; a process that is not dumpable does not tell.
     nr: Option<i64>,
 }
+
+/// The scheduler's clock at the freeze, by CPU, nanoseconds.
+pub type SchedulerClocks = BTreeMap<usize, u64>;
 
 /// `field : value` of a sched file, nanoseconds for times (written in milliseconds).
 fn sched_field(text: &str, name: &str) -> Option<f64> {
@@ -127,6 +139,7 @@ impl Asleep {
         let sched = fs::read_to_string(format!("{dir}/sched")).ok()?;
         Some(Self {
             since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
+            cpu: last_cpu(&dir)?,
             switches: sched_field(&sched, "nr_voluntary_switches")? as u64,
             nr,
         })
@@ -141,11 +154,39 @@ impl Asleep {
     }
 }
 
-/// The scheduler's clock now, nanoseconds: our own `se.exec_start` just after a sleep.
-///
-/// # Errors
-/// When this kernel does not tell.
-pub fn scheduler_clock() -> io::Result<u64> {
+/// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
+fn last_cpu(dir: &str) -> Option<usize> {
+    let stat = fs::read_to_string(format!("{dir}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
+}
+
+/// The scheduler's clocks of the CPUs on which threads fell asleep. CPUs that this process
+/// may not run on are left out.
+#[must_use]
+pub fn scheduler_clocks<'a>(sleepers: impl Iterator<Item = &'a Asleep>) -> SchedulerClocks {
+    let mut clocks = SchedulerClocks::new();
+    let Ok(own) = affinity(0) else { return clocks };
+    for asleep in sleepers {
+        if clocks.contains_key(&asleep.cpu) {
+            continue;
+        }
+        let mut only = vec![0u64; asleep.cpu / 64 + 1];
+        only[asleep.cpu / 64] = 1 << (asleep.cpu % 64);
+        if let Ok(now) = set_affinity(0, &only).and_then(|()| scheduler_clock()) {
+            clocks.insert(asleep.cpu, now);
+        }
+    }
+    if !clocks.is_empty() {
+        if let Err(e) = set_affinity(0, &own) {
+            tracing::warn!("CPU affinity of the supervisor: {e}");
+        }
+    }
+    clocks
+}
+
+/// The clock of the CPU we run on now, nanoseconds: our own `se.exec_start` just after a
+/// sleep.
+fn scheduler_clock() -> io::Result<u64> {
     std::thread::sleep(std::time::Duration::from_micros(1));
     let text = fs::read_to_string("/proc/thread-self/sched")?;
     sched_field(&text, "se.exec_start")
@@ -186,8 +227,8 @@ pub struct Interrupted<'a> {
     pub signal: bool,
     /// Seen before the stop.
     pub asleep: Option<Asleep>,
-    /// [`scheduler_clock`] at the freeze.
-    pub now: Option<u64>,
+    /// [`scheduler_clocks`] at the freeze.
+    pub now: &'a SchedulerClocks,
     /// A restart that was under way already, with its deadline still ahead by this much.
     pub running: Option<Restart>,
 }
@@ -216,14 +257,9 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let slept = match (it.asleep, it.now) {
-        (Some(asleep), Some(now))
-            if asleep.nr.is_none_or(|n| n == nr) && asleep.still(it.pid, it.tid) =>
-        {
-            now.saturating_sub(asleep.since)
-        }
-        _ => 0,
-    };
+    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr) && a.still(it.pid, it.tid));
+    let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
+    let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
 }
 
@@ -234,22 +270,42 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
 pub fn judge_stopped(
     pid: i32,
     thread: &super::freeze::Frozen,
-    now: Option<u64>,
+    now: &SchedulerClocks,
     running: Option<&(Regs, Restart)>,
 ) -> io::Result<Option<Restart>> {
     let regs = raw::regs(thread.tid)?;
     let view = super::resource::View::read(pid, thread.tid)?;
-    let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
+    let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
+    let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
+    let stopped_by = match thread.stop {
+        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored,
+        _ => 0,
+    };
     judge(&Interrupted {
         pid,
         tid: thread.tid,
         regs: &regs,
-        signal: matches!(thread.stop, crate::tracer::Stop::Signal(_))
-            || has_deliverable(pending, view.hex("SigBlk:")),
+        signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
         asleep: thread.asleep,
         now,
         running: running.map(|(_, restart)| *restart),
     })
+}
+
+/// Signals that natively wake nobody, by the masks of proc_pid_status(5): ignored ones, and
+/// those whose default is to be ignored (signal(7)). A tracer is shown them all the same
+/// (`sig_ignored`, kernel/signal.c), which ends the call of a sleeping thread. Not SIGCONT:
+/// the stop that it ends has natively interrupted the call.
+fn ignored(ignored: u64, caught: u64) -> u64 {
+    const BY_DEFAULT: [i32; 3] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH];
+    let by_default = BY_DEFAULT.into_iter().map(sigbit).fold(0, |all, bit| all | bit);
+    (ignored | by_default & !caught) & !sigbit(libc::SIGCONT)
+}
+
+/// Has a stop ended the call, which the kernel will not restart?
+#[must_use]
+pub fn cut_short(regs: &Regs) -> bool {
+    regs.rax as i64 == EINTR && answers_eintr(regs.orig_rax as i64)
 }
 
 /// On the machine where a call was interrupted: must the supervisor restart it, because the
@@ -336,6 +392,14 @@ mod tests {
     }
 
     #[test]
+    fn ignored_signals() {
+        let (chld, winch, usr1) = (sigbit(libc::SIGCHLD), sigbit(libc::SIGWINCH), sigbit(10));
+        let cont = sigbit(libc::SIGCONT);
+        assert_eq!(ignored(0, 0), chld | winch | sigbit(libc::SIGURG));
+        assert_eq!(ignored(usr1 | cont, chld | cont), winch | sigbit(libc::SIGURG) | usr1);
+    }
+
+    #[test]
     fn a_sleeper_is_seen() {
         let child = std::process::Command::new("sleep").arg("100").spawn();
         let mut child = child.unwrap();
@@ -346,7 +410,7 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        let now = scheduler_clock().unwrap();
+        let now = scheduler_clocks(std::iter::once(&asleep))[&asleep.cpu];
         assert!(now.saturating_sub(asleep.since) < 20_000_000_000, "{now} {asleep:?}");
         child.kill().unwrap();
         child.wait().unwrap();

@@ -149,7 +149,8 @@ pub fn with_jumps(old: &[u8], new: &[u8], new_start: u64) -> Vec<u8> {
     for (name, at) in functions(old) {
         let target = targets.iter().find(|(n, _)| *n == name).map(|(_, offset)| new_start + offset);
         let code = target.map_or_else(|| NO_SUCH_CALL.to_vec(), jump);
-        if let Some(place) = text.get_mut(at as usize..at as usize + code.len()) {
+        let end = (at as usize).saturating_add(code.len());
+        if let Some(place) = text.get_mut(at as usize..end) {
             place.copy_from_slice(&code);
         }
     }

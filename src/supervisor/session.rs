@@ -19,7 +19,7 @@ use anyhow::Result;
 use crate::migrate::freeze::{self, Frozen};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
-use crate::migrate::settle;
+use crate::migrate::settle::{self, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
@@ -58,7 +58,19 @@ pub struct InFlight {
     restart: Restart,
     /// When its timeout ends.
     deadline: Option<Instant>,
-    entered: bool,
+    stage: Stage,
+}
+
+/// How far a call is that was started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The thread has not got to it.
+    Asked,
+    /// The kernel works on it.
+    Entered,
+    /// It has returned with the program's arguments, but by a stop only; see
+    /// [`settle::cut_short`]. The stop that comes next tells whether it is started again.
+    CutShort,
 }
 
 /// How a thread goes on after it was stopped for a move or a borrow.
@@ -217,7 +229,7 @@ impl Session {
     pub fn way_on(
         &mut self,
         thread: &Frozen,
-        scheduler_now: Option<u64>,
+        scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
     ) -> io::Result<Way> {
         let tid = thread.tid;
@@ -272,10 +284,10 @@ impl Session {
                 tracing::warn!("thread {}: {e}", wait.tid);
             }
         })?;
-        let now = thread.asleep.and_then(|_| settle::scheduler_clock().ok());
+        let now = settle::scheduler_clocks(thread.asleep.iter());
         let running = self.running_restarts();
         let worked = run_in(pid, work);
-        let way = self.way_on(&thread, now, &running)?;
+        let way = self.way_on(&thread, &now, &running)?;
         self.go(pid, way)?;
         worked
     }
@@ -289,7 +301,8 @@ impl Session {
         let regs = raw::regs(tid)?;
         settle::restart(tid, &regs, &restart)?;
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
-        self.in_flight.insert(tid, InFlight { regs, restart, deadline, entered: false });
+        let stage = Stage::Asked;
+        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
         Ok(())
     }
 
@@ -310,13 +323,21 @@ impl Session {
         let Some(call) = self.in_flight.get_mut(&tid) else { return raw::cont(tid, 0) };
         let now = raw::regs(tid)?;
         let of_ours = (now.rip, now.rsp) == (call.regs.rip, call.regs.rsp);
-        if !of_ours || !std::mem::replace(&mut call.entered, true) {
-            call.entered = of_ours;
-            return raw::syscall_step(tid, 0);
+        match call.stage {
+            Stage::Entered if of_ours => {
+                raw::set_regs(tid, &settle::with_arguments(&now, &call.regs))?;
+                if settle::cut_short(&now) {
+                    call.stage = Stage::CutShort;
+                    return raw::syscall_step(tid, 0);
+                }
+            }
+            Stage::Asked | Stage::Entered => {
+                call.stage = if of_ours { Stage::Entered } else { Stage::Asked };
+                return raw::syscall_step(tid, 0);
+            }
+            Stage::CutShort => {}
         }
-        let back = settle::with_arguments(&now, &call.regs);
         self.in_flight.remove(&tid);
-        raw::set_regs(tid, &back)?;
         raw::cont(tid, 0)
     }
 
@@ -401,14 +422,25 @@ impl Session {
             raw::interrupt(tid)?;
         }
         match stop {
-            Stop::Signal(signal) if self.in_flight.contains_key(&tid) => {
-                raw::syscall_step(tid, signal)
-            }
-            Stop::Signal(signal) => raw::cont(tid, signal),
-            Stop::Syscall if self.in_flight.contains_key(&tid) => self.step_restarted(tid),
+            Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
             _ => raw::cont(tid, 0),
+        }
+    }
+
+    /// Delivers a signal. One that is ignored must not end a call that only the supervisor
+    /// can restart.
+    fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
+        if settle::cut_short(&raw::regs(tid)?) {
+            let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
+            let running = self.running_restarts();
+            let way = self.way_on(&thread, &SchedulerClocks::new(), &running)?;
+            return self.go(tid, way);
+        }
+        match self.in_flight.contains_key(&tid) {
+            true => raw::syscall_step(tid, signal),
+            false => raw::cont(tid, signal),
         }
     }
 
@@ -426,7 +458,7 @@ impl Session {
                 at_exit.finish(tid, task.pid, &mut self.handles)?;
             }
         }
-        raw::cont(tid, 0)
+        self.step_restarted(tid)
     }
 }
 

@@ -244,27 +244,6 @@ static void send_usr2(struct call *c)
     pthread_kill(c->thread, SIGUSR2);
 }
 
-/* flock of a file that another open of this process has locked. */
-static void make_flock(struct call *c)
-{
-    char path[256];
-    guest_path(path, sizeof(path), "lock");
-    c->out = SYS(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    c->in = SYS(open(path, O_RDWR | O_CLOEXEC));
-    SYS(unlink(path));
-    SYS(flock(c->out, LOCK_EX));
-}
-
-static long block_flock(struct call *c)
-{
-    return value(flock(c->in, LOCK_EX));
-}
-
-static void wake_flock(struct call *c)
-{
-    SYS(flock(c->out, LOCK_UN));
-}
-
 static struct call calls[] = {
     {.name = "read of a pipe", .prepare = make_pipe, .block = block_read, .wake = write_byte, .want = 1},
     {.name = "write to a full pipe", .prepare = make_full_pipe, .block = block_write, .wake = read_page, .want = 1},
@@ -282,7 +261,6 @@ static struct call calls[] = {
     {.name = "pause", .prepare = no_prepare, .block = block_pause, .wake = send_usr2, .want = -EINTR},
     {.name = "sigsuspend", .prepare = no_prepare, .block = block_sigsuspend, .wake = send_usr2, .want = -EINTR},
     {.name = "read ended by a signal", .prepare = make_pipe, .block = block_handled_read, .wake = send_usr2, .want = -EINTR},
-    {.name = "flock", .prepare = make_flock, .block = block_flock, .wake = wake_flock, .want = 0},
 };
 
 static void *thread(void *arg)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{LinkKey, Mover, Side};
+use crate::control::Reply;
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
@@ -136,15 +137,23 @@ impl Mover {
 
     /// A message of the job's host, or of one that was it.
     pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        if self.peer_of(key) != host {
+            tracing::warn!("a node that does not have the job says {msg:?}");
+            return Ok(());
+        }
         match msg {
-            Msg::Attached { epoch, processes } if epoch >= self.sup.job.meta.epoch => {
+            Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
                 self.sup.board.remote = processes;
+                history.into_iter().for_each(|report| self.note(report));
                 self.relay_link = Some(key);
                 if let Some(agent) = &mut self.agent {
                     agent.trying = None;
                 }
                 self.relay(Side::Home, |relays, out| relays.resync(out));
+                // The host's own words about the relays may have come in the same breath.
+                self.take_relayed(key);
                 self.forward.relinked();
                 self.send_signals();
             }
@@ -154,6 +163,8 @@ impl Mover {
                 self.drop_link(key);
                 self.agent = Some(Agent::new(id, name));
             }
+            Msg::Progress(event) => self.show_asked(*event),
+            Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => {
                 if self.stop_with_far_job(signal)? {
                     self.say(Msg::Continue, &[]);
@@ -163,6 +174,7 @@ impl Mover {
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
+                self.relay(Side::Home, |relays, out| relays.host_ended(out));
                 if let Some(agent) = &mut self.agent {
                     agent.exit = Some(exit);
                 }
@@ -191,6 +203,13 @@ impl Mover {
             self.pump(Some(Duration::from_millis(50)))?;
         }
         Ok(())
+    }
+
+    /// May this peer, with a job of this epoch, give the job back? The owner may, and a
+    /// later one, of whom this agent has not heard yet.
+    pub(super) fn is_owner(&self, peer: Option<NodeId>, epoch: Epoch) -> bool {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        epoch > self.epoch() || (epoch == self.epoch() && peer == host)
     }
 
     /// The epoch that this agent knows, for messages.

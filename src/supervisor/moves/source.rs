@@ -102,6 +102,15 @@ pub(super) struct Frozen {
     new_home: bool,
 }
 
+/// What the target said after the commit.
+enum Heard {
+    /// It runs there.
+    Done(Vec<ProcessStatus>),
+    /// It does not have the job (any more).
+    Lost,
+    Nothing,
+}
+
 /// Who the target is.
 struct Target {
     name: String,
@@ -117,32 +126,46 @@ impl Mover {
     /// Failures that end the supervision.
     pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
         if self.agent.is_some() {
-            return self.pass_on(client, to);
+            self.pass_on(client, to);
+            return Ok(());
         }
         let id = MoveId::random()?;
+        let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        self.moving = Some(Moving { id, watchers, cancelled: false, last: None });
+        self.moving =
+            Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
         let tried = self.try_migrate(id, to);
         self.thaw_early();
         let reply = match tried {
             Ok(report) => Reply::Moved(report),
-            Err(s) => Reply::Failed(self.failure(id, to, *s)),
+            Err(s) => Reply::Failed(self.failure(id, *s)),
         };
+        if let (true, Reply::Failed(failure)) = (from_home, &reply) {
+            self.say(Msg::NotMoved(Box::new(failure.clone())), &[]);
+        }
         self.conclude(&reply);
         Ok(())
     }
 
-    fn failure(&self, id: MoveId, to: &str, s: Stopped) -> MoveFailure {
+    /// The home agent asks for a move, on behalf of a person there.
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+        if self.moving.is_some() {
+            let busy = self.busy(to);
+            self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
+            return Ok(());
+        }
+        self.migrate(None, to)
+    }
+
+    fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
         let name = &self.sup.job.meta.name;
         let here = &self.sup.node;
         let sentence = match (s.exit, self.sup.end) {
-            (12, _) => format!(
-                "{}. It will not run on {here} again by itself; {to} runs it when it hears from {here}.",
-                s.text
-            ),
             (_, Some(_)) => format!("{}. {name} has ended.", s.text),
-            (10, _) => format!("{}. Nothing was touched: {name} is still running on {here}.", s.text),
+            (10, _) => {
+                format!("{}. Nothing was touched: {name} is still running on {here}.", s.text)
+            }
             _ => format!("{}. {name} is still running on {here}, untouched.", s.text),
         };
         MoveFailure {
@@ -160,14 +183,30 @@ impl Mover {
         if self.early_freeze.is_some() {
             laps.freeze();
         }
-        self.progress(to, Phase::Preflight, "asking the target".into(), None);
         refuse_blockers(&local.findings)?;
+        self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
         if moved.is_err() && self.agent.is_none() {
             self.drop_link(target.key);
         }
         moved
+    }
+
+    /// What hinders any move of the running job.
+    pub(super) fn local_blockers(&mut self) -> Vec<Finding> {
+        let looked = self.look();
+        self.thaw_early();
+        let findings = match looked {
+            Ok(local) => local.findings,
+            Err(s) => vec![crate::migrate::resource::blocker(
+                s.code,
+                format!("process {}", self.sup.job.meta.pid),
+                &s.text,
+                "",
+            )],
+        };
+        findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
     }
 
     /// What is known here, of the running job.
@@ -198,12 +237,16 @@ impl Mover {
 
     /// Finds the node, waiting a little for one that is just joining, and connects.
     fn connect_to(&mut self, to: &str) -> Step1<Target> {
+        let already = || stopped(10, "VOS-HERE", format!("the job is on {to} already"));
+        if to == self.sup.node {
+            return Err(already());
+        }
         let until = Instant::now() + Duration::from_secs(5);
         let peer = loop {
             match node::peers::find(&self.sup.state, to).map_err(own)? {
                 Some(peer) => break peer,
                 None if Instant::now() > until => {
-                    let text = format!("no node {to} is known here");
+                    let text = format!("no node {to} is known here (vosrun nodes lists them)");
                     return Err(stopped(75, "VOS-NO-PEER", text));
                 }
                 None => {
@@ -214,7 +257,7 @@ impl Mover {
         };
         let tls = node::tls(&self.sup.state).map_err(own)?;
         if peer.id == tls.id() {
-            return Err(stopped(10, "VOS-HERE", format!("the job is on {to} already")));
+            return Err(already());
         }
         // At its home the job's agent takes it; elsewhere a new supervisor does.
         let home = peer.id == self.home_node.0;
@@ -233,6 +276,7 @@ impl Mover {
                 return Err(unreachable(&"no answer"));
             }
             self.pump(Some(Duration::from_millis(200))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
         }
         if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
             let why = self.why(key);
@@ -259,7 +303,10 @@ impl Mover {
             Ok((findings, verdict.ok))
         });
         self.thaw_early();
-        judged.map_err(|s| Box::new(self.failure(id, to.unwrap_or(""), *s)))
+        judged.map_err(|s| {
+            let failure = self.failure(id, *s);
+            Box::new(MoveFailure { id: None, ..failure })
+        })
     }
 
     /// Says hello, with hashes of open files where the target wants them.
@@ -308,7 +355,7 @@ impl Mover {
             Some((Msg::Failed(f), _)) => {
                 let code = crate::codes::find(&f.code).map_or("VOS-TARGET", |c| c.code);
                 Err(stopped(
-                    11,
+                    if code == "VOS-BUSY" { 75 } else { 11 },
                     code,
                     format!("{} could not take the job: {}", target.name, f.text),
                 ))
@@ -337,29 +384,36 @@ impl Mover {
         reached("before-hello");
         let peer = (target.id, target.name.clone());
         self.write_journal(id, Step::Intent, &peer).map_err(own)?;
-        let result = self.until_ready(id, target, local, laps);
-        let (frozen, image, states) = match result {
-            Ok(ready) => ready,
-            Err(s) => {
-                // Journalled before the target is told; the job runs again already.
+        let mut frozen = None;
+        let decided = self
+            .until_ready(id, target, local, laps, &mut frozen)
+            .and_then(|image| self.decide(id, &peer, target, frozen.as_ref()).map(|()| image));
+        match (decided, frozen) {
+            (Ok(image), Some(frozen)) => self.commit(id, target, frozen, image, laps),
+            (Ok(_), None) => Err(own("nothing was frozen")),
+            (Err(s), frozen) => {
+                // First the journal, then the job, then the target.
                 if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
                     tracing::warn!("{e:#}");
                 }
+                if let Some(frozen) = frozen {
+                    self.thaw(&frozen);
+                }
                 self.send(target.key, &Msg::Abort(s.text.clone()), &[]);
-                return Err(s);
+                Err(s)
             }
-        };
-        self.commit(id, target, frozen, image, states, laps)
+        }
     }
 
-    /// Everything before the commit. On an error the job runs again.
+    /// Everything before the commit. The job is frozen when it is put into `held`.
     fn until_ready(
         &mut self,
         id: MoveId,
         target: &Target,
         local: Local,
         laps: &mut Laps,
-    ) -> Step1<(Frozen, ProcessImage, Vec<AwayState>)> {
+        held: &mut Option<Frozen>,
+    ) -> Step1<ProcessImage> {
         let to = &target.name;
         let verdict = self.ask_verdict(id, target, local.open, false)?;
         refuse_blockers(&verdict.findings)?;
@@ -367,9 +421,14 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
-        let wanted = verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned();
-        self.ship(target, &wanted.collect::<Vec<_>>())?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let wanted: Vec<FileId> =
+            verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
+        if !wanted.is_empty() {
+            let text = format!("{} mapped files compared, shipped where they differ", wanted.len());
+            self.progress(to, Phase::Copy, text, None);
+        }
+        self.ship(target, &wanted)?;
         self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
         match self.answer(target, PATIENCE)? {
             (Msg::Prepared, _) => {}
@@ -378,22 +437,48 @@ impl Mover {
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.sup.board.moving = Some("frozen".into());
-        let mut frozen = match self.early_freeze.take() {
-            Some(frozen) => frozen,
-            None => {
-                laps.freeze();
-                self.freeze()?
-            }
-        };
-        laps.lap("freeze");
-        let sent = self.send_frozen(target, &mut frozen, &forwarded, verdict.foreign_vdso, laps);
-        match sent {
-            Ok((image, states)) => Ok((frozen, image, states)),
-            Err(s) => {
-                self.thaw(&frozen);
-                Err(s)
-            }
+        let threads = self.sup.session.tasks.len();
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        self.progress(to, Phase::Freeze, text, None);
+        let early = self.early_freeze.take();
+        if early.is_none() {
+            laps.freeze();
         }
+        let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
+        laps.lap("freeze");
+        self.send_frozen(target, frozen, &forwarded, verdict.foreign_vdso, laps)
+    }
+
+    /// The commit point: with the record COMMIT the job is the target's.
+    fn decide(
+        &mut self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        target: &Target,
+        frozen: Option<&Frozen>,
+    ) -> Step1<()> {
+        // What came meanwhile: the end of the link, a wish to cancel.
+        self.pump(Some(Duration::ZERO)).map_err(own)?;
+        self.requests_while_moving().map_err(own)?;
+        if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            return Err(stopped(11, "VOS-CANCELLED", "the move was cancelled"));
+        }
+        if self.links.get(&target.key).is_none_or(|p| p.over.is_some()) {
+            let text = format!("the link to {} failed: {}", target.name, self.why(target.key));
+            return Err(stopped(11, "VOS-LINK", text));
+        }
+        let disk = |e| stopped(11, "VOS-DISK-FULL", format!("{e:#}"));
+        self.note_journal(id, Step::Sealed, peer).map_err(disk)?;
+        // From here a copy whose supervisor dies must not run on.
+        for thread in frozen.iter().flat_map(|f| &f.process.threads) {
+            raw::set_exitkill(thread.tid, true).map_err(own)?;
+        }
+        self.write_journal(id, Step::Commit, peer).map_err(disk)?;
+        if let Some(moving) = &mut self.moving {
+            moving.decided = true;
+        }
+        Ok(())
     }
 
     /// Standard streams that are files of this node only are relayed too.
@@ -421,7 +506,11 @@ impl Mover {
         let view = crate::migrate::resource::View::read_process(pid).map_err(own)?;
         let ids: Ids = capture::ids(&view).map_err(own)?;
         let (nodename, domainname) = self.names().map_err(own)?;
-        Ok(Plan { ids, nodename, domainname, clocks: job_clocks(pid).map_err(own)? })
+        let files = self.files(pid).map_err(own)?;
+        let terminal = crate::supervisor::status::controlling_terminal(pid)
+            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let clocks = job_clocks(pid).map_err(own)?;
+        Ok(Plan { ids, nodename, domainname, clocks, terminal })
     }
 
     /// Sends the content of files that the target lacks.
@@ -551,7 +640,7 @@ impl Mover {
         }
         let running = self.sup.session.running_restarts();
         let session = &mut self.sup.session;
-        let now = frozen.process.scheduler_now;
+        let now = &frozen.process.scheduler_now;
         let ways: Vec<_> = frozen
             .process
             .threads
@@ -583,7 +672,7 @@ impl Mover {
         forwarded: &Forwarded,
         foreign_vdso: bool,
         laps: &mut Laps,
-    ) -> Step1<(ProcessImage, Vec<AwayState>)> {
+    ) -> Step1<ProcessImage> {
         reached("frozen");
         let pid = frozen.process.pid;
         if !preflight::children(pid).is_empty() {
@@ -612,7 +701,7 @@ impl Mover {
                 domainname,
                 processes: vec![process],
             },
-            relays: relays.clone(),
+            relays,
             relays_lost: self.has_lost_relays(),
             streams,
             signals_taken: self.forward.next(),
@@ -630,7 +719,7 @@ impl Mover {
         }
         laps.lap("transfer and restore");
         reached("ready-received");
-        Ok((process, relays))
+        Ok(process)
     }
 
     /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,
@@ -756,35 +845,21 @@ impl Mover {
             self.flow(target)?;
         }
         self.send(target.key, &Msg::PagesEnd, &[]);
+        self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
     }
 
-    /// The commit point and what follows.
+    /// What follows the commit point.
     fn commit(
         &mut self,
         id: MoveId,
         target: &Target,
         frozen: Frozen,
         image: ProcessImage,
-        states: Vec<AwayState>,
         laps: &mut Laps,
     ) -> Step1<MoveReport> {
         let to = target.name.clone();
-        let peer = (target.id, to.clone());
-        // From here a copy whose supervisor dies must not run on.
-        for thread in &frozen.process.threads {
-            raw::set_exitkill(thread.tid, true).map_err(own)?;
-        }
-        if let Err(e) = self.write_journal(id, Step::Commit, &peer) {
-            self.thaw(&frozen);
-            if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
-                tracing::warn!("{e:#}");
-            }
-            self.send(target.key, &Msg::Abort("the source could not journal".into()), &[]);
-            return Err(stopped(11, "VOS-DISK-FULL", format!("{e:#}")));
-        }
         reached("committed");
-        drop(states);
         if self.home.is_some() && self.is_home() {
             // What was typed before reaches the target ahead of the go.
             self.loopback = None;
@@ -797,9 +872,11 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
-        let done = self.await_done(id, target);
-        let Some(processes) = done else {
-            return self.in_doubt(id, target, frozen, image);
+        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        self.progress(&to, Phase::Commit, text, None);
+        let processes = match self.await_done(id, target) {
+            Heard::Done(processes) => processes,
+            heard => return self.in_doubt(id, target, frozen, image, heard),
         };
         let frozen_at = laps.frozen.unwrap_or(laps.begin);
         let pause_ms = millis(frozen_at.elapsed());
@@ -822,45 +899,46 @@ impl Mover {
             processes,
         };
         self.let_go(id, target, &frozen, &image, &report);
+        reached("done");
         Ok(report)
     }
 
     /// Waits for DONE, on this link or on new ones.
-    fn await_done(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
+    fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
-        if let Some(moving) = &mut self.moving {
-            moving.cancelled = false;
-        }
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => return Some(processes),
+            Ok(Some((Msg::Done { processes, .. }, _))) => return Heard::Done(processes),
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
         while Instant::now() < until {
-            if let Some(processes) = self.repeat_commit(id, target) {
-                return Some(processes);
+            match self.repeat_commit(id, target) {
+                Heard::Nothing => {}
+                heard => return heard,
             }
             let _ = self.pump(Some(Duration::from_millis(300)));
             let _ = self.requests_while_moving();
+            self.answer_asks();
         }
-        None
+        Heard::Nothing
     }
 
     /// Says the decision again, to whoever has the job at the target.
-    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
-        let tls = node::tls(&self.sup.state).ok()?;
+    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Heard {
         let service = Service::Job(self.sup.job.id);
-        let link = Link::connect(&target.addr, &tls, target.id, service).ok()?;
-        let key = self.add_link(link).ok()?;
+        let key = node::tls(&self.sup.state)
+            .and_then(|tls| Ok(Link::connect(&target.addr, &tls, target.id, service)?))
+            .and_then(|link| self.add_link(link));
+        let Ok(key) = key else { return Heard::Nothing };
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
-        let answer = self.next(key, until).ok().flatten();
-        let processes = match answer {
-            Some((Msg::Done { processes, .. }, _)) => Some(processes),
-            _ => None,
+        let heard = match self.next(key, until) {
+            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes),
+            Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
+            _ => Heard::Nothing,
         };
         self.drop_link(key);
-        processes
+        heard
     }
 
     /// The target has not confirmed: the frozen copy stays, and the decision is repeated for
@@ -871,14 +949,11 @@ impl Mover {
         target: &Target,
         frozen: Frozen,
         image: ProcessImage,
+        heard: Heard,
     ) -> Step1<MoveReport> {
-        let name = self.sup.job.meta.name.clone();
-        let text = format!(
-            "{id} in doubt: {} has given {name} to {}, which has not confirmed",
-            self.sup.node, target.name
-        );
-        let failure = self.failure(id, &target.name, *stopped(12, "VOS-COMMIT-SENT", text.clone()));
+        let failure = self.doubt(id, target, &heard);
         self.sup.board.state = Some(crate::control::JobState::InDoubt);
+        self.sup.board.moving = Some(format!("in doubt: given to {}", target.name));
         for client in
             self.moving.as_mut().map(|m| std::mem::take(&mut m.watchers)).unwrap_or_default()
         {
@@ -894,61 +969,66 @@ impl Mover {
             }
             None => {
                 // A person knows that the target's copy is dead.
-                let peer = (target.id, target.name.clone());
                 self.sup.job.meta.epoch = self.sup.job.meta.epoch.next().next();
-                self.write_journal(id, Step::Abort, &peer).map_err(own)?;
-                self.sup.job.save().map_err(own)?;
+                if let Err(e) = self.sup.job.save() {
+                    tracing::error!("{}: {e}", self.sup.job.dir.path().display());
+                }
                 self.thaw(&frozen);
-                Err(stopped(11, "VOS-COMMIT-SENT", "the move was undone by hand"))
+                let text = format!("{} was said to be dead, and the move undone", target.name);
+                Err(stopped(11, "VOS-COMMIT-SENT", text))
             }
         }
     }
 
+    /// The words of a move in doubt.
+    fn doubt(&self, id: MoveId, target: &Target, heard: &Heard) -> MoveFailure {
+        let (name, here) = (&self.sup.job.meta.name, &self.sup.node);
+        let to = &target.name;
+        let sentence = match heard {
+            Heard::Lost => format!(
+                "{id} in doubt: {here} has given {name} to {to}, and {to} does not hold it any more: its supervisor there has died, or {name} has ended there. The copy on {here} is frozen; it will run again only after: vosrun recover {name} --dead {to}"
+            ),
+            _ => format!(
+                "{id} in doubt: {here} has given {name} to {to}, which has not confirmed. It will NOT run on {here} again by itself; {to} runs it when it hears from {here}."
+            ),
+        };
+        let code = "VOS-COMMIT-SENT".into();
+        MoveFailure { id: Some(id), exit: 12, code, sentence, findings: Vec::new() }
+    }
+
     /// Repeats the decision until the target confirms (its processes) or `recover` is asked.
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
+        let peer = (target.id, target.name.clone());
         loop {
-            if let Some(processes) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);
             while Instant::now() < until {
                 self.pump(Some(Duration::from_millis(200)))?;
-                let mut later = std::collections::VecDeque::new();
-                let mut recovered = false;
-                while let Some(pending) = self.sup.pending.pop_front() {
-                    match &pending.request {
-                        crate::control::Request::Recover { dead } if *dead == target.name => {
-                            recovered = true;
-                            self.sup.finish(pending.client, &Reply::Ok);
-                        }
-                        crate::control::Request::Recover { .. } => {
-                            let why = format!("the other copy is on {}", target.name);
-                            self.sup.finish(pending.client, &Reply::Error(why));
-                        }
-                        _ => later.push_back(pending),
-                    }
-                }
-                self.sup.pending = later;
-                if recovered {
+                // The journal says so before the person is told.
+                if self.recovered(&peer.1, |m| m.write_journal(id, Step::Abort, &peer)) {
                     return Ok(None);
                 }
                 self.requests_while_moving()?;
-                self.answer_asks()?;
+                self.answer_asks();
             }
         }
     }
 
-    /// Targets in doubt may ask while we repeat.
-    fn answer_asks(&mut self) -> Result<()> {
+    /// Targets in doubt may ask while we repeat; whoever is not needed any more goes.
+    fn answer_asks(&mut self) {
         for key in self.links.keys().copied().collect::<Vec<_>>() {
             while let Some((msg, _)) = self.pop(key) {
-                if let Msg::Ask(id) = msg {
-                    let commit = self.decided(id);
-                    self.send(key, &Msg::Decided { id, commit }, &[]);
+                match msg {
+                    Msg::Ask(id) => self.tell_decision(key, id),
+                    other => tracing::debug!("while in doubt: {other:?}"),
                 }
             }
+            if self.links.get(&key).is_some_and(|p| p.over.is_some()) {
+                self.drop_link(key);
+            }
         }
-        Ok(())
     }
 
     fn plain_report(
@@ -988,7 +1068,8 @@ impl Mover {
         if let Err(e) = self.write_journal(id, Step::Done, &peer) {
             tracing::warn!("{e:#}");
         }
-        self.sup.board.history.push(report.clone());
+        self.note(report.clone());
+        self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
         // Nothing runs here any more that could take them.
@@ -1009,7 +1090,9 @@ impl Mover {
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
+        self.keep_needs();
         self.streams.clear();
+        self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;
         if let Err(e) = self.sup.job.save() {
@@ -1022,6 +1105,7 @@ impl Mover {
             late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
+            self.say(Msg::Report(Box::new(report.clone())), &[]);
             self.say(Msg::Gone { to, epoch }, &[]);
             self.drop_link(target.key);
             self.away = None;
@@ -1058,18 +1142,39 @@ impl Mover {
         }
     }
 
-    /// A person at home asks for a job that is elsewhere.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
-        let node = self.sup.board.moved_to.clone().unwrap_or_default();
-        if let Some(client) = client {
-            let name = &self.sup.job.meta.name;
-            let why = format!(
-                "{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})"
-            );
-            self.sup.finish(client, &Reply::Error(why));
+    /// A person at home wants a job moved that is elsewhere: its host is asked.
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+        let Some(client) = client else { return };
+        match self.relay_link {
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(_) => {
+                let busy = self.busy(to);
+                self.sup.finish(client, &Reply::Failed(busy));
+            }
+            None => {
+                let host = self.sup.board.moved_to.clone().unwrap_or_default();
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} runs on {host}, which cannot be reached from here: try again, or move it from there"
+                );
+                let failure = stopped(75, "VOS-UNREACHABLE", String::new()).said(sentence);
+                self.sup.finish(client, &Reply::Failed(failure));
+            }
         }
-        Ok(())
     }
+}
+
+impl Stopped {
+    /// A failure that has a sentence already.
+    fn said(self, sentence: String) -> MoveFailure {
+        let code = self.code.to_owned();
+        MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
+    }
+}
+
+fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
+    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
+    same && crate::migrate::resource::fd::is_terminal(view)
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
@@ -1077,7 +1182,10 @@ fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
         findings.iter().filter(|f| f.severity == Severity::Blocker).collect();
     let Some(first) = blockers.first() else { return Ok(()) };
     let code = crate::codes::find(&first.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", first.object, first.cause, first.code);
+    let text = match blockers.len() {
+        1 => format!("{}: {}", first.object, first.cause),
+        n => format!("{}: {}; {} more", first.object, first.cause, n - 1),
+    };
     Err(Box::new(Stopped { exit: 10, code, text, findings: findings.to_vec() }))
 }
 
@@ -1104,7 +1212,7 @@ fn part_stopped(e: PartError) -> Box<Stopped> {
 /// A refusal that came up at the freeze: undone, and said.
 fn refused(finding: Finding) -> Box<Stopped> {
     let code = crate::codes::find(&finding.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", finding.object, finding.cause, finding.code);
+    let text = format!("{}: {}", finding.object, finding.cause);
     Box::new(Stopped { exit: 11, code, text, findings: vec![finding] })
 }
 
