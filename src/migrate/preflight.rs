@@ -91,13 +91,22 @@ fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
     same().any(|v| mode(v) == libc::O_RDONLY) && same().any(|v| mode(v) == libc::O_WRONLY)
 }
 
-/// Everything that can be said of a running process without a target.
+/// Everything that can be said of a running process without a target. `known` as for
+/// [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
 /// When it is gone or /proc cannot be read.
-pub fn local(pid: i32, files: &Files, known: &Forwarded, filters: u64) -> io::Result<Local> {
+pub fn local(
+    pid: i32,
+    files: &Files,
+    known: Option<&Forwarded>,
+    filters: u64,
+) -> io::Result<Local> {
     let mut findings = super::capture::check_memory(pid)?;
-    let forwarded = forwarded(files, pid, known)?;
+    let forwarded = match known {
+        Some(known) => forwarded(files, pid, known)?,
+        None => Forwarded::new(),
+    };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
     findings.extend(files.check(is_forwarded));
     findings.extend(files.views.warnings.clone());

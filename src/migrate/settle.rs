@@ -99,7 +99,8 @@ pub struct Asleep {
     /// The CPU it last ran on.
     cpu: usize,
     switches: u64,
-    nr: i64,
+    /// Its call; a process that is not dumpable does not tell.
+    nr: Option<i64>,
 }
 
 /// The scheduler's clock at the freeze, by CPU, nanoseconds.
@@ -111,22 +112,31 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
+/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose.
+fn call_with_timeout(text: &str) -> Option<i64> {
+    let mut words = text.split_whitespace();
+    let nr: i64 = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+    }
+    if nr != libc::SYS_restart_syscall {
+        timeout_of(nr, &args)?;
+    }
+    Some(nr)
+}
+
 impl Asleep {
     /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
     /// a move would lose, or this kernel has no such file.
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let text = read_proc(&format!("{dir}/syscall")).ok()?;
-        let mut words = text.split_whitespace();
-        let nr: i64 = words.next()?.parse().ok()?;
-        let mut args = [0; 6];
-        for arg in &mut args {
-            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
-        }
-        if nr != libc::SYS_restart_syscall {
-            timeout_of(nr, &args)?;
-        }
+        let nr = match read_proc(&format!("{dir}/syscall")) {
+            Ok(text) => Some(call_with_timeout(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(_) => return None,
+        };
         let sched = read_proc(&format!("{dir}/sched")).ok()?;
         Some(Self {
             since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
@@ -248,7 +258,7 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let seen = it.asleep.filter(|a| a.nr == nr && a.still(it.pid, it.tid));
+    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr) && a.still(it.pid, it.tid));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::agent::Agent;
 use super::hook::reached;
+use super::signals;
 use super::standin::StandIn;
 use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
@@ -102,7 +103,7 @@ fn millis(d: Duration) -> f64 {
 }
 
 /// The frozen job and what must be undone if it does not go.
-struct Frozen {
+pub(super) struct Frozen {
     process: FrozenProcess,
     /// Away halves that were frozen.
     states: Vec<AwayState>,
@@ -152,7 +153,9 @@ impl Mover {
         self.moving =
             Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
-        let reply = match self.try_migrate(id, to) {
+        let tried = self.try_migrate(id, to);
+        self.thaw_early();
+        let reply = match tried {
             Ok(report) => Reply::Moved(report),
             Err(s) => Reply::Failed(self.failure(id, *s)),
         };
@@ -195,8 +198,10 @@ impl Mover {
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
         let local = self.look()?;
+        if self.early_freeze.is_some() {
+            laps.freeze();
+        }
         refuse_blockers(&local.findings)?;
-        self.refuse_lost_relays(&local)?;
         self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
@@ -207,8 +212,10 @@ impl Mover {
     }
 
     /// What hinders any move of the running job.
-    pub(super) fn local_blockers(&self) -> Vec<Finding> {
-        let findings = match self.look() {
+    pub(super) fn local_blockers(&mut self) -> Vec<Finding> {
+        let looked = self.look();
+        self.thaw_early();
+        let findings = match looked {
             Ok(local) => local.findings,
             Err(s) => vec![crate::migrate::resource::blocker(
                 s.code,
@@ -221,29 +228,24 @@ impl Mover {
     }
 
     /// What is known here, of the running job.
-    fn look(&self) -> Step1<Local> {
+    fn look(&mut self) -> Step1<Local> {
         let pid = self.sup.session.root;
+        if !self.is_open().map_err(own)? {
+            self.early_freeze = Some(self.freeze()?);
+        }
         let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
-        preflight::local(pid, &files, &self.known_forwarded(), filters).map_err(own)
-    }
-
-    /// Away from home, what was relayed died with the supervisor that relayed it: after
-    /// `adopt` such descriptors lead nowhere, and cannot be told from the home's.
-    fn refuse_lost_relays(&self, local: &Local) -> Step1<()> {
-        if self.is_home() || self.away.is_some() || local.forwarded.is_empty() {
-            return Ok(());
-        }
-        let home = &self.home_node.1;
-        Err(stopped(
-            10,
-            "VOS-TTY",
-            format!("what was relayed from {home} ended with a supervisor that has died"),
-        ))
+        let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
+        preflight::local(pid, &files, known.as_ref(), filters).map_err(own)
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
         Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// The job is away from home, but nothing is relayed: its supervisor has died once.
+    fn has_lost_relays(&self) -> bool {
+        self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
@@ -318,6 +320,7 @@ impl Mover {
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
+        self.thaw_early();
         judged.map_err(|s| {
             let failure = self.failure(id, *s);
             Box::new(MoveFailure { id: None, ..failure })
@@ -456,8 +459,11 @@ impl Mover {
         let text =
             if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
         self.progress(to, Phase::Freeze, text, None);
-        laps.freeze();
-        let frozen = held.insert(self.freeze()?);
+        let early = self.early_freeze.take();
+        if early.is_none() {
+            laps.freeze();
+        }
+        let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
         laps.lap("freeze");
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
         self.send_frozen(target, frozen, &agreed, laps)
@@ -624,7 +630,20 @@ impl Mover {
             stopped(11, code, e.to_string())
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
-        Ok(Frozen { process: process?, states: Vec::new(), new_home: false })
+        self.frozen = process.is_ok();
+        let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
+        if let Err(e) = self.open_up(&mut frozen.process) {
+            self.thaw(&frozen);
+            return Err(own(format!("{e:#}")));
+        }
+        Ok(frozen)
+    }
+
+    /// Ends a freeze that was only for looking.
+    fn thaw_early(&mut self) {
+        if let Some(frozen) = self.early_freeze.take() {
+            self.thaw(&frozen);
+        }
     }
 
     /// The job goes on here as if nothing had happened.
@@ -639,15 +658,29 @@ impl Mover {
             self.home = None;
         }
         let running = self.sup.session.running_restarts();
-        for thread in &frozen.process.threads {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
-                tracing::debug!("thread {}: {e}", thread.tid);
-            }
-            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
-            if let Err(e) = resumed {
+        let session = &mut self.sup.session;
+        let now = &frozen.process.scheduler_now;
+        let ways: Vec<_> = frozen
+            .process
+            .threads
+            .iter()
+            .map(|thread| {
+                if let Err(e) = raw::set_exitkill(thread.tid, false) {
+                    tracing::debug!("thread {}: {e}", thread.tid);
+                }
+                session.way_on(thread, now, &running)
+            })
+            .collect();
+        // Nothing of it is looked into from here on.
+        if let Err(e) = self.close_up(&frozen.process) {
+            tracing::error!("{e:#}");
+        }
+        for (thread, way) in frozen.process.threads.iter().zip(ways) {
+            if let Err(e) = way.and_then(|way| self.sup.session.go(thread.tid, way)) {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
         }
+        self.take_held();
     }
 
     /// Captures the frozen job, sends everything, and waits for READY.
@@ -687,7 +720,9 @@ impl Mover {
                 processes: vec![process],
             },
             relays,
+            relays_lost: self.has_lost_relays(),
             streams,
+            signals_taken: self.forward.next(),
         };
         let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let ahead = files.all(|file| agreed.mapped.contains(file));
@@ -885,7 +920,7 @@ impl Mover {
         self.progress(&to, Phase::Commit, text, None);
         let (processes, resumed) = match self.await_done(id, target) {
             Heard::Done(processes, resumed) => (processes, resumed),
-            heard => return self.in_doubt(id, target, frozen, heard),
+            heard => return self.in_doubt(id, target, frozen, image, heard),
         };
         laps.lap("commit");
         let pause_ms = laps.pause(resumed);
@@ -904,9 +939,9 @@ impl Mover {
             parts: laps.parts.clone(),
             bytes_memory: image.memory.data_bytes(),
             bytes_wire: wire,
-            processes: processes.clone(),
+            processes,
         };
-        self.let_go(id, target, &frozen, processes, &report);
+        self.let_go(id, target, &frozen, &image, &report);
         reached("done");
         Ok(report)
     }
@@ -958,6 +993,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: Frozen,
+        image: ProcessImage,
         heard: Heard,
     ) -> Step1<MoveReport> {
         let failure = self.doubt(id, target, &heard);
@@ -972,8 +1008,8 @@ impl Mover {
         self.sup.board.state = None;
         match resolved.map_err(own)? {
             Some(processes) => {
-                let report = self.plain_report(id, target, processes.clone());
-                self.let_go(id, target, &frozen, processes, &report);
+                let report = self.plain_report(id, target, processes);
+                self.let_go(id, target, &frozen, &image, &report);
                 Ok(report)
             }
             None => {
@@ -1070,7 +1106,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: &Frozen,
-        processes: Vec<ProcessStatus>,
+        image: &ProcessImage,
         report: &MoveReport,
     ) {
         let peer = (target.id, target.name.clone());
@@ -1081,13 +1117,21 @@ impl Mover {
         self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
+        // Nothing runs here any more that could take them.
+        let mut late = Vec::new();
         if stays {
-            self.standin = StandIn::make(&mut self.sup, &frozen.process)
-                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e}"))
+            self.standin = StandIn::make(&mut self.sup, &frozen.process, image)
+                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e:#}"))
                 .ok();
         } else {
+            late = signals::late(pid, image);
             self.kill_copy(&frozen.process);
         }
+        if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
+            late.push(libc::SIGKILL);
+        }
+        self.held.clear();
+        self.frozen = false;
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
@@ -1100,8 +1144,10 @@ impl Mover {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         if self.is_home() {
-            self.become_agent(target, processes);
+            self.become_agent(target, report.processes.clone());
+            late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
+            late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
             self.say(Msg::Report(Box::new(report.clone())), &[]);
@@ -1122,6 +1168,7 @@ impl Mover {
         self.sup.board.remote = processes;
         self.relay_link = self.links.contains_key(&target.key).then_some(target.key);
         self.agent = Some(Agent::new(target.id, target.name.clone()));
+        self.forward.relinked();
     }
 
     /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end
