@@ -384,6 +384,11 @@ impl Mover {
         while self.agent.is_none() || self.relay_link.is_some() {
             let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
             let Some(signal) = next else { return };
+            if signal == libc::SIGWINCH && self.home.is_some() {
+                // The job's own terminal raises it when it gets the new size.
+                self.relay(Side::Home, |relays, out| relays.on_winch(out));
+                continue;
+            }
             self.signal_job(signal);
             self.say_away(Msg::Signal(signal));
         }
@@ -484,6 +489,11 @@ impl Mover {
         let history = self.sup.board.history.clone();
         self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
         self.relay(Side::Away, |relays, out| relays.resync(out));
+        // A home agent stops with the job. This one runs: it was continued while there was no
+        // link to say so.
+        if self.sup.session.root_in_stop().is_some() {
+            self.signal_job(libc::SIGCONT);
+        }
     }
 
     /// What this side decided of a move. A move that is not known was given up.
