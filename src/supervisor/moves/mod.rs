@@ -479,7 +479,12 @@ impl Mover {
     fn serve_standin(&mut self) {
         let Some(standin) = &mut self.standin else { return };
         for signal in standin.take(&mut self.sup) {
-            self.signal_anywhere(signal);
+            if signal == libc::SIGWINCH && self.home.is_some() {
+                // The job's own terminal raises it when it gets the new size.
+                self.relay(Side::Home, |relays, out| relays.on_winch(out));
+            } else {
+                self.signal_anywhere(signal);
+            }
         }
     }
 
@@ -589,6 +594,11 @@ impl Mover {
             self.send(key, &Msg::RelaysLost, &[]);
         }
         self.relay(Side::Away, |relays, out| relays.resync(out));
+        // A home agent stops with the job. This one runs: it was continued while there was no
+        // link to say so.
+        if self.sup.session.root_in_stop().is_some() {
+            self.signal_job(libc::SIGCONT);
+        }
     }
 
     /// Who is at the other end of a link.

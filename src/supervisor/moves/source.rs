@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::unistd::{getpgid, getpgrp, Pid};
 
 use super::agent::Agent;
 use super::hook::reached;
@@ -797,9 +798,12 @@ impl Mover {
 
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
+        let pid = frozen.process.pid;
+        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
         let control = match self.sup.job.meta.attached {
-            true => JobControl::Of(frozen.process.pid),
-            false => JobControl::Own,
+            true => JobControl::Of(pid),
+            false if group == getpgrp() => JobControl::Own,
+            false => JobControl::OwnFor(group.as_raw()),
         };
         self.streams.clear();
         for (stream, (key, fd)) in (1..).zip(ends) {
