@@ -614,7 +614,8 @@ impl Mover {
             journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
         let last = journal::last_of(&records, id);
         if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
-            return Err(tracing::warn!("asked for the move {id} of another node"));
+            tracing::warn!("asked for the move {id} of another node");
+            return Err(());
         }
         Ok(last.map(|r| r.step))
     }

@@ -53,6 +53,9 @@ pub(super) struct Stopped {
     findings: Vec<Finding>,
 }
 
+/// Which object of an image is the job's end of which stream.
+type Streams = Vec<(u32, u32)>;
+
 type Step1<T> = std::result::Result<T, Box<Stopped>>;
 
 fn stopped(exit: u8, code: &'static str, text: impl Into<String>) -> Box<Stopped> {
@@ -756,7 +759,7 @@ impl Mover {
         frozen: &mut Frozen,
         files: &Files,
         is_forwarded: &dyn Fn(&FdView) -> bool,
-    ) -> Step1<(Vec<AwayState>, Vec<(u32, u32)>)> {
+    ) -> Step1<(Vec<AwayState>, Streams)> {
         let mut ends: BTreeMap<StreamKey, OwnedFd> = BTreeMap::new();
         let mut keys = Vec::new();
         for (object, view) in (0..).zip(&files.views.objects) {
