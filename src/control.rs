@@ -66,7 +66,7 @@ pub enum JobState {
 }
 
 /// One process of a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStatus {
     /// The pid that the job sees.
     pub pid: i32,
@@ -199,7 +199,7 @@ pub struct MoveEvent {
 }
 
 /// A finished move.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MoveReport {
     pub id: MoveId,
     pub job: String,

@@ -1,16 +1,16 @@
 //! Decisions of the handoff protocol, written before they take effect.
 //!
 //! ```text
-//! source: INTENT ─► COMMIT ─► DONE        target: PREPARED ─► OWN
-//!            └────► ABORT                            └──────► ABORT
+//! source: INTENT ─► SEALED ─► COMMIT ─► DONE      target: PREPARED ─► OWN
+//!            └─────────┴────► ABORT                          └──────► ABORT
 //! ```
 //! One line of JSON each, appended and synced (fdatasync(2)) before [`Journal::write`]
-//! returns. A torn last line, of a crash while writing, counts as not written. Only the
-//! holder of the job's lock writes.
+//! returns. A torn line, of a crash while writing, counts as not written. Only the holder of
+//! the job's lock writes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,9 @@ pub enum Step {
     Intent,
     /// The move is off; the source's copy may run.
     Abort,
+    /// Source: the target is prepared, and the copy here dies with its supervisor, so that
+    /// one that is gone was the frozen one and not one that had run on.
+    Sealed,
     /// Source: the target owns the job. The source's copy never runs again by itself.
     Commit,
     /// Source: the target has confirmed.
@@ -46,6 +49,22 @@ pub struct Record {
     /// The other node: its id and name.
     pub peer: NodeId,
     pub peer_name: String,
+    /// The boot of this machine in which it was written ([`boot_id`]).
+    #[serde(default)]
+    pub boot: String,
+}
+
+/// The running kernel's boot (random(4), `boot_id`); empty when the kernel does not tell.
+#[must_use]
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// The last record of one move.
+#[must_use]
+pub fn last_of(records: &[Record], id: MoveId) -> Option<&Record> {
+    records.iter().rfind(|r| r.id == id)
 }
 
 /// The journal of one job.
@@ -58,7 +77,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(Self)
+        OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path).map(Self)
     }
 
     /// Writes one record durably.
@@ -66,10 +85,34 @@ impl Journal {
     /// # Errors
     /// When it cannot be written or synced; it counts as not written then.
     pub fn write(&mut self, record: &Record) -> io::Result<()> {
-        let mut line = serde_json::to_vec(record)?;
+        let before = self.0.metadata()?.len();
+        let written = self.note(record).and_then(|()| self.0.sync_data());
+        if written.is_err() {
+            // What cannot be relied on must not be read either.
+            let _ = self.0.set_len(before);
+        }
+        written
+    }
+
+    /// Writes one record that the death of this process leaves, but a crash of the machine
+    /// may take.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note(&mut self, record: &Record) -> io::Result<()> {
+        let mut line = if self.is_torn()? { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut line, record)?;
         line.push(b'\n');
-        self.0.write_all(&line)?;
-        self.0.sync_data()
+        self.0.write_all(&line)
+    }
+
+    /// The last line has no end.
+    fn is_torn(&self) -> io::Result<bool> {
+        let mut last = [b'\n'];
+        if let Some(at) = self.0.metadata()?.len().checked_sub(1) {
+            self.0.read_exact_at(&mut last, at)?;
+        }
+        Ok(last != [b'\n'])
     }
 }
 
@@ -109,6 +152,7 @@ mod tests {
             epoch: Epoch(3),
             peer: NodeId([9; 32]),
             peer_name: "b".into(),
+            boot: boot_id(),
         };
         let mut journal = Journal::open(&path).unwrap();
         journal.write(&record(Step::Intent)).unwrap();
@@ -117,5 +161,8 @@ mod tests {
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
         assert_eq!(last(&path).unwrap().unwrap().step, Step::Intent);
+        Journal::open(&path).unwrap().write(&record(Step::Abort)).unwrap();
+        let steps: Vec<_> = read(&path).unwrap().into_iter().map(|r| r.step).collect();
+        assert_eq!(steps, [Step::Intent, Step::Abort], "a torn line swallows the next one");
     }
 }

@@ -2,6 +2,8 @@
 //! is compared with an unmoved run. A program that is not installed is skipped with a word.
 
 mod common;
+#[path = "apps/shell.rs"]
+mod shell;
 
 use std::fs;
 use std::io::Write;
@@ -25,21 +27,36 @@ fn source(name: &str) -> Result<PathBuf> {
     common::build::publish(&from, name)
 }
 
-/// Runs a program that does one step per line of input: first unmoved, then with a move in
-/// the middle of every third step.
+/// When a program that works in steps is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// In the middle of every third step.
+    Inside,
+    /// After every third step.
+    After,
+}
+
+/// Runs a program that does one step per line of input: first unmoved, then moved.
 fn in_steps(
     hosts: &Hosts,
     start: Start,
     program: impl Fn() -> Program,
     steps: &[String],
+    when: When,
 ) -> Result<()> {
-    let want = drive(hosts, Start::Native, program(), steps)?;
-    let got = drive(hosts, start, program(), steps)?;
+    let want = drive(hosts, Start::Native, program(), steps, when)?;
+    let got = drive(hosts, start, program(), steps, when)?;
     ensure!(got == want, "unmoved it printed:\n{want}\nmoved:\n{got}");
     Ok(())
 }
 
-fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) -> Result<String> {
+fn drive(
+    hosts: &Hosts,
+    start: Start,
+    mut program: Program,
+    steps: &[String],
+    when: When,
+) -> Result<String> {
     program.stdin = Stdio::piped();
     let mut job = Job::start_early(hosts, start, program)?;
     let mut input = job.stdin().context("no stdin")?;
@@ -49,7 +66,7 @@ fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) ->
         if start == Start::Attached && i == 1 {
             job.attach()?;
         }
-        if i % 3 == 2 {
+        if i % 3 == 2 && when == When::Inside {
             move_on(&mut job).with_context(|| format!("in step {i}"))?;
         }
         until(LONG, &format!("the end of step {i}"), || {
@@ -58,6 +75,9 @@ fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) ->
             Ok((job.stdout.bytes().len() > before).then_some(()))
         })
         .with_context(|| job.said())?;
+        if i % 3 == 2 && when == When::After {
+            move_on(&mut job).with_context(|| format!("after step {i}"))?;
+        }
     }
     drop(input);
     let code = job.end(LONG)?;
@@ -76,17 +96,29 @@ fn java(hosts: &Hosts, start: Start) -> Result<()> {
         let file = file.display().to_string();
         Program::new(&java).args(["-Xmx256m", "-XX:-UsePerfData", &file])
     };
-    in_steps(hosts, start, program, &numbers(12))
+    in_steps(hosts, start, program, &numbers(12), When::Inside)
 }
 
 fn node(hosts: &Hosts, start: Start) -> Result<()> {
     let (node, file) = (needs("node")?, source("steps.js")?);
-    in_steps(hosts, start, || Program::new(&node).args([file.display()]), &numbers(12))
+    in_steps(
+        hosts,
+        start,
+        || Program::new(&node).args([file.display()]),
+        &numbers(12),
+        When::Inside,
+    )
 }
 
 fn perl(hosts: &Hosts, start: Start) -> Result<()> {
     let (perl, file) = (needs("perl")?, source("steps.pl")?);
-    in_steps(hosts, start, || Program::new(&perl).args([file.display()]), &numbers(12))
+    in_steps(
+        hosts,
+        start,
+        || Program::new(&perl).args([file.display()]),
+        &numbers(12),
+        When::Inside,
+    )
 }
 
 fn go(hosts: &Hosts, start: Start) -> Result<()> {
@@ -99,12 +131,25 @@ fn go(hosts: &Hosts, start: Start) -> Result<()> {
         build.args(["build", "-o"]).arg(&built).arg(file);
         procs::run(&mut build, Duration::from_secs(240))?.good("go build")?;
     }
-    in_steps(hosts, start, || Program::new(&built), &numbers(12))
+    in_steps(hosts, start, || Program::new(&built), &numbers(12), When::Inside)
 }
 
-/// Batches of inserts, one transaction each.
+/// Batches of inserts, one transaction each, into a file. It is locked during a transaction,
+/// and locks do not move.
 fn sqlite(hosts: &Hosts, start: Start) -> Result<()> {
     let sqlite = needs("sqlite3")?;
+    let program = || Program::new(&sqlite).args(["-batch", "test.db"]);
+    in_steps(hosts, start, program, &batches(), When::After)
+}
+
+/// The same in memory, moved within transactions.
+fn sqlite_memory(hosts: &Hosts, start: Start) -> Result<()> {
+    let sqlite = needs("sqlite3")?;
+    let program = || Program::new(&sqlite).args(["-batch", ":memory:"]);
+    in_steps(hosts, start, program, &batches(), When::Inside)
+}
+
+fn batches() -> Vec<String> {
     let mut steps = vec!["create table t(n integer primary key, s text); select 0;\n".to_owned()];
     for batch in 1..=11 {
         let mut sql = "begin;\n".to_owned();
@@ -115,7 +160,7 @@ fn sqlite(hosts: &Hosts, start: Start) -> Result<()> {
         sql += "commit; select count(*), sum(n), max(s) from t;\n";
         steps.push(sql);
     }
-    in_steps(hosts, start, || Program::new(&sqlite).args(["-batch", "test.db"]), &steps)
+    steps
 }
 
 /// 200 MiB that compress neither well nor badly.
@@ -261,12 +306,44 @@ fn vim(hosts: &Hosts, start: Start) -> Result<()> {
     job.await_nothing_left()
 }
 
+/// A program that asks for its terminal by name, as password prompts and pagers do.
+fn dev_tty(hosts: &Hosts, start: Start) -> Result<()> {
+    let text = "import os\n\
+        while True:\n \
+        tty = os.open('/dev/tty', os.O_RDWR)\n \
+        own = os.tcgetpgrp(tty) == os.getpgrp()\n \
+        os.write(tty, b'own' if own else b'other')\n \
+        word = os.read(tty, 100)\n \
+        os.write(tty, b'got ' + word)\n \
+        os.close(tty)\n \
+        if word == b'end\\n': break\n";
+    let program = Program::new(needs("python3")?).args(["-c", text]);
+    let (mut job, mut tty) = Job::in_terminal(hosts, start, program)?;
+    tty.expect("own")?;
+    if start == Start::Attached {
+        job.attach()?;
+    }
+    for word in ["one", "two", "three", "end"] {
+        move_on(&mut job)?;
+        tty.type_in(&format!("{word}\n"))?;
+        tty.expect(&format!("got {word}"))?;
+        if word != "end" {
+            tty.expect("own")?;
+        }
+    }
+    let code = job.end(LONG)?;
+    ensure!(code == 0, "exit code {code}: {}", tty.shown());
+    job.await_nothing_left()
+}
+
 type App = fn(&Hosts, Start) -> Result<()>;
 
 const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
     ("vim", vim),
-    ("sqlite3", sqlite),
+    ("dev-tty", dev_tty),
+    ("sqlite3-file", sqlite),
+    ("sqlite3-memory", sqlite_memory),
     ("perl", perl),
     ("node", node),
     ("java", java),
@@ -274,8 +351,21 @@ const APPS: &[(&str, App)] = &[
     ("xz", xz),
 ];
 
+const SHELL: &[(&str, App)] = &[
+    ("stop-and-continue", shell::stop_and_continue),
+    ("moved-while-stopped", shell::moved_while_stopped),
+    ("inner-shell", shell::inner_shell),
+    ("typed-while-moving", shell::typed_while_moving),
+];
+
 fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
+    for (name, run) in SHELL.iter().copied() {
+        for who in [Who::User, Who::Root] {
+            let run = move |w: &mut Worker| run(w.hosts(who)?, Start::Launched);
+            cells.push(Cell::new(format!("shell/{}/{name}", who.word()), run).limit(300));
+        }
+    }
     for (name, app) in APPS.iter().copied() {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| app(w.hosts(who)?, Start::Launched);

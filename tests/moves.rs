@@ -334,6 +334,51 @@ fn stream_cells() -> Vec<Cell> {
     cells
 }
 
+/// Moves that a person at home asks for, wherever the job is, and what `ps` shows of the job
+/// there and at home.
+fn asked_at_home(who: Who, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(who)?;
+    let mut job = Job::start(hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    for (turn, to) in [1, 2, 0, 1].into_iter().enumerate() {
+        // The question goes to the home, which is host 0.
+        job.at = 0;
+        job.migrate(to).with_context(|| format!("move {turn}"))?;
+        job.await_progress(2)?;
+        let there = job.ps()?;
+        shown(&there, hosts.hosts[to].name, turn + 1)?;
+        anyhow::ensure!(there["movable"] == true, "not movable: {there}");
+        let bindings: Vec<&str> = there["fds"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|f| f["binding"].as_str())
+            .collect();
+        let home = format!("forwarded via {}", hosts.hosts[0].name);
+        anyhow::ensure!(bindings.contains(&home.as_str()), "{there}");
+        anyhow::ensure!(bindings.contains(&"recreated"), "{there}");
+        let needs = there["depends"].as_array().is_some_and(|d| !d.is_empty());
+        anyhow::ensure!(needs == (to != 0), "needs of the home: {there}");
+        job.at = 0;
+        // What the host reports reaches a home that is not its target a moment later.
+        common::until(common::SOON, "the report of the move at home", || {
+            Ok(shown(&job.ps()?, hosts.hosts[to].name, turn + 1).ok())
+        })?;
+        let nowhere =
+            hosts.run(0, &["migrate", &job.name, "--to", hosts.hosts[to].name, "--json"])?;
+        anyhow::ensure!(nowhere.code() == 10, "a move to where it is: {}", nowhere.stdout);
+        job.at = to;
+    }
+    job.finish().map(drop)
+}
+
+/// Where the job is and how often it has moved, in a document of `ps`.
+fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
+    let history = document["history"].as_array().map_or(0, Vec::len);
+    anyhow::ensure!(document["node"] == node && history == moves, "{document}");
+    Ok(())
+}
+
 /// The hosts themselves: names, clocks and links are what the tests take them for.
 fn hosts_differ(worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_three(Who::Root)?;
@@ -361,6 +406,10 @@ fn hosts_differ(worker: &mut Worker) -> Result<()> {
 fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
+    for who in [Who::Root, Who::User] {
+        let run = move |w: &mut Worker| asked_at_home(who, w);
+        cells.push(Cell::new(format!("asked/{}/fd_pipe", who.word()), run));
+    }
     for guest in GUESTS.iter().copied() {
         let name = guest.name();
         for who in [Who::Root, Who::User] {

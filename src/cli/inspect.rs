@@ -7,7 +7,7 @@ use super::human::{age_since, amount, clean, count, duration, size};
 use super::out::{print, print_json, Paint};
 use super::ps::{state_word, status_document};
 use super::select::find_job;
-use crate::control::{FdStatus, JobStatus, MoveReport};
+use crate::control::{FdStatus, JobState, JobStatus, MoveReport};
 use crate::state::StateDir;
 
 /// Options of `vosrun inspect`.
@@ -35,15 +35,14 @@ pub fn inspect(state: &StateDir, args: &InspectArgs, json: bool) -> anyhow::Resu
 /// The picture of a job: a headline, then one labelled line for each subject.
 fn render(s: &JobStatus, paint: Paint) -> String {
     let mut text = headline(s, paint);
-    for (label, line) in [
-        ("Command", command(s)),
-        ("Tree", tree(s)),
-        ("Memory", format!("{} rss: {} private", size(s.rss_bytes), size(s.private_bytes))),
-        ("Files", files(&s.fds)),
-    ] {
-        text += &labelled(label, &line);
+    text += &labelled("Command", &command(s));
+    text += &labelled("Tree", &tree(s));
+    if s.state != JobState::Away {
+        let memory = format!("{} rss: {} private", size(s.rss_bytes), size(s.private_bytes));
+        text += &labelled("Memory", &memory);
+        text += &labelled("Files", &files(&s.fds));
+        text += &residue(&s.fds);
     }
-    text += &residue(&s.fds);
     for (i, line) in s.depends.iter().enumerate() {
         text += &labelled(if i == 0 { "Depends" } else { "" }, &clean(line));
     }
@@ -73,10 +72,13 @@ fn headline(s: &JobStatus, paint: Paint) -> String {
 
 fn command(s: &JobStatus) -> String {
     let tty = s.tty.as_ref().map_or_else(String::new, |t| format!("   terminal {}", clean(t)));
+    let cwd = match s.cwd.as_str() {
+        "" => String::new(),
+        cwd => format!("   cwd {}", clean(cwd)),
+    };
     format!(
-        "{}   cwd {}   started {} ago on {}{tty}",
+        "{}{cwd}   started {} ago on {}{tty}",
         clean(&s.command),
-        clean(&s.cwd),
         age_since(s.started_ms),
         clean(&s.home)
     )
@@ -87,8 +89,9 @@ fn tree(s: &JobStatus) -> String {
     let pids: Vec<String> = s
         .processes
         .iter()
-        .map(|p| {
-            format!("{} {} is pid {} on {}", clean(&p.comm), p.pid, p.host_pid, clean(&p.node))
+        .map(|p| match p.host_pid {
+            same if same == p.pid => format!("{} {}", clean(&p.comm), p.pid),
+            other => format!("{} {} (pid {other} on {})", clean(&p.comm), p.pid, clean(&p.node)),
         })
         .collect();
     format!(
@@ -135,6 +138,10 @@ fn past_move(m: &MoveReport) -> String {
 }
 
 fn preflight(s: &JobStatus, paint: Paint) -> String {
+    if s.state == JobState::Away {
+        let there = format!("vosrun check {} on {} says what hinders a move", s.id, clean(&s.node));
+        return labelled("Preflight", &there);
+    }
     if s.blockers.is_empty() {
         let fine = format!(
             "{} movable   (vosrun check {} --to NODE for a target-specific answer)",
@@ -170,7 +177,7 @@ mod tests {
             render(&job, Paint::default()),
             "api  a4a4a4a4   RUNNING on b (pid 7)   epoch 5\n\
              Command    /usr/bin/api -x   cwd /var/lib/api   started 6h12m ago on a   terminal /dev/pts/3\n\
-             Tree       1 process, 6 threads   api 7 is pid 4711 on b\n\
+             Tree       1 process, 6 threads   api 7 (pid 4711 on b)\n\
              Memory     11.2G rss: 10.2G private\n\
              Files      3 fds: 1 pipe · 2 tty\n           \
                         fd 0 /dev/pts/3 forwarded via a\n           \

@@ -10,8 +10,8 @@ use serde_json::{json, Value};
 use super::error::Fail;
 use super::out::{print, print_json, print_json_line, Paint};
 use super::progress::{failure, moved, phase_word, result_word, Progress};
-use super::select::{find_job, life, question, survey, unexpected, Life, Seen, PATIENCE};
-use crate::control::{self, JobState, MoveEvent, MoveFailure, MoveReport, Phase, Reply, Request};
+use super::select::{find_job, given_to, life, question, survey, unexpected, Life, Seen, PATIENCE};
+use crate::control::{self, JobState, MoveEvent, MoveFailure, MoveReport, Reply, Request};
 use crate::ids::{unhex, MoveId};
 use crate::state::StateDir;
 
@@ -76,15 +76,13 @@ enum Format {
 
 /// Sends the request, shows the events, prints the end.
 fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> {
-    let watched = mind_interrupt()?;
+    let watched = mind_interrupt(seen)?;
     let mut progress = Progress::to_stderr();
-    let mut last = None;
     let mut closed = Ok(());
     let reply = drive(&seen.dir.socket(), request, |event| {
         if let Ok(mut id) = watched.lock() {
-            *id = Some(event.id);
+            *id = Some((event.id, event.from.clone()));
         }
-        last = Some(event.phase);
         if format == Format::Lines {
             // When nobody reads any more, the move still goes on to its end.
             closed = print_json_line(event_document(&event));
@@ -100,8 +98,8 @@ fn follow(seen: &Seen, request: &Request, format: Format) -> anyhow::Result<u8> 
         Ok(Reply::Error(why)) => Err(Fail::new(10, format!("{}: {why}", seen.name())).into()),
         Ok(_) => Err(unexpected(seen).into()),
         Err(e) => {
-            let id = watched.lock().ok().and_then(|id| *id);
-            show_failed(&supervisor_gone(seen, id, last, &e), format)
+            let id = watched.lock().ok().and_then(|watched| Some(watched.as_ref()?.0));
+            show_failed(&supervisor_gone(seen, id, &e), format)
         }
     }
 }
@@ -144,18 +142,12 @@ pub fn show_failure(f: &MoveFailure, json: bool) -> anyhow::Result<u8> {
 }
 
 /// The supervisor went away in the middle: says what can still be known.
-fn supervisor_gone(
-    seen: &Seen,
-    id: Option<MoveId>,
-    last: Option<Phase>,
-    e: &io::Error,
-) -> MoveFailure {
+fn supervisor_gone(seen: &Seen, id: Option<MoveId>, e: &io::Error) -> MoveFailure {
     let name = seen.name();
-    let frozen = matches!(last, Some(Phase::Freeze | Phase::Commit | Phase::Resume));
     let (exit, sentence) = match life(&seen.dir) {
         Life::Orphaned(pid) => (
             11,
-            format!("the supervisor of {name} has died. {name} is still running here as pid {pid}; take it up again: vosrun adopt {name}"),
+            format!("the supervisor of {name} has died. {name} is still running on this node without one, as pid {pid}; take it up again: vosrun adopt {name}"),
         ),
         Life::Live(status) => (
             12,
@@ -165,38 +157,47 @@ fn supervisor_gone(
             12,
             format!("the supervisor of {name} does not answer any more ({why}). Where {name} runs is not known from here; look with vosrun ps on both nodes."),
         ),
-        Life::Away | Life::Lost if frozen => (
-            12,
-            format!("the supervisor of {name} has ended and {name} does not run here any more. Look with vosrun ps on the target."),
-        ),
-        Life::Away | Life::Lost => {
+        Life::Away => {
+            let to = given_to(&seen.dir).unwrap_or_else(|| "another node".into());
+            (12, format!("the supervisor of {name} has died after it was given to {to}. It will NOT run on this node again; {to} runs it. Look with vosrun ps on {to}."))
+        }
+        Life::Lost => {
             (13, format!("the supervisor of {name} and {name} itself have ended here; it runs nowhere."))
         }
     };
     MoveFailure { id, exit, code: "VOS-SUPERVISOR".into(), sentence, findings: Vec::new() }
 }
 
+/// A move that is watched, and the node that makes it.
+type Watched = Arc<Mutex<Option<(MoveId, String)>>>;
+
 /// From now on ^C says how to cancel and ends this process, not the move. The returned
-/// cell takes the move's id when it is known.
-fn mind_interrupt() -> anyhow::Result<Arc<Mutex<Option<MoveId>>>> {
+/// cell takes the move when it is known.
+fn mind_interrupt(job: &Seen) -> anyhow::Result<Watched> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
-    let watched = Arc::new(Mutex::new(None::<MoveId>));
+    let watched = Watched::default();
     let seen = Arc::clone(&watched);
+    let away = matches!(&job.life, Life::Live(s) if s.state == JobState::Away);
     std::thread::spawn(move || {
         if signals.wait().is_ok() {
-            let id = seen.lock().ok().and_then(|id| *id);
-            eprintln!("\n{}", interrupted(id));
+            let of = seen.lock().ok().and_then(|watched| watched.clone());
+            eprintln!("\n{}", interrupted(of, away));
             std::process::exit(130);
         }
     });
     Ok(watched)
 }
 
-fn interrupted(id: Option<MoveId>) -> String {
-    let id = id.map_or_else(|| "MOVE".into(), |id| id.to_string());
-    format!("stopped watching; the move goes on. watch: vosrun migrate --watch {id} · cancel: vosrun migrate --cancel {id}")
+/// `away`: another node makes the move, and is the one to be asked.
+fn interrupted(watched: Option<(MoveId, String)>, away: bool) -> String {
+    let (id, node) = match &watched {
+        Some((id, node)) => (id.to_string(), node.as_str()),
+        None => ("MOVE".into(), "the job's node"),
+    };
+    let there = if away { format!(" (both on {node})") } else { String::new() };
+    format!("stopped watching; the move goes on. watch: vosrun migrate --watch {id} · cancel: vosrun migrate --cancel {id}{there}")
 }
 
 /// Jobs whose supervisor may have a move in hand.
@@ -309,6 +310,7 @@ mod tests {
     use super::*;
     use crate::cli::progress::tests::event;
     use crate::cli::ps::tests::{process, report};
+    use crate::control::Phase;
 
     #[test]
     fn moves_are_named_as_they_are_shown() {
@@ -341,6 +343,8 @@ mod tests {
 
     #[test]
     fn interrupt_says_how_to_cancel() {
-        assert!(interrupted(Some(MoveId([1; 4]))).ends_with("--cancel m-01010101"));
+        let of = Some((MoveId([1; 4]), "b".to_owned()));
+        assert!(interrupted(of.clone(), false).ends_with("--cancel m-01010101"));
+        assert!(interrupted(of, true).ends_with("--cancel m-01010101 (both on b)"));
     }
 }

@@ -144,7 +144,8 @@ impl Side {
     /// The last lines of the node's log.
     pub fn log_end(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        // The greeting says nothing about what went wrong.
+        let lines: Vec<&str> = text.lines().filter(|l| !l.contains(" listening on ")).collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 

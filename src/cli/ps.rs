@@ -95,14 +95,16 @@ fn row(seen: &Seen, wide: bool) -> Vec<String> {
 
 fn live_cells(s: &JobStatus) -> [String; 10] {
     let pid = s.processes.first().map_or_else(|| "-".into(), |p| p.pid.to_string());
+    // What a job uses is seen by the node where it is.
+    let used = |text: String| if s.state == JobState::Away { "-".into() } else { text };
     let pause =
         s.history.last().map_or_else(|| "-".into(), |m| duration(m.pause_ms).replace(' ', ""));
     [
         format!("{pid}@{}", clean(&s.node)),
         state_word(s.state).into(),
-        format!("{:.0}%", s.cpu_percent),
-        size(s.rss_bytes),
-        s.connections.to_string(),
+        used(format!("{:.0}%", s.cpu_percent)),
+        used(size(s.rss_bytes)),
+        used(s.connections.to_string()),
         s.tty.as_deref().map_or_else(|| "-".into(), |t| clean(t.trim_start_matches("/dev/"))),
         age_since(s.started_ms),
         s.history.len().to_string(),
@@ -157,12 +159,18 @@ fn movable(s: &JobStatus) -> String {
     if let Some(moving) = &s.moving {
         return format!("({})", clean(moving));
     }
-    let blocker = s.blockers.iter().find(|f| f.severity == Severity::Blocker);
-    match (s.state, blocker) {
-        (JobState::Away | JobState::Prepared | JobState::InDoubt, _) => "-".into(),
-        (_, None) => "yes".into(),
-        (_, Some(f)) => format!("no: {} {}", f.code, short_object(f)),
+    match judged(s) {
+        None => "-".into(),
+        Some(None) => "yes".into(),
+        Some(Some(f)) => format!("no: {} {}", f.code, short_object(f)),
     }
+}
+
+/// The first blocker, if any; None where this node cannot judge.
+fn judged(s: &JobStatus) -> Option<Option<&Finding>> {
+    let elsewhere = matches!(s.state, JobState::Away | JobState::Prepared | JobState::InDoubt);
+    let blocker = s.blockers.iter().find(|f| f.severity == Severity::Blocker);
+    (!elsewhere).then_some(blocker)
 }
 
 /// `fd 9` of `fd 9 → /dev/nvidia0`.
@@ -179,7 +187,10 @@ fn hint(seen: &Seen) -> Option<String> {
         )),
         Life::Silent(why) => Some(format!("{name} ({id}): its supervisor does not answer: {}", clean(why))),
         Life::Lost => Some(format!("{name} ({id}) is lost; forget it: rm -r {}", seen.dir.path().display())),
-        Life::Live(_) | Life::Away => None,
+        Life::Away => Some(format!(
+            "{name} ({id}) runs on another node; its home agent here has died, and what it relayed is gone"
+        )),
+        Life::Live(_) => None,
     }
 }
 
@@ -208,7 +219,7 @@ pub fn status_document(s: &JobStatus) -> Value {
         members.insert("id".into(), s.id.hex().into());
         members.insert("state".into(), state_word(s.state).into());
         members.insert("history".into(), Value::Array(history));
-        members.insert("movable".into(), s.blockers.is_empty().into());
+        members.insert("movable".into(), judged(s).map_or(Value::Null, |b| b.is_none().into()));
     }
     document
 }

@@ -7,12 +7,14 @@ use std::io::{self, IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::ids::JobId;
+use crate::journal::Step;
 use crate::state::{JobDir, JobMeta, StateDir};
 use crate::supervisor::job::{self, Job};
 use crate::supervisor::moves::Mover;
@@ -68,6 +70,10 @@ const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const NO_PERMISSION: u8 = 77;
+/// Another node owns the job.
+const FENCED: u8 = 14;
+/// The end of a killed supervisor takes far less.
+const DYING: Duration = Duration::from_secs(5);
 
 /// A sentence for stderr and an exit code.
 #[derive(Debug)]
@@ -265,6 +271,10 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String),
         io::ErrorKind::WouldBlock => failure(FAILED, format!("{name} {id} has a supervisor")),
         _ => failure(FAILED, format!("{name} {id}: {e}")),
     })?;
+    if let Some(node) = given_to(&job)? {
+        let why = format!("{name} {id} was given to {node} and does not run here any more");
+        return Err(failure(FENCED, why));
+    }
     let Some((pid, _)) = job.meta.host.filter(|_| job::is_alive(&job.meta)) else {
         return Err(failure(FAILED, format!("{name} {id}: its process is gone")));
     };
@@ -275,6 +285,22 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String),
     supervisor.session.begin(pid, BTreeSet::new());
     tree.into_iter().for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
     ready(supervisor)
+}
+
+/// The node that owns the job, when this one has given it away. A move that the dead
+/// supervisor left open is given up, as long as the job's process is here.
+fn given_to(job: &Job) -> Result<Option<String>, Failure> {
+    let until = Instant::now() + DYING;
+    let last = loop {
+        match job.settle() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => break other.with_context(|| job.dir.journal().display().to_string())?,
+        }
+    };
+    let given = last.filter(|r| matches!(r.step, Step::Commit | Step::Done));
+    Ok(given.map(|r| r.peer_name))
 }
 
 /// The job called `wanted`: its name, or a prefix of its id.

@@ -17,7 +17,10 @@ use nix::fcntl::{Flock, FlockArg};
 use super::error::Fail;
 use crate::control::{self, JobState, JobStatus, Reply, Request};
 use crate::ids::JobId;
+use crate::journal::{self, Step};
+use crate::node::orphan::has_passed;
 use crate::state::{JobDir, JobMeta, StateDir};
+use crate::supervisor::job::{self, Presence};
 
 /// How long a supervisor may take to answer a question.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -67,10 +70,20 @@ impl Seen {
                 "{name} ({}) is still running here as pid {pid}, but its supervisor has died; take it up again with: vosrun adopt {name}",
                 self.id
             ),
+            Life::Away if self.has_passed() => {
+                let to = given_to(&self.dir).unwrap_or_else(|| "another node".into());
+                format!("{name} ({}) was here and has gone on to {to}; ask there, or at its home", self.id)
+            }
             Life::Away => format!("{name} ({}) runs on another node and its home agent here has died", self.id),
             Life::Lost => format!("{name} ({}) is lost: neither its supervisor nor its process is there any more", self.id),
         };
         Err(Fail::temporary(why))
+    }
+
+    /// The job has only passed this node: nothing of it is left here but its journal.
+    pub fn has_passed(&self) -> bool {
+        let (Life::Away, Some(meta)) = (&self.life, &self.meta) else { return false };
+        journal::last(&self.dir.journal()).is_ok_and(|last| has_passed(meta, last.as_ref()))
     }
 
     fn runs_here(&self) -> bool {
@@ -83,12 +96,13 @@ impl Seen {
     }
 }
 
-/// Every job of the state folder, the oldest first.
+/// Every job of the state folder, the oldest first, without those that only passed.
 ///
 /// # Errors
 /// When the folder cannot be read.
 pub fn survey(state: &StateDir) -> io::Result<Vec<Seen>> {
     let mut all = observe(state.jobs()?);
+    all.retain(|seen| !seen.has_passed());
     all.sort_by_key(|seen| (seen.meta.as_ref().map_or(u64::MAX, |m| m.started_ms), seen.id));
     Ok(all)
 }
@@ -145,7 +159,8 @@ fn named(jobs: Vec<(JobId, JobDir)>, word: &str) -> Vec<(JobId, JobDir)> {
 
 /// Without a word on the command line: the jobs that run here, else those that ran here.
 fn only_running(all: Vec<Seen>) -> Vec<Seen> {
-    let live: Vec<_> = all.into_iter().filter(|s| !matches!(s.life, Life::Lost)).collect();
+    let gone = |s: &Seen| matches!(s.life, Life::Lost) || s.has_passed();
+    let live: Vec<_> = all.into_iter().filter(|s| !gone(s)).collect();
     prefer_running(live)
 }
 
@@ -181,21 +196,52 @@ fn observe(jobs: Vec<(JobId, JobDir)>) -> Vec<Seen> {
 
 /// Asks one supervisor; when there is none, looks for the process.
 pub fn life(dir: &JobDir) -> Life {
-    match ask_within(&dir.socket(), &Request::Status, PATIENCE) {
-        Ok(Reply::Status(status)) => return Life::Live(status),
-        Ok(Reply::Error(why)) => return Life::Silent(why),
-        Ok(_) => return Life::Silent("it speaks another version of the control protocol".into()),
-        Err(e) if timed_out(&e) => {
-            return Life::Silent(format!("no answer in {} s", PATIENCE.as_secs()))
+    let until = Instant::now() + PATIENCE / 2;
+    loop {
+        match look(dir) {
+            Ok(life) => return life,
+            Err(life) if Instant::now() > until => return life,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
-        Err(e) if lock_is_held(&dir.lock()) => return Life::Silent(e.to_string()),
+    }
+}
+
+/// `Err` while it passes from one state to another: a supervisor that begins has no socket
+/// yet, and one that was killed loses its socket first, then its lock, and then lets go of
+/// its job or takes it along.
+fn look(dir: &JobDir) -> Result<Life, Life> {
+    match ask_within(&dir.socket(), &Request::Status, PATIENCE) {
+        Ok(Reply::Status(status)) => return Ok(Life::Live(status)),
+        Ok(Reply::Error(why)) => return Ok(Life::Silent(why)),
+        Ok(_) => {
+            let why = "it speaks another version of the control protocol";
+            return Ok(Life::Silent(why.into()));
+        }
+        Err(e) if timed_out(&e) => {
+            return Ok(Life::Silent(format!("no answer in {} s", PATIENCE.as_secs())))
+        }
+        Err(e) if lock_is_held(&dir.lock()) => return Err(Life::Silent(e.to_string())),
         Err(_) => {}
     }
-    match dir.meta() {
+    let meta = dir.meta();
+    let leaving = meta.as_ref().is_ok_and(|meta| job::presence(meta) == Presence::Leaving);
+    let life = match meta {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
         Ok(JobMeta { host: None, .. }) => Life::Away,
+        _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
+    };
+    if leaving {
+        Err(life)
+    } else {
+        Ok(life)
     }
+}
+
+/// The node to which the journal gives a job whose supervisor and process are gone here.
+pub fn given_to(dir: &JobDir) -> Option<String> {
+    let last = journal::last(&dir.journal()).ok().flatten()?;
+    matches!(last.step, Step::Sealed | Step::Commit | Step::Done).then_some(last.peer_name)
 }
 
 /// Asks a job's supervisor; failures name the job and exit with 75.
@@ -345,6 +391,27 @@ pub mod tests {
         assert!(matches!(life(&dir), Life::Lost), "a reused pid is not the job");
         dir.set_meta(&meta("x", None)).unwrap();
         assert!(matches!(life(&dir), Life::Away));
+    }
+
+    #[test]
+    fn a_job_that_only_came_by_is_told_from_one_at_home() {
+        let (_tmp, state) = state();
+        let home = crate::ids::NodeId([7; 32]);
+        let passed = JobMeta { agent: Some((home, "a".into())), ..meta("x", None) };
+        let dir = job(&state, 1, &passed);
+        let record = journal::Record {
+            step: Step::Done,
+            id: crate::ids::MoveId([1; 4]),
+            epoch: Epoch(1),
+            peer: home,
+            peer_name: "c".into(),
+            boot: String::new(),
+        };
+        journal::Journal::open(&dir.journal()).unwrap().write(&record).unwrap();
+        assert!(survey(&state).unwrap().is_empty());
+        let e = find_job(&state, Some("x")).unwrap().status().unwrap_err();
+        assert!(e.message.contains("has gone on to c"), "{}", e.message);
+        assert_eq!(find_job(&state, None).unwrap_err().to_string(), "no job is running here");
     }
 
     #[test]

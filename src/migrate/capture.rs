@@ -41,7 +41,9 @@ pub fn capture(
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        threads.push(Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?);
+        let mut asked = Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?;
+        asked.view.opened = frozen.opened;
+        threads.push(asked);
     }
     let near = Near::stay();
     let outcome = ask(&mut threads, insn, near.as_ref());
@@ -147,9 +149,17 @@ impl Asked {
             restart,
             parts: Vec::new(),
         };
+        let signal = match thread.stop {
+            Stop::Signal(signal) => {
+                let info =
+                    trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")));
+                Some((signal, info?))
+            }
+            _ => None,
+        };
         let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
-        if let Stop::Signal(signal) = thread.stop {
-            requeue(&mut remote, &view, insn, signal)?;
+        if let Some((signal, info)) = signal {
+            requeue(&mut remote, &view, insn, signal, &info)?;
         }
         Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
     }
@@ -202,12 +212,19 @@ impl Asked {
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.
-fn requeue(remote: &mut Remote, view: &View, insn: u64, signal: i32) -> Result<(), PartError> {
-    let tid = view.tid;
-    let info = trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")))?;
+///
+/// # Errors
+/// When a call in the thread fails.
+pub fn requeue(
+    remote: &mut Remote,
+    view: &View,
+    insn: u64,
+    signal: i32,
+    info: &trace::SigInfo,
+) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
     let mut program = Program::default();
-    let at = Arg::Data(program.data(&info));
+    let at = Arg::Data(program.data(info));
     let (pid, thread) = (Arg::Num(view.job_pid as u64), Arg::Num(view.job_tid as u64));
     let args = [pid, thread, Arg::Num(signal as u64), at];
     program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);
@@ -261,7 +278,10 @@ fn ask_with(
 }
 
 /// A `syscall` instruction in the process: the vdso has one.
-pub(super) fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
+///
+/// # Errors
+/// When no executable mapping has one, or memory cannot be read.
+pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
     let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");

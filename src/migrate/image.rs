@@ -30,6 +30,20 @@ pub struct JobImage {
     pub processes: Vec<ProcessImage>,
 }
 
+impl JobImage {
+    /// Checks what the rest of this program takes for granted; the kernel judges the rest.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let [process] = self.processes.as_slice() else { return Err("not one process") };
+        if process.threads.is_empty() {
+            return Err("a process without a thread");
+        }
+        process.memory.check()
+    }
+}
+
 /// What a job is, wherever it runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobInfo {

@@ -24,13 +24,13 @@ use super::resource::fd::regular::Named;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
-use crate::control::{Finding, MoveReport, ProcessStatus};
+use crate::control::{Finding, MoveEvent, MoveFailure, MoveReport, ProcessStatus};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -104,6 +104,8 @@ pub enum Msg {
     Attached {
         epoch: Epoch,
         processes: Vec<ProcessStatus>,
+        /// Every move of the job so far, oldest first.
+        history: Vec<MoveReport>,
     },
     /// The job is not here; it went to that node, if that is known.
     Gone {
@@ -112,17 +114,32 @@ pub enum Msg {
     },
     /// A relay message (payload with data).
     Relay(RelayMsg),
-    /// Home agent: a signal for the job.
-    Signal(i32),
+    /// Home agent: a signal for the job, numbered over all of its life.
+    Signal {
+        seq: u64,
+        signal: i32,
+    },
+    /// Host: all signals before this number were taken.
+    SignalsTaken(u64),
+    /// Source: a signal that came for the copy that stayed behind.
+    LateSignal(i32),
+    /// Host: the relays were lost with a supervisor that has died.
+    RelaysLost,
     /// Host: the job was stopped by this signal.
     Stopped(i32),
-    /// Home agent: the job shall go on.
+    /// Home agent: the job shall go on; its shell had stopped with it.
     Continue,
     /// Host: the job has ended and all its output was sent.
     Exited(Exit),
     ExitTaken,
     /// Home agent: a person at home wants the job moved.
     PleaseMove(String),
+    /// Host: how far that move is.
+    Progress(Box<MoveEvent>),
+    /// Host: that move has failed, and where the job runs.
+    NotMoved(Box<MoveFailure>),
+    /// Source, after DONE: the figures of the move, which the target tells the home.
+    Report(Box<MoveReport>),
 }
 
 /// What the target needs to judge a move.
@@ -144,6 +161,8 @@ pub struct Hello {
     pub memory: u64,
     pub largest_tid: i32,
     pub mapped: Vec<FileId>,
+    /// Which of them (by index) are mapped shared and writable.
+    pub written: Vec<u32>,
     pub open: Vec<Named>,
     pub cwd: String,
     pub history: Vec<MoveReport>,
@@ -177,8 +196,12 @@ pub struct Failure {
 pub struct Parcel {
     pub image: super::image::JobImage,
     pub relays: Vec<AwayState>,
+    /// The relays were lost with a supervisor that has died; there are none any more.
+    pub relays_lost: bool,
     /// (object of the image, stream).
     pub streams: Vec<(u32, u32)>,
     /// Annotations of the handle table by descriptor (`syscalls::handles`).
     pub annotations: Vec<(i32, Vec<u8>)>,
+    /// Number of the next signal that the job has not taken.
+    pub signals_taken: u64,
 }

@@ -19,6 +19,8 @@ use super::skeleton::{offsets, receive, send, Build, Built, Plan, Request, Word}
 struct Ends {
     control: OwnedFd,
     leader: OwnedFd,
+    /// The session's terminal.
+    tty: Option<OwnedFd>,
 }
 
 impl Ends {
@@ -34,9 +36,17 @@ impl Ends {
 }
 
 /// H: makes the namespaces and pid 1.
-pub(super) fn start(plan: &Plan, now: Clocks, control: OwnedFd, leader: OwnedFd) -> ! {
-    let ends = Ends { control, leader };
-    close_others(&[ends.control.as_raw_fd(), ends.leader.as_raw_fd()]);
+pub(super) fn start(
+    plan: &Plan,
+    now: Clocks,
+    control: OwnedFd,
+    leader: OwnedFd,
+    tty: Option<RawFd>,
+) -> ! {
+    let mut keep = vec![control.as_raw_fd(), leader.as_raw_fd()];
+    keep.extend(tty);
+    close_others(&keep);
+    let ends = Ends { control, leader, tty: tty.map(raw::own) };
     ends.must("namespaces", unshare());
     ends.must("clock offsets", set_clocks(plan, now));
     ends.must("host name", nix::unistd::sethostname(&plan.nodename));
@@ -85,8 +95,12 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
             (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
         format!("{name} {sec} {nsec}\n")
     };
-    let monotonic = plan.clocks.monotonic - now.monotonic + own.0;
-    let boottime = plan.clocks.boottime - now.boottime + own.1;
+    let ahead = |theirs: i128, now: i128, own: i128| {
+        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own));
+        offset.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    let monotonic = ahead(plan.clocks.monotonic, now.monotonic, own.0)?;
+    let boottime = ahead(plan.clocks.boottime, now.boottime, own.1)?;
     fs::write(
         "/proc/self/timens_offsets",
         text("monotonic", monotonic) + &text("boottime", boottime),
@@ -143,8 +157,11 @@ fn reap_until(pid: i32) {
 }
 
 /// L: leads the session in the place of the shell that stayed at home.
-fn session_leader(plan: &Plan, ends: Ends, orphan: bool) -> ! {
+fn session_leader(plan: &Plan, mut ends: Ends, orphan: bool) -> ! {
     ends.must("setsid", setsid());
+    if let Some(tty) = ends.tty.take() {
+        ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
+    }
     let ids = plan.ids;
     let in_other_group = ids.pgid > 1 && ![ids.pid, ids.sid, ids.ppid].contains(&ids.pgid);
     if in_other_group {
@@ -175,7 +192,7 @@ fn session_leader(plan: &Plan, ends: Ends, orphan: bool) -> ! {
             pid => pid,
         }
     };
-    let Ends { control, leader } = ends;
+    let Ends { control, leader, .. } = ends;
     drop(control);
     serve_terminal(leader.as_fd());
     drop(leader);
@@ -265,7 +282,7 @@ fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
     std::mem::forget(control);
     let control = raw::own(keep[0]);
     let built = match made {
-        Ok(()) => for_mappings(plan, &control),
+        Ok(()) => for_mappings(plan),
         Err(e) => Err(e.to_string()),
     };
     let word = match built {
@@ -287,8 +304,8 @@ fn open(path: &str, write: bool) -> Result<RawFd, String> {
 }
 
 /// Opens what the mappings need. These descriptors are closed when the mappings are made.
-fn for_mappings(plan: &Build, control: &OwnedFd) -> Result<Built, String> {
-    let mut built = Built { control: control.as_raw_fd(), ..Built::default() };
+fn for_mappings(plan: &Build) -> Result<Built, String> {
+    let mut built = Built::default();
     for (path, write) in &plan.paths {
         built.paths.push(open(path, *write)?);
     }
@@ -305,8 +322,6 @@ fn for_mappings(plan: &Build, control: &OwnedFd) -> Result<Built, String> {
             None => fresh_object(name, *size).map_err(|e| format!("memory {name}: {e}"))?,
         });
     }
-    built.temporary = built.paths.iter().chain(&built.shared).copied().collect();
-    built.temporary.push(built.exe);
     Ok(built)
 }
 

@@ -47,7 +47,7 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
-        if fd::is_terminal(view) {
+        if fd::is_terminal(view) || is_unnamed_stream(view) {
             found.insert((view.dev, view.ino));
         } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
             pipes.push(view.ino);
@@ -77,19 +77,36 @@ fn other_end_lives(files: &Files, view: &FdView) -> io::Result<bool> {
     Ok(!fds[0].revents().is_some_and(|r| r.intersects(gone)))
 }
 
+/// A standard stream into a file that the job's user cannot find by its name, like a log
+/// that was opened for the job with more rights.
+fn is_unnamed_stream(view: &FdView) -> bool {
+    let one_way = view.flags & libc::O_ACCMODE != libc::O_RDWR;
+    let regular = view.file_type() == libc::S_IFREG && view.nlink > 0;
+    view.fd <= 2 && one_way && regular && fd::find(view).is_some_and(|k| k.name() == fd::DELETED)
+}
+
 fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
     let mode = |v: &FdView| v.flags & libc::O_ACCMODE;
     let same = || all.iter().filter(|v| (v.dev, v.ino) == (pipe.dev, pipe.ino));
     same().any(|v| mode(v) == libc::O_RDONLY) && same().any(|v| mode(v) == libc::O_WRONLY)
 }
 
-/// Everything that can be said of a running process without a target.
+/// Everything that can be said of a running process without a target. `known` as for
+/// [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
 /// When it is gone or /proc cannot be read.
-pub fn local(pid: i32, files: &Files, known: &Forwarded, filters: u64) -> io::Result<Local> {
+pub fn local(
+    pid: i32,
+    files: &Files,
+    known: Option<&Forwarded>,
+    filters: u64,
+) -> io::Result<Local> {
     let mut findings = super::capture::check_memory(pid)?;
-    let forwarded = forwarded(files, pid, known)?;
+    let forwarded = match known {
+        Some(known) => forwarded(files, pid, known)?,
+        None => Forwarded::new(),
+    };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
     findings.extend(files.check(is_forwarded));
     findings.extend(files.views.warnings.clone());
@@ -190,21 +207,28 @@ fn kernel() -> String {
         .unwrap_or_default()
 }
 
-/// Files that are mapped, for the target to compare.
+/// Files that are mapped, for the target to compare, and which of them are mapped shared and
+/// writable.
 ///
 /// # Errors
 /// When maps cannot be read.
-pub fn mapped_files(pid: i32) -> io::Result<Vec<FileId>> {
+pub fn mapped_files(pid: i32) -> io::Result<(Vec<FileId>, Vec<u32>)> {
     let mut files: Vec<FileId> = Vec::new();
-    let mut last = (String::new(), 0);
+    let mut written = Vec::new();
     for vma in memory::maps(pid)? {
-        if vma.ino == 0 || !vma.path.starts_with('/') || (vma.path == last.0 && vma.ino == last.1) {
+        let writes = vma.shared && vma.prot & libc::PROT_WRITE != 0;
+        let known = files.iter().position(|f| f.path == vma.path && f.ino == vma.ino);
+        if let Some(index) = known {
+            written.extend(writes.then_some(index as u32));
             continue;
         }
-        last = (vma.path.clone(), vma.ino);
+        if vma.ino == 0 || !vma.path.starts_with('/') {
+            continue;
+        }
         let Ok(m) = fs::metadata(format!("/proc/{pid}/root{}", vma.path)) else { continue };
         let id = FileId::from_metadata(&vma.path, &m);
-        if m.is_file() && id.ino == vma.ino && !files.contains(&id) {
+        if m.is_file() && id.ino == vma.ino {
+            written.extend(writes.then_some(files.len() as u32));
             files.push(id);
         }
     }
@@ -215,7 +239,7 @@ pub fn mapped_files(pid: i32) -> io::Result<Vec<FileId>> {
             files.push(id);
         }
     }
-    Ok(files)
+    Ok((files, written))
 }
 
 /// What identifies a move, for [`hello`].
@@ -236,6 +260,7 @@ pub struct Move<'a> {
 pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
     let threads = views(pid)?;
     let leader = threads.first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let (mapped, written) = mapped_files(pid)?;
     Ok(Hello {
         id: of.id,
         job: of.job,
@@ -248,17 +273,19 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         kernel: kernel(),
         memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
         largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),
-        mapped: mapped_files(pid)?,
+        mapped,
+        written,
         open,
         cwd: attributes::cwd(pid)?.to_string_lossy().into_owned(),
         history: of.history,
     })
 }
 
-/// Is the file at `id.path` here the very same file?
+/// Is the file at `id.path` here the very same file? It may have been written to meanwhile.
 #[must_use]
 pub fn is_same_file(id: &FileId, boot: &str) -> bool {
-    boot == boot_id() && FileId::of(&id.path).is_ok_and(|here| here == *id)
+    let same = |here: FileId| (here.dev, here.ino) == (id.dev, id.ino);
+    boot == boot_id() && FileId::of(&id.path).is_ok_and(same)
 }
 
 /// The target's judgement.
@@ -269,6 +296,14 @@ pub fn judge(hello: &Hello) -> Verdict {
     judge_open(hello, &mut verdict);
     let same = |id: &FileId| is_same_file(id, &hello.boot_id);
     verdict.mapped = (0..).zip(&hello.mapped).filter(|(_, f)| !same(f)).map(|(i, _)| i).collect();
+    for file in verdict.mapped.iter().filter(|i| hello.written.contains(i)) {
+        verdict.findings.push(blocker(
+            "VOS-FILE-LOCAL",
+            format!("mapping of {}", hello.mapped[*file as usize].path),
+            "it is mapped shared and writable, and the target does not see that file",
+            "put the file on a file system that both nodes share",
+        ));
+    }
     let identical = hello.mapped.len() - verdict.mapped.len();
     verdict.ok.push(format!("{identical} mapped files identical"));
     if !verdict.mapped.is_empty() {

@@ -57,8 +57,6 @@ pub struct Restoring {
     pid: i32,
     leader: Remote,
     stub: Stub,
-    /// Descriptors to close when the mappings are made.
-    temporary: Vec<RawFd>,
 }
 
 /// Runs calls in as many batches as they need, and insists that each succeeds.
@@ -141,6 +139,21 @@ impl Free {
     }
 }
 
+/// What the new process holds besides the job's descriptors: files for its mappings, the
+/// control socket, and whatever it was just using when it was stopped.
+fn foreign_descriptors(pid: i32, image: &ProcessImage) -> Result<Vec<RawFd>> {
+    let path = format!("/proc/{pid}/fd");
+    let own: std::collections::BTreeSet<RawFd> = image.files.table.iter().map(|s| s.fd).collect();
+    let entries = io_error(path.clone(), std::fs::read_dir(&path))?;
+    let mut all = Vec::new();
+    for entry in entries {
+        let name = io_error(path.clone(), entry)?.file_name();
+        all.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    all.retain(|fd| !own.contains(fd));
+    Ok(all)
+}
+
 impl Restoring {
     /// Takes hold of the process, and replaces its mappings by those of the image.
     ///
@@ -166,16 +179,14 @@ impl Restoring {
         clear(&mut runner, &now, rseq, image, vdso, &mut free)?;
         make_mappings(&mut runner, &image.memory, built, &mut free)?;
         set_layout(&mut runner, &image.memory, built.exe)?;
-        let mut temporary = built.temporary.clone();
-        temporary.push(built.control);
-        for fd in &temporary {
-            runner.call(libc::SYS_close, "close", &[*fd as u64])?;
+        for fd in foreign_descriptors(pid, image)? {
+            runner.call(libc::SYS_close, "close", &[fd as u64])?;
         }
         runner.flush()?;
         if !vdso.is_like(&image.memory) {
             redirect(&mut runner, pid, &image.memory, vdso)?;
         }
-        Ok(Self { pid, leader, stub, temporary })
+        Ok(Self { pid, leader, stub })
     }
 
     /// Writes pages.
@@ -187,10 +198,11 @@ impl Restoring {
             return Ok(());
         }
         // Piece by piece, to go on behind a short write and to name the range that fails.
-        let mut at = 0;
+        let mut at = 0_usize;
         for &(start, end) in ranges {
-            let len = end.checked_sub(start).ok_or(RestoreError::Image("a range of pages"))?;
-            let piece = bytes.get(at..).and_then(|rest| rest.get(..len as usize));
+            let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok());
+            let to = len.and_then(|len| at.checked_add(len));
+            let piece = to.and_then(|to| bytes.get(at..to));
             let piece = piece.ok_or(RestoreError::Image("short pages"))?;
             io_error(
                 format!("write memory {start:x}-{end:x}"),
@@ -207,7 +219,6 @@ impl Restoring {
     /// # Errors
     /// The call that failed.
     pub fn finish(mut self, image: &ProcessImage, filter: Option<&[u8]>) -> Result<Vec<NewThread>> {
-        debug_assert!(!self.temporary.is_empty());
         let near = Near::stay();
         let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
         let mut runner = Runner::new(&mut self.leader, &self.stub);

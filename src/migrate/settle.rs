@@ -8,7 +8,7 @@
 //! * `ERESTART_RESTARTBLOCK`: the deadline is in the old kernel's task. The remaining time is
 //!   computed from the moment the thread fell asleep, and the call starts again with it.
 //! * `EINTR` of a call that never restarts (epoll_wait and others, signal(7)) although no
-//!   signal with a handler is there: natively the thread would still sleep, so the call
+//!   signal is there but ignored ones: natively the thread would still sleep, so the call
 //!   starts again with its remaining time.
 //!
 //! The moment of falling asleep is `se.exec_start` of `/proc/PID/task/TID/sched`, the
@@ -17,6 +17,8 @@
 //! its own, which stands still while the hypervisor or an interrupt has the CPU
 //! (update_rq_clock_task, kernel/sched/core.c): it is compared with itself only, and a sleep
 //! may become a little longer, but never shorter.
+//! Nothing is known of a sleep that an ignored signal has disturbed: such a call gets its
+//! whole timeout once more, and what is left of that when it is disturbed again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -97,7 +99,8 @@ pub struct Asleep {
     /// The CPU it last ran on.
     cpu: usize,
     switches: u64,
-    nr: i64,
+    /// Its call; a process that is not dumpable does not tell.
+    nr: Option<i64>,
 }
 
 /// The scheduler's clock at the freeze, by CPU, nanoseconds.
@@ -109,22 +112,31 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
+/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose.
+fn call_with_timeout(text: &str) -> Option<i64> {
+    let mut words = text.split_whitespace();
+    let nr: i64 = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+    }
+    if nr != libc::SYS_restart_syscall {
+        timeout_of(nr, &args)?;
+    }
+    Some(nr)
+}
+
 impl Asleep {
     /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
     /// a move would lose, or this kernel has no such file.
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let text = read_proc(&format!("{dir}/syscall")).ok()?;
-        let mut words = text.split_whitespace();
-        let nr: i64 = words.next()?.parse().ok()?;
-        let mut args = [0; 6];
-        for arg in &mut args {
-            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
-        }
-        if nr != libc::SYS_restart_syscall {
-            timeout_of(nr, &args)?;
-        }
+        let nr = match read_proc(&format!("{dir}/syscall")) {
+            Ok(text) => Some(call_with_timeout(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(_) => return None,
+        };
         let sched = read_proc(&format!("{dir}/sched")).ok()?;
         Some(Self {
             since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
@@ -246,7 +258,7 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let seen = it.asleep.filter(|a| a.nr == nr && a.still(it.pid, it.tid));
+    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr) && a.still(it.pid, it.tid));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
@@ -277,17 +289,37 @@ pub fn judge_seen(
     now: &SchedulerClocks,
     running: Option<&(Regs, Restart)>,
 ) -> io::Result<Option<Restart>> {
-    let pending = view.hex("SigPnd:") | view.hex("ShdPnd:");
+    let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
+    let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
+    let stopped_by = match thread.stop {
+        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored,
+        _ => 0,
+    };
     judge(&Interrupted {
         pid: view.pid,
         tid: thread.tid,
         regs,
-        signal: matches!(thread.stop, crate::tracer::Stop::Signal(_))
-            || has_deliverable(pending, view.hex("SigBlk:")),
+        signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
         asleep: thread.asleep,
         now,
         running: running.map(|(_, restart)| *restart),
     })
+}
+
+/// Signals that natively wake nobody, by the masks of proc_pid_status(5): ignored ones, and
+/// those whose default is to be ignored (signal(7)). A tracer is shown them all the same
+/// (`sig_ignored`, kernel/signal.c), which ends the call of a sleeping thread. Not SIGCONT:
+/// the stop that it ends has natively interrupted the call.
+fn ignored(ignored: u64, caught: u64) -> u64 {
+    const BY_DEFAULT: [i32; 3] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH];
+    let by_default = BY_DEFAULT.into_iter().map(sigbit).fold(0, |all, bit| all | bit);
+    (ignored | by_default & !caught) & !sigbit(libc::SIGCONT)
+}
+
+/// Has a stop ended the call, which the kernel will not restart?
+#[must_use]
+pub fn cut_short(regs: &Regs) -> bool {
+    regs.rax as i64 == EINTR && answers_eintr(regs.orig_rax as i64)
 }
 
 /// On the machine where a call was interrupted: must the supervisor restart it, because the
@@ -371,6 +403,14 @@ mod tests {
         let pid = std::process::id() as i32;
         assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
         assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn ignored_signals() {
+        let (chld, winch, usr1) = (sigbit(libc::SIGCHLD), sigbit(libc::SIGWINCH), sigbit(10));
+        let cont = sigbit(libc::SIGCONT);
+        assert_eq!(ignored(0, 0), chld | winch | sigbit(libc::SIGURG));
+        assert_eq!(ignored(usr1 | cont, chld | cont), winch | sigbit(libc::SIGURG) | usr1);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Plan {
     pub domainname: String,
     /// The job's clocks when this was sent.
     pub clocks: Clocks,
+    /// The session has a controlling terminal, which is relayed.
+    pub terminal: bool,
 }
 
 /// A process that waits for its descriptors and memory.
@@ -102,10 +104,6 @@ pub struct Built {
     pub paths: Vec<RawFd>,
     pub exe: RawFd,
     pub shared: Vec<RawFd>,
-    /// Its end of the control socket.
-    pub control: RawFd,
-    /// All that must be closed when the mappings are made.
-    pub temporary: Vec<RawFd>,
 }
 
 /// Sends one message with descriptors; large content goes through a memfd.
@@ -201,18 +199,20 @@ pub fn offsets(pid: &str) -> io::Result<(i128, i128)> {
 }
 
 impl Skeleton {
-    /// Makes the processes. The caller has one thread.
+    /// Makes the processes. The caller has one thread. A session leader that is not the
+    /// process itself takes `tty` as its controlling terminal at once: the others get it by
+    /// fork(2), and in no other way (tty_ioctl(4), TIOCSCTTY).
     ///
     /// # Errors
     /// The step that failed, in words.
-    pub fn spawn(plan: &Plan) -> Result<Self> {
+    pub fn spawn(plan: &Plan, tty: Option<BorrowedFd>) -> Result<Self> {
         let (control, theirs) = pair()?;
         let (leader, leaders) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
         let now = own_clocks().map_err(io_error("clock_gettime"))?;
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, now, theirs, leaders);
+            newborn::start(plan, now, theirs, leaders, tty.map(|fd| fd.as_raw_fd()));
         }
         drop((theirs, leaders));
         let made = Self::await_ready(control, leader, plan.ids);

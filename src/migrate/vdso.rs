@@ -54,11 +54,16 @@ impl Vdso {
         &self.text
     }
 
+    /// Where in its code a `syscall` instruction is.
+    #[must_use]
+    pub fn syscall_offset(&self) -> Option<u64> {
+        self.text.windows(2).position(|w| w == [0x0f, 0x05]).map(|at| at as u64)
+    }
+
     /// A `syscall` instruction in it.
     #[must_use]
     pub fn syscall_insn(&self) -> Option<u64> {
-        let at = self.text.windows(2).position(|w| w == [0x0f, 0x05])?;
-        Some(self.start + at as u64)
+        Some(self.start + self.syscall_offset()?)
     }
 
     /// The image's vdso has the same text, and its parts lie to each other as ours do.
@@ -144,7 +149,8 @@ pub fn with_jumps(old: &[u8], new: &[u8], new_start: u64) -> Vec<u8> {
     for (name, at) in functions(old) {
         let target = targets.iter().find(|(n, _)| *n == name).map(|(_, offset)| new_start + offset);
         let code = target.map_or_else(|| NO_SUCH_CALL.to_vec(), jump);
-        if let Some(place) = text.get_mut(at as usize..at as usize + code.len()) {
+        let end = (at as usize).saturating_add(code.len());
+        if let Some(place) = text.get_mut(at as usize..end) {
             place.copy_from_slice(&code);
         }
     }

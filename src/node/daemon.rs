@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{bail, Context};
 use mio::unix::SourceFd;
@@ -38,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const EXCHANGE: Duration = Duration::from_secs(5);
 /// Pause after accept4(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks for folders of jobs that have gone on.
+const SWEEP: Duration = Duration::from_secs(60 * 60);
 
 const LISTENER: Key = Key(0);
 const SIGNALS: Key = Key(1);
@@ -105,6 +107,8 @@ pub struct Daemon {
     plan: Plan,
     children: Vec<Child>,
     accept_at: Option<Instant>,
+    /// When folders of jobs that have gone on are looked for again.
+    sweep_at: Instant,
     signals: Option<SignalFd>,
     stopper: Arc<Waker>,
     _lock: store::Lock,
@@ -153,6 +157,7 @@ impl Daemon {
             plan: Plan::default(),
             children: Vec::new(),
             accept_at: None,
+            sweep_at: Instant::now(),
             signals: None,
             stopper,
             _lock: lock,
@@ -220,13 +225,19 @@ impl Daemon {
 
     fn next_deadline(&self) -> Option<Instant> {
         let conns = self.conns.values().map(|c| c.deadline);
-        conns.chain(self.plan.next()).chain(self.accept_at).min()
+        conns.chain(self.plan.next()).chain(self.accept_at).chain([self.sweep_at]).min()
     }
 
     fn do_what_is_due(&mut self) {
         let now = Instant::now();
         if self.accept_at.take_if(|at| *at <= now).is_some() {
             self.accept_all();
+        }
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP;
+            if let Err(e) = orphan::sweep(&self.host.state, SystemTime::now()) {
+                tracing::warn!("removing the folders of jobs that have gone on: {e}");
+            }
         }
         self.close_late(now);
         for peer in self.plan.take_due(now) {
@@ -447,7 +458,8 @@ impl Daemon {
         let Some(frame) = link.next_frame() else {
             return Ok(Next::Keep(Kind::Orphan(link, job)));
         };
-        let answer = orphan::answer(&self.host.state, job, &frame.header)
+        let peer = link.peer().ok_or("it has not shown who it is")?;
+        let answer = orphan::answer(&self.host.state, job, peer, &frame.header)
             .ok_or_else(|| format!("job {job} has no supervisor here"))?;
         link.send_raw(&answer, &[]).map_err(text)?;
         Ok(close(link))

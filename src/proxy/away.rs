@@ -279,7 +279,10 @@ pub(super) fn finish(half: &mut Endpoint) {
 ///
 /// # Errors
 /// When no pipe or pty can be made, or the pty does not take its unread input.
-pub(super) fn rebuild(state: AwayState) -> io::Result<(Endpoint, Local, OwnedFd)> {
+pub(super) fn rebuild(
+    state: AwayState,
+    pty: Option<PtyPair>,
+) -> io::Result<(Endpoint, Local, OwnedFd)> {
     let id = state.stream;
     match state.end {
         AwayEnd::PipeIn { rx, unread, capacity } => {
@@ -293,7 +296,7 @@ pub(super) fn rebuild(state: AwayState) -> io::Result<(Endpoint, Local, OwnedFd)
             let half = Endpoint::new(id, Role::AwayPipe { capacity }, Some(tx), None);
             Ok((half, Local::own(ours)?, job))
         }
-        AwayEnd::Pty(state) => rebuild_pty(id, *state),
+        AwayEnd::Pty(state) => rebuild_pty(id, *state, pty.map_or_else(PtyPair::open, Ok)?),
     }
 }
 
@@ -303,8 +306,11 @@ fn pipe(capacity: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-fn rebuild_pty(id: StreamId, state: PtyState) -> io::Result<(Endpoint, Local, OwnedFd)> {
-    let (master, slave) = open_pty()?;
+fn rebuild_pty(
+    id: StreamId,
+    state: PtyState,
+    PtyPair { master, slave }: PtyPair,
+) -> io::Result<(Endpoint, Local, OwnedFd)> {
     let master = Local::own(master)?;
     state.termios.set(master.as_fd())?;
     state.size.set(master.as_fd())?;
@@ -314,10 +320,22 @@ fn rebuild_pty(id: StreamId, state: PtyState) -> io::Result<(Endpoint, Local, Ow
     Ok((half, master, slave))
 }
 
-/// A pty by /dev/ptmx, which works also where the ptmx of devpts has mode 000.
-fn open_pty() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let master = nix::fcntl::open("/dev/ptmx", flags, nix::sys::stat::Mode::empty())?;
-    let slave = raw::pty_peer(master.as_fd())?;
-    Ok((master, slave))
+/// A pty whose slave is to be a job's terminal.
+#[derive(Debug)]
+pub struct PtyPair {
+    pub master: OwnedFd,
+    pub slave: OwnedFd,
+}
+
+impl PtyPair {
+    /// A new pty by /dev/ptmx, which works also where the ptmx of devpts has mode 000.
+    ///
+    /// # Errors
+    /// When there is no devpts or no pty is left.
+    pub fn open() -> io::Result<Self> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = nix::fcntl::open("/dev/ptmx", flags, nix::sys::stat::Mode::empty())?;
+        let slave = raw::pty_peer(master.as_fd())?;
+        Ok(Self { master, slave })
+    }
 }

@@ -57,7 +57,7 @@ mod raw;
 pub mod stream;
 pub mod term;
 
-pub use away::{AwayEnd, AwayState, PtyState};
+pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
 pub use stream::{RelayMsg, StreamId};
@@ -135,8 +135,20 @@ impl Relays {
     /// # Errors
     /// [`RelayError::Io`] when the local object cannot be made.
     pub fn rebuild(&mut self, state: AwayState) -> Result<OwnedFd, RelayError> {
+        self.rebuild_on(state, None)
+    }
+
+    /// As [`Relays::rebuild`]; a terminal becomes `pty`, made beforehand.
+    ///
+    /// # Errors
+    /// As [`Relays::rebuild`].
+    pub fn rebuild_on(
+        &mut self,
+        state: AwayState,
+        pty: Option<PtyPair>,
+    ) -> Result<OwnedFd, RelayError> {
         let stream = state.stream;
-        let (half, local, job_end) = away::rebuild(state)
+        let (half, local, job_end) = away::rebuild(state, pty)
             .map_err(|e| RelayError::io(stream, "make the job's pipe or terminal", e))?;
         self.insert(half, local)?;
         Ok(job_end)
@@ -249,6 +261,17 @@ impl Relays {
     pub fn job_ended(&mut self, out: Out<'_>) {
         for half in self.halves.values_mut().filter(|half| is_away(half)) {
             away::finish(half);
+            half.pump(&self.registry, self.linked, out);
+        }
+    }
+
+    /// The job has ended and its host has nothing more to send (home side). What a supervisor
+    /// relayed that died before the job ends here.
+    pub fn host_ended(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut().filter(|half| !is_away(half)) {
+            if let Some(rx) = &mut half.rx {
+                rx.end_here();
+            }
             half.pump(&self.registry, self.linked, out);
         }
     }

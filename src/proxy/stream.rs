@@ -301,7 +301,7 @@ impl Receiver {
     pub fn consume(&mut self, n: usize) {
         let n = n.min(self.pending.len());
         self.pending.drain(..n);
-        self.consumed += n as u64;
+        self.consumed = self.consumed.saturating_add(n as u64);
     }
 
     /// Every byte was consumed and nothing follows: the local object shall see eof.
@@ -313,6 +313,11 @@ impl Receiver {
     /// The local object has seen the eof.
     pub fn consume_eof(&mut self) {
         self.eof_consumed = self.at_eof();
+    }
+
+    /// The sender is gone: nothing follows what has come.
+    pub fn end_here(&mut self) {
+        self.eof = true;
     }
 
     /// Nobody reads locally any more.

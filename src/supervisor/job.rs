@@ -5,13 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::ids::{Epoch, JobId};
+use crate::journal::{self, Journal, Record, Step};
 use crate::state::{JobDir, JobMeta, StateDir};
 
 /// A job whose lock is held by this process.
@@ -84,6 +85,36 @@ impl Job {
         Ok(Self { id, dir, meta, _lock: lock })
     }
 
+    /// Writes the decision that a dead supervisor left open, and gives the last record.
+    ///
+    /// A process that lives has not been given away. One that is gone was the frozen copy
+    /// when its supervisor had sealed it, or when the machine went down with it; else it has
+    /// run on by itself and ended.
+    ///
+    /// # Errors
+    /// `WouldBlock` while the supervisor's end is not over: it may take the process along.
+    /// Else when the journal cannot be read or written.
+    pub fn settle(&self) -> io::Result<Option<Record>> {
+        let path = self.dir.journal();
+        let Some(last) = journal::last(&path)? else { return Ok(None) };
+        let rebooted = last.boot != journal::boot_id();
+        let presence = match last.step {
+            Step::Intent => presence(&self.meta),
+            Step::Sealed => lasting_presence(&self.meta),
+            _ => return Ok(Some(last)),
+        };
+        let step = match (presence, last.step) {
+            (Presence::Leaving, _) => return Err(io::ErrorKind::WouldBlock.into()),
+            (Presence::Here, _) => Step::Abort,
+            (Presence::Gone, Step::Sealed) => Step::Commit,
+            (Presence::Gone, _) if rebooted => Step::Commit,
+            (Presence::Gone, _) => Step::Abort,
+        };
+        let decided = Record { step, boot: journal::boot_id(), ..last };
+        Journal::open(&path)?.write(&decided)?;
+        Ok(Some(decided))
+    }
+
     /// Notes which process the job is. Not synced: a crash of the machine takes the process
     /// along.
     ///
@@ -92,6 +123,14 @@ impl Job {
     pub fn set_process(&mut self, host_pid: i32) -> io::Result<()> {
         self.meta.pid = host_pid;
         self.meta.host = Some((host_pid, start_time(host_pid)?));
+        self.note()
+    }
+
+    /// As [`Job::save`], but not synced: for what a crash of the machine makes untrue anyway.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn note(&self) -> io::Result<()> {
         write_meta(&self.dir, &self.meta)
     }
 
@@ -115,6 +154,45 @@ fn write_meta(dir: &JobDir, meta: &JobMeta) -> io::Result<()> {
 #[must_use]
 pub fn is_alive(meta: &JobMeta) -> bool {
     meta.host.is_some_and(|(pid, started)| start_time(pid).is_ok_and(|now| now == started))
+}
+
+/// A job's process as seen by one who finds no supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Here,
+    /// Traced still, or about to end: a supervisor's locks and sockets are gone a little
+    /// before it lets go of its job, or kills it (exit_notify() in kernel/exit.c comes last).
+    Leaving,
+    Gone,
+}
+
+/// Is the job's process on this host?
+#[must_use]
+pub fn presence(meta: &JobMeta) -> Presence {
+    const PF_EXITING: u32 = 0x4;
+    let Some((pid, _)) = meta.host.filter(|_| is_alive(meta)) else { return Presence::Gone };
+    let process = procfs::process::Process::new(pid);
+    let seen = process.and_then(|p| Ok((p.status()?, p.stat()?)));
+    let Ok((status, stat)) = seen else { return Presence::Leaving };
+    let killed = (status.sigpnd | status.shdpnd) & (1 << (libc::SIGKILL - 1)) != 0;
+    if status.tracerpid != 0 || killed || stat.flags & PF_EXITING != 0 {
+        Presence::Leaving
+    } else {
+        Presence::Here
+    }
+}
+
+/// As [`presence`] of a process that its supervisor's end should kill. One that has taken
+/// the signal and does not show it yet is not to be taken for one that stays.
+fn lasting_presence(meta: &JobMeta) -> Presence {
+    const LOOKS: usize = 10;
+    for _ in 0..LOOKS {
+        match presence(meta) {
+            Presence::Here => std::thread::sleep(Duration::from_millis(25)),
+            other => return other,
+        }
+    }
+    presence(meta)
 }
 
 /// Has the job a supervisor?

@@ -3,8 +3,7 @@
 //! ```text
 //!            ┌── signalfd ── SIGCHLD: wait4 until empty ─► Session (or a foreign owner)
 //!            │          └─── others ─► Signals: has the job it? ─► forward
-//! poll ─► step ── ctl.sock ─► clients ─► Status: answered at once
-//!            │                       └─► others: `pending`
+//! poll ─► step ── ctl.sock ─► clients ─► `pending`
 //!            └── registered by others ─► `ready`
 //! ```
 //!
@@ -40,7 +39,7 @@ use job::Job;
 use serve::{Client, ClientKey, Clients};
 use session::Session;
 use signals::{Arrived, Reach, Signals};
-use status::{CpuMeter, Describe};
+use status::CpuMeter;
 
 /// Clients served at the same time; more are turned away.
 const MAX_CLIENTS: usize = 64;
@@ -120,8 +119,6 @@ pub struct Supervisor {
     pub node: String,
     pub mode: Mode,
     pub board: Board,
-    /// How descriptors are shown.
-    pub describe: Describe,
     /// Requests that wait for whoever can answer them, oldest first.
     pub pending: VecDeque<Pending>,
     /// Events of sources registered by others, oldest first.
@@ -174,7 +171,6 @@ impl Supervisor {
             session,
             mode,
             board: Board::default(),
-            describe: status::by_link,
             pending: VecDeque::new(),
             ready: VecDeque::new(),
             foreign: BTreeMap::new(),
@@ -414,13 +410,8 @@ impl Supervisor {
     fn hear(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(&key) else { return };
         client.flush();
-        match client.read() {
-            Some((Request::Status, _)) => {
-                let status = self.status();
-                self.finish(key, &Reply::Status(Box::new(status)));
-            }
-            Some((request, fd)) => self.pending.push_back(Pending { client: key, request, fd }),
-            None => {}
+        if let Some((request, fd)) = client.read() {
+            self.pending.push_back(Pending { client: key, request, fd });
         }
         self.sweep(key);
     }

@@ -13,6 +13,7 @@ use procfs::process::{Process, Stat, Status};
 use super::session::Session;
 use super::Supervisor;
 use crate::control::{FdStatus, JobState, JobStatus, ProcessStatus};
+use crate::migrate::resource::fd::{self, FdView};
 
 /// CPU time at the last question.
 #[derive(Debug)]
@@ -47,9 +48,17 @@ fn look(pid: i32) -> Option<Seen> {
 }
 
 impl Supervisor {
-    /// Everything that `ps` and `inspect` show of this job.
+    /// The job's processes here.
     #[must_use]
-    pub fn status(&mut self) -> JobStatus {
+    pub fn processes(&self) -> Vec<ProcessStatus> {
+        let seen = self.session.processes().into_iter().filter_map(look);
+        seen.map(|p| process_status(&p, &self.node)).collect()
+    }
+
+    /// Everything that `ps` and `inspect` show of this job. `bind` names what stands behind
+    /// a descriptor.
+    #[must_use]
+    pub fn status(&mut self, bind: Bind) -> JobStatus {
         let root = self.session.root;
         let processes: Vec<Seen> = self.session.processes().into_iter().filter_map(look).collect();
         let sum = |of: fn(&Seen) -> u64| processes.iter().map(of).sum::<u64>();
@@ -69,7 +78,7 @@ impl Supervisor {
             cwd: link(root, "cwd"),
             tty: look(root).and_then(|p| terminal(p.stat.tty_nr)),
             connections: processes.iter().map(|p| connections(p.stat.pid)).sum(),
-            fds: descriptors(root, self.describe),
+            fds: descriptors(root, bind),
             depends: self.board.depends.clone(),
             history: self.board.history.clone(),
             blockers: self.board.blockers.clone(),
@@ -108,9 +117,21 @@ fn link(pid: i32, name: &str) -> String {
     target.map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned())
 }
 
-/// Name of a terminal by its device number (proc_pid_stat(5), `tty_nr`).
+/// Major and minor number of the process's controlling terminal.
+pub(super) fn controlling_terminal(pid: i32) -> Option<(u32, u32)> {
+    let tty_nr = Process::new(pid).ok()?.stat().ok()?.tty_nr;
+    Some(device(tty_nr)).filter(|(major, _)| *major != 0)
+}
+
+/// `tty_nr` of proc_pid_stat(5).
+fn device(tty_nr: i32) -> (u32, u32) {
+    let nr = tty_nr as u32;
+    ((nr >> 8) & 0xfff, (nr & 0xff) | ((nr >> 12) & 0xf_ff00))
+}
+
+/// Name of a terminal by its device number.
 fn terminal(tty_nr: i32) -> Option<String> {
-    let (major, minor) = ((tty_nr >> 8) & 0xfff, (tty_nr & 0xff) | ((tty_nr >> 12) & 0xf_ff00));
+    let (major, minor) = device(tty_nr);
     match major {
         0 => None,
         4 if minor < 64 => Some(format!("tty{minor}")),
@@ -126,24 +147,36 @@ fn numbers(pid: i32) -> BTreeSet<i32> {
     entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// How a descriptor is shown: pid, number and link to [`FdStatus`]. Replaced by the one
-/// that knows the registered kinds.
-pub type Describe = fn(i32, i32, String) -> FdStatus;
+/// What stands behind a description: `native`, `recreated` or `forwarded via HOME`.
+pub type Bind<'a> = &'a dyn Fn(&FdView) -> String;
 
-fn descriptors(pid: i32, describe: Describe) -> Vec<FdStatus> {
-    let one = |fd| describe(pid, fd, link(pid, &format!("fd/{fd}")));
-    numbers(pid).into_iter().map(one).collect()
+fn descriptors(pid: i32, bind: Bind) -> Vec<FdStatus> {
+    let views = numbers(pid).into_iter().filter_map(|fd| FdView::read(pid, fd).ok());
+    views.map(|view| describe(view, bind)).collect()
 }
 
-/// The kind as the link itself tells it.
-#[must_use]
-pub fn by_link(_pid: i32, fd: i32, what: String) -> FdStatus {
-    let kind = match what.split_once(':') {
+fn describe(view: FdView, bind: Bind) -> FdStatus {
+    let (binding, kind) = (bind(&view), kind(&view));
+    FdStatus { fd: view.fd, kind, what: view.link, binding }
+}
+
+/// The kind as the table of kinds names it; sockets and others as their link tells it.
+fn kind(view: &FdView) -> String {
+    if fd::is_terminal(view) {
+        return "terminal".into();
+    }
+    match fd::find(view).map(|kind| kind.name()) {
+        Some(name) if !["special", "other"].contains(&name) => name.to_owned(),
+        _ => by_link(&view.link),
+    }
+}
+
+fn by_link(what: &str) -> String {
+    match what.split_once(':') {
         Some(("anon_inode", name)) => name.trim_matches(['[', ']']).to_owned(),
         Some((kind, _)) if !what.starts_with('/') => kind.to_owned(),
         _ => "file".to_owned(),
-    };
-    FdStatus { fd, kind, what, binding: "native".into() }
+    }
 }
 
 /// Established TCP connections of a process.
@@ -183,10 +216,19 @@ mod tests {
 
     #[test]
     fn kinds_come_from_the_link() {
-        let kind = |what: &str| by_link(1, 3, what.into()).kind;
-        assert_eq!(kind("pipe:[12]"), "pipe");
-        assert_eq!(kind("anon_inode:[eventfd]"), "eventfd");
-        assert_eq!(kind("/tmp/a:b"), "file");
+        assert_eq!(by_link("socket:[12]"), "socket");
+        assert_eq!(by_link("anon_inode:[io_uring]"), "io_uring");
+        assert_eq!(by_link("/proc/self/a:b"), "file");
+    }
+
+    #[test]
+    fn own_descriptors_are_described() {
+        let own = std::process::id() as i32;
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let view = FdView::read(own, std::os::fd::AsRawFd::as_raw_fd(&reader)).unwrap();
+        let shown = describe(view, &|_| "native".into());
+        assert_eq!((shown.kind.as_str(), shown.binding.as_str()), ("pipe", "native"));
+        assert!(shown.what.starts_with("pipe:["), "{}", shown.what);
     }
 
     #[test]

@@ -109,7 +109,11 @@ pub fn publish(from: &Path, name: &str) -> Result<PathBuf> {
         fs::create_dir_all(&dir)?;
         let part = dir.join(format!(".{name}.{}", std::process::id()));
         fs::copy(from, &part).with_context(|| format!("copy {}", from.display()))?;
-        fs::rename(part, &to)?;
+        // Not over a copy of the other worker, which may be running already.
+        match fs::hard_link(&part, &to) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e.into()),
+            _ => fs::remove_file(part)?,
+        }
     }
     Ok(to)
 }

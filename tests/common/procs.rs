@@ -88,13 +88,13 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Done> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| what.clone())?;
-    let (out, _) = Collected::start(child.stdout.take().context("no stdout")?);
+    let (out, out_end) = Collected::start(child.stdout.take().context("no stdout")?);
     let (err, err_end) = Collected::start(child.stderr.take().context("no stderr")?);
     match wait(&mut child, limit, &what) {
         Ok(status) => {
-            // A daemon that the command left behind may hold the pipe open: do not wait for it.
-            let _ = super::until(Duration::from_millis(500), "", || {
-                Ok(err_end.is_finished().then_some(()))
+            // A daemon that the command left behind may hold a pipe open: do not wait for it.
+            let _ = super::until(Duration::from_secs(5), "", || {
+                Ok((out_end.is_finished() && err_end.is_finished()).then_some(()))
             });
             Ok(Done { status, stdout: out.text(), stderr: err.text() })
         }

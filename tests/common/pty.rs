@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{fcntl, FcntlArg, FdFlag};
 use nix::pty::{openpty, Winsize};
 
 use super::procs::Collected;
@@ -26,6 +27,10 @@ impl Terminal {
     /// user `who`.
     pub fn open(who: Who) -> Result<(Self, File)> {
         let pty = openpty(&size(24, 80), None).context("openpty")?;
+        // The program shall have the slave as its standard streams and nothing else.
+        for fd in [&pty.master, &pty.slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
         let (master, slave) = (File::from(pty.master), File::from(pty.slave));
         if who == Who::User && is_root() {
             fchown(&slave, Some(ORDINARY), None)?;

@@ -284,11 +284,12 @@ fn worker(cells: &[Cell]) -> ExitCode {
             Some(cell) => one(cell, &mut worker),
             None => Outcome::Failed(format!("no cell named {name}")),
         };
+        // The runner ends a worker after a failure; that is no reason to clean up for it.
+        busy.store(false, Ordering::SeqCst);
         let told = writeln!(std::io::stdout(), "{}", outcome.encode());
         if matches!(outcome, Outcome::Failed(_)) || told.is_err() {
             break;
         }
-        busy.store(false, Ordering::SeqCst);
     }
     drop(worker);
     procs::kill_below(std::process::id() as i32);
@@ -299,6 +300,7 @@ fn worker(cells: &[Cell]) -> ExitCode {
 /// that the cell has started is killed.
 fn orders(busy: Arc<AtomicBool>) -> Receiver<String> {
     let (send, names) = mpsc::channel();
+    let runner = std::os::unix::process::parent_id();
     std::thread::spawn(move || {
         for name in std::io::stdin().lock().lines().map_while(Result::ok) {
             busy.store(true, Ordering::SeqCst);
@@ -308,9 +310,13 @@ fn orders(busy: Arc<AtomicBool>) -> Receiver<String> {
         }
         if busy.load(Ordering::SeqCst) {
             procs::kill_below(std::process::id() as i32);
-            if let (Some(dir), None) =
-                (std::env::var_os("VOSRUN_TEST_DIR"), std::env::var_os("VOSRUN_TEST_KEEP"))
-            {
+            // A runner that lives only puts this worker away: its folder is in use.
+            let orphaned = std::os::unix::process::parent_id() != runner;
+            if let (true, Some(dir), None) = (
+                orphaned,
+                std::env::var_os("VOSRUN_TEST_DIR"),
+                std::env::var_os("VOSRUN_TEST_KEEP"),
+            ) {
                 let _ = fs::remove_dir_all(dir);
             }
             std::process::exit(1);

@@ -154,3 +154,14 @@ fn death_by_a_forwarded_signal_is_told() {
         drop(stdin);
     }
 }
+
+#[test]
+fn ignored_signals_end_no_call() {
+    for host in everyone().into_iter().map(Host::new) {
+        let ended = output(&mut host.launch(guest("ignored"), &[]));
+        let text = stdout(&ended);
+        let wrong = |line: &&str| !line.ends_with(" ok") && !line.ends_with(" absent");
+        assert_eq!(text.lines().find(wrong), None, "as {:?}: {text}", host.user);
+        assert!(text.contains("epoll_wait timed ok"), "{text}");
+    }
+}

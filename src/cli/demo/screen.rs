@@ -58,7 +58,7 @@ pub fn pauses(all: &[f64]) -> String {
 
 fn host_box(view: &View, side: usize, name: &str) -> Vec<String> {
     let here = view.side == side;
-    let pid = view.host_pid.map_or_else(String::new, |pid| format!(", pid {pid} of this machine"));
+    let pid = view.host_pid.map_or_else(String::new, |pid| format!(", host pid {pid}"));
     let title = if here { format!(" {name}: runs here{pid} ") } else { format!(" {name} ") };
     let title = shorten(&title, INNER);
     let mut lines = vec![format!("┌{title}{}┐", "─".repeat(INNER - width(&title)))];
@@ -133,7 +133,7 @@ mod tests {
         );
         view.side = 1;
         view.host_pid = Some(99);
-        assert!(top(&view).contains("┌ right: runs here, pid 99 of this m"), "{}", top(&view));
+        assert!(top(&view).contains("┌ right: runs here, host pid 99 "), "{}", top(&view));
         assert!(lines(&view)[2].ends_with("│ tick 7                             │"));
     }
 }

@@ -72,13 +72,13 @@ pub fn doctor(state: &StateDir, args: &DoctorArgs, json: bool) -> anyhow::Result
     if let Some(node) = &args.to {
         tests.push((format!("to {node}"), selftest::to_node(state, node)));
     }
-    let failed = found.iter().any(|f| f.mark == Mark::Bad) || tests.iter().any(|t| t.1.is_err());
-    let code = u8::from(failed);
+    let failed = tests.iter().filter(|t| t.1.is_err()).count();
+    let code = u8::from(failed > 0 || found.iter().any(|f| f.mark == Mark::Bad));
     if json {
         print_json(document(&found, &tests, code))?;
     } else {
         let tests: String = tests.iter().map(|(what, end)| test_line(what, end, paint)).collect();
-        print(&(tests + &summary(&found, code)))?;
+        print(&(tests + &summary(&found, failed, code)))?;
     }
     Ok(code)
 }
@@ -190,11 +190,15 @@ fn test_line(what: &str, end: &anyhow::Result<Outcome>, paint: Paint) -> String 
     }
 }
 
-fn summary(found: &[Found], code: u8) -> String {
+fn summary(found: &[Found], failed: usize, code: u8) -> String {
     let of = |mark| found.iter().filter(|f| f.mark == mark).count();
     let warnings = count(of(Mark::Warning), "warning", "warnings");
     let verdict = if code == 0 { "programs can be moved" } else { "programs cannot be moved yet" };
-    format!("{verdict}; {warnings}, {} to fix\n", of(Mark::Bad))
+    let tests = match failed {
+        0 => String::new(),
+        n => format!(", {} failed", count(n, "test", "tests")),
+    };
+    format!("{verdict}; {warnings}, {} to fix{tests}\n", of(Mark::Bad))
 }
 
 fn document(found: &[Found], tests: &[(String, anyhow::Result<Outcome>)], code: u8) -> Value {
@@ -252,7 +256,7 @@ mod tests {
         assert_eq!(lines[1], " ✔ limits (open files 1024 of 1048576)");
         assert_eq!(lines[2], " ⚠ attach to other processes   EPERM; kernel.yama.ptrace_scope is 1");
         assert!(lines[3].contains("→ start the program with `vosrun --`"), "{text}");
-        assert!(summary(&all, 0).contains("1 warning, 0 to fix"));
+        assert!(summary(&all, 0, 0).contains("1 warning, 0 to fix"));
     }
 
     #[test]

@@ -45,7 +45,9 @@ pub fn between_local_nodes() -> anyhow::Result<Outcome> {
     let mut moves = Vec::new();
     for (from, to) in [(0, 1), (1, 0)] {
         let job = pair.side(from).running_job()?;
-        let there = move_to(&job, pair.side(to).name).with_context(|| pair.side(to).log_end())?;
+        let there = move_to(&job, pair.side(to).name).with_context(|| {
+            format!("moving it to {} {}", pair.side(to).name, pair.side(to).log_end())
+        })?;
         moves.push(there);
         toy.talk().context("after a move")?;
     }

@@ -139,7 +139,56 @@ pub struct MmImage {
     pub data: Vec<(u64, u64)>,
 }
 
+/// Where addresses of programs end (x86-64, four levels of page tables).
+const ADDRESSES: u64 = 1 << 47;
+
+/// A range of whole pages that a program can have.
+fn is_range(start: u64, end: u64) -> bool {
+    start < end && end <= ADDRESSES && (start | end).is_multiple_of(memory::PAGE)
+}
+
 impl MmImage {
+    /// Checks indices, and that no sum of addresses or sizes can overflow.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), &'static str> {
+        /// AT_VECTOR_SIZE of the kernel is far below.
+        const MOST_AUXV: usize = 4096;
+        let within = |index: u32, len: usize| (index as usize) < len;
+        if !within(self.exe, self.files.len()) {
+            return Err("an executable that is no file");
+        }
+        if self.auxv.len() > MOST_AUXV {
+            return Err("an auxiliary vector that is too long");
+        }
+        for m in &self.mappings {
+            if !is_range(m.start, m.end) || m.offset > u64::MAX / 2 {
+                return Err("a mapping of no range");
+            }
+            let outside = |&(s, e): &(u64, u64)| !is_range(s, e) || s < m.start || e > m.end;
+            if m.guards.iter().any(outside) {
+                return Err("a guard region outside of its mapping");
+            }
+            match m.backing {
+                Backing::File(index) if !within(index, self.files.len()) => {
+                    return Err("a mapping of no file");
+                }
+                Backing::Object(index) if !within(index, self.objects.len()) => {
+                    return Err("a mapping of no object");
+                }
+                _ => {}
+            }
+        }
+        if self.objects.iter().any(|o| o.size > ADDRESSES) {
+            return Err("an object that is too large");
+        }
+        if !self.data.iter().all(|&(start, end)| is_range(start, end)) {
+            return Err("data of no range");
+        }
+        Ok(())
+    }
+
     /// Bytes of all pages that follow.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {

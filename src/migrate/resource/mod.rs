@@ -45,6 +45,8 @@ pub struct View {
     /// Pid and tid as the job sees them.
     pub job_pid: i32,
     pub job_tid: i32,
+    /// The process is dumpable only because it is frozen; see `FrozenProcess`.
+    pub opened: bool,
     status: String,
     /// Its lines, sorted by name: begin of the name, of the value, end of the line.
     lines: Vec<(usize, usize, usize)>,
@@ -58,7 +60,7 @@ impl View {
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
         let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
         let lines = index(&status);
-        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, status, lines };
+        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, opened: false, status, lines };
         view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
         view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
         Ok(view)

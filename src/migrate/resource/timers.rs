@@ -6,7 +6,31 @@ use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::tracer::inject::{Arg, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
+///
+/// Each time a CPU-time timer is set the kernel adds one tick (set_cpu_itimer,
+/// kernel/time/itimer.c), which is taken off before.
 pub struct Intervals;
+
+/// One tick of this kernel, microseconds: the resolution of the coarse clocks.
+fn tick_us() -> u64 {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    tick.map_or(4000, |t| t.tv_nsec() as u64 / 1000)
+}
+
+/// A `struct itimerval` with its remaining time (the second timeval) less one tick.
+fn less_a_tick(value: &[u8]) -> Vec<u8> {
+    let word = |at: usize| {
+        let mut w = [0; 8];
+        w.copy_from_slice(&value[at..at + 8]);
+        u64::from_le_bytes(w)
+    };
+    let remaining = word(16) * 1_000_000 + word(24);
+    let remaining = remaining.saturating_sub(tick_us()).max(u64::from(remaining > 0));
+    let mut less = value[..16].to_vec();
+    less.extend((remaining / 1_000_000).to_le_bytes());
+    less.extend((remaining % 1_000_000).to_le_bytes());
+    less
+}
 
 /// Bytes of `struct itimerval` and `struct itimerspec`.
 const SPEC_LEN: usize = 32;
@@ -39,7 +63,9 @@ impl Part for Intervals {
         }
         for (which, value) in state.chunks(SPEC_LEN).enumerate() {
             if value.iter().any(|&b| b != 0) {
-                let at = Arg::Data(program.data(value));
+                let of_cpu = which != libc::ITIMER_REAL as usize;
+                let value = if of_cpu { less_a_tick(value) } else { awaiting_signal(value) };
+                let at = Arg::Data(program.data(&value));
                 program.call(
                     libc::SYS_setitimer,
                     "setitimer",
@@ -218,9 +244,32 @@ fn burn(program: &mut Program, id: i32) {
     program.call(libc::SYS_timer_delete, "timer_delete", &[Arg::Num(id as u64)]);
 }
 
+/// ITIMER_REAL with an interval and nothing remaining has expired, and starts anew when its
+/// signal is taken (itimer_get_remtime, kernel/time/itimer.c). Set to nothing it would be
+/// off: it expires at once, while its signal is pending.
+fn awaiting_signal(value: &[u8]) -> Vec<u8> {
+    let mut value = value.to_vec();
+    let (interval, remaining) = value.split_at_mut(16);
+    if interval.iter().any(|&b| b != 0) && remaining.iter().all(|&b| b == 0) {
+        remaining[8] = 1;
+    }
+    value
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tick_is_taken_off_what_remains() {
+        let of = |interval: [u64; 2], value: [u64; 2]| -> Vec<u8> {
+            interval.iter().chain(&value).flat_map(|w| w.to_le_bytes()).collect()
+        };
+        let tick = tick_us();
+        assert_eq!(less_a_tick(&of([1, 2], [1, 0])), of([1, 2], [0, 1_000_000 - tick]));
+        assert_eq!(less_a_tick(&of([0, 9], [0, 1])), of([0, 9], [0, 1]));
+        assert_eq!(less_a_tick(&of([0, 9], [0, 0])), of([0, 9], [0, 0]));
+    }
 
     #[test]
     fn proc_timers_text() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{LinkKey, Mover, Side};
+use crate::control::Reply;
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
@@ -16,6 +17,32 @@ use crate::tracer::Exit;
 
 /// Between two tries to reach the job's host.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// So long a host waits for the home agent before it looks for it.
+const SEEK: Duration = Duration::from_secs(1);
+
+/// A host that the home agent does not come to: it may have missed a move.
+pub(super) struct Seeker {
+    next: Instant,
+    /// The connection of the last try.
+    link: Option<LinkKey>,
+}
+
+impl Seeker {
+    pub(super) fn new() -> Self {
+        Self { next: Instant::now() + SEEK, link: None }
+    }
+
+    /// The home agent was here just now.
+    pub(super) fn wait(&mut self) {
+        self.next = Instant::now() + SEEK;
+    }
+
+    /// Time until the next try.
+    pub(super) fn in_time(&self) -> Duration {
+        self.next.saturating_duration_since(Instant::now())
+    }
+}
 
 /// What a home agent knows.
 pub(super) struct Agent {
@@ -66,28 +93,69 @@ impl Mover {
         }
     }
 
+    /// The job runs here, away from home, and no agent is connected.
+    pub(super) fn is_lost(&self) -> bool {
+        let here = self.agent.is_none() && !self.left && self.sup.session.root != 0;
+        here && !self.is_home() && self.relay_link.is_none()
+    }
+
+    /// Tells the home where the job is. It comes as soon as it knows.
+    pub(super) fn seek_home(&mut self) {
+        if !self.is_lost() || !self.seeker.in_time().is_zero() {
+            return;
+        }
+        self.seeker.wait();
+        if let Some(old) = self.seeker.link.take() {
+            self.drop_link(old);
+        }
+        let home = self.home_node.clone();
+        match self.connect_job(&home) {
+            Ok(key) => {
+                let to = Some((self.here, self.sup.node.clone()));
+                self.send(key, &Msg::Gone { to, epoch: self.epoch() }, &[]);
+                self.seeker.link = Some(key);
+            }
+            Err(e) => tracing::debug!("{}: {e:#}", home.1),
+        }
+    }
+
     fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
-        let peer = node::peers::by_id(&self.sup.state, host.0)?;
-        let peer = peer.ok_or_else(|| anyhow::anyhow!("is no member any more"))?;
-        let tls = node::tls(&self.sup.state)?;
-        let link = Link::connect(&peer.addr, &tls, peer.id, Service::Job(self.sup.job.id))?;
-        let key = self.add_link(link)?;
+        let key = self.connect_job(host)?;
         let epoch = self.sup.job.meta.epoch;
         self.send(key, &Msg::Attach { epoch }, &[]);
         Ok(key)
     }
 
+    /// A connection to whoever has this job on another node.
+    fn connect_job(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
+        let peer = node::peers::by_id(&self.sup.state, host.0)?;
+        let peer = peer.ok_or_else(|| anyhow::anyhow!("is no member any more"))?;
+        let tls = node::tls(&self.sup.state)?;
+        let link = Link::connect(&peer.addr, &tls, peer.id, Service::Job(self.sup.job.id))?;
+        self.add_link(link)
+    }
+
     /// A message of the job's host, or of one that was it.
     pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        if self.peer_of(key) != host {
+            tracing::warn!("a node that does not have the job says {msg:?}");
+            return Ok(());
+        }
         match msg {
-            Msg::Attached { epoch, processes } if epoch >= self.sup.job.meta.epoch => {
+            Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
                 self.sup.board.remote = processes;
+                history.into_iter().for_each(|report| self.note(report));
                 self.relay_link = Some(key);
                 if let Some(agent) = &mut self.agent {
                     agent.trying = None;
                 }
                 self.relay(Side::Home, |relays, out| relays.resync(out));
+                // The host's own words about the relays may have come in the same breath.
+                self.take_relayed(key);
+                self.forward.relinked();
+                self.send_signals();
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
@@ -95,13 +163,18 @@ impl Mover {
                 self.drop_link(key);
                 self.agent = Some(Agent::new(id, name));
             }
+            Msg::Progress(event) => self.show_asked(*event),
+            Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => {
-                self.stop_self(signal)?;
-                self.say(Msg::Continue, &[]);
+                if self.stop_with_far_job(signal)? {
+                    self.say(Msg::Continue, &[]);
+                }
             }
+            Msg::RelaysLost => self.lose_relays(),
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
+                self.relay(Side::Home, |relays, out| relays.host_ended(out));
                 if let Some(agent) = &mut self.agent {
                     agent.exit = Some(exit);
                 }
@@ -110,6 +183,15 @@ impl Mover {
             other => tracing::debug!("unexpected from the job's host: {other:?}"),
         }
         Ok(())
+    }
+
+    /// The job goes on without what was relayed: the ends that are kept here are closed.
+    pub(super) fn lose_relays(&mut self) {
+        if self.home.take().is_some_and(|home| home.streams().next().is_some()) {
+            tracing::error!(
+                "the terminal and pipes of the job were lost with the supervisor that has died"
+            );
+        }
     }
 
     /// Sends what waits on a link before this process may end.
@@ -121,6 +203,13 @@ impl Mover {
             self.pump(Some(Duration::from_millis(50)))?;
         }
         Ok(())
+    }
+
+    /// May this peer, with a job of this epoch, give the job back? The owner may, and a
+    /// later one, of whom this agent has not heard yet.
+    pub(super) fn is_owner(&self, peer: Option<NodeId>, epoch: Epoch) -> bool {
+        let host = self.agent.as_ref().map(|a| a.host.0);
+        epoch > self.epoch() || (epoch == self.epoch() && peer == host)
     }
 
     /// The epoch that this agent knows, for messages.

@@ -9,12 +9,15 @@
 //! waits, so that the job, its relays and its clients are served all the time.
 
 mod agent;
+mod dumpable;
 mod hook;
+mod signals;
 mod source;
 mod standin;
+mod status;
 mod target;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,18 +25,21 @@ use anyhow::{Context, Result};
 use mio::{Interest, Token};
 
 use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
-use crate::control::{CheckReport, MoveEvent, MoveFailure, Phase, Reply, Request};
+use crate::control::{CheckReport, JobState, MoveEvent, MoveFailure, Phase, Reply, Request};
 use crate::ids::{Epoch, MoveId, NodeId};
-use crate::journal::{Journal, Record, Step};
+use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
-use crate::migrate::transport::Link;
+use crate::migrate::resource::View;
+use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
-use crate::proxy::{Loopback, RelayMsg, Relays};
-use agent::Agent;
+use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
+use agent::{Agent, Seeker};
+use signals::Forward;
 use standin::StandIn;
+use status::{Asked, Looked};
 
 pub use target::receive;
 
@@ -68,6 +74,16 @@ struct Peer {
     more: bool,
 }
 
+impl Peer {
+    /// Messages wait that nobody takes at the moment: the rest stays in the network.
+    fn is_full(&self) -> bool {
+        self.inbox.iter().map(|(_, payload)| payload.len() + MESSAGE).sum::<usize>() > INBOX_LIMIT
+    }
+}
+
+/// What a message costs that waits, besides its payload, bytes.
+const MESSAGE: usize = 4 << 10;
+
 /// Which side's relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -80,7 +96,11 @@ struct Moving {
     id: MoveId,
     watchers: Vec<super::serve::ClientKey>,
     cancelled: bool,
+    /// Too late to cancel.
+    decided: bool,
     last: Option<MoveEvent>,
+    /// Asked for by a person at home, who is told as well.
+    from_home: bool,
 }
 
 /// The supervisor of a job that can move.
@@ -101,14 +121,33 @@ pub struct Mover {
     /// The node whose agent holds the job's relays.
     home_node: (NodeId, String),
     agent: Option<Agent>,
+    seeker: Seeker,
     standin: Option<StandIn>,
+    /// Signals from home to the job.
+    forward: Forward,
+    /// Signals that came while the job was frozen: link, number, signal.
+    held: VecDeque<(LinkKey, u64, i32)>,
+    /// The job is frozen and may have been captured.
+    frozen: bool,
+    /// The job, frozen already for the first look at it (see [`dumpable`]).
+    early_freeze: Option<source::Frozen>,
     moving: Option<Moving>,
+    /// The job is just coming here.
+    arriving: bool,
     /// Host pid of the job's pid 1, when it has a namespace.
     init: Option<i32>,
     /// The job has gone to a node that is not its home, and nothing here is its home.
     left: bool,
     /// Relay messages that came before the commit.
     early: VecDeque<(Msg, Vec<u8>)>,
+    /// The job's controlling terminal, which no description leads to any more.
+    idle_terminal: Option<PtyPair>,
+    /// Device and inode of descriptions that were made anew here.
+    restored: HashSet<(u64, u64)>,
+    /// What this node keeps for a job that is away, in words.
+    kept: String,
+    looked: Option<Looked>,
+    asked: Option<Asked>,
 }
 
 impl Mover {
@@ -120,6 +159,7 @@ impl Mover {
         let identity = node::identity::Identity::load_or_create(&sup.state)?;
         let here = (identity.id(), sup.node.clone());
         let home_node = sup.job.meta.agent.clone().unwrap_or(here.clone());
+        let init = namespace_init(sup.session.root);
         Ok(Self {
             sup,
             vdso: Vdso::own().context("reading the own vdso")?,
@@ -134,11 +174,22 @@ impl Mover {
             here: here.0,
             home_node,
             agent: None,
+            seeker: Seeker::new(),
             standin: None,
+            forward: Forward::default(),
+            held: VecDeque::new(),
+            frozen: false,
+            early_freeze: None,
             moving: None,
-            init: None,
+            arriving: false,
+            init,
             left: false,
             early: VecDeque::new(),
+            idle_terminal: None,
+            restored: HashSet::new(),
+            kept: String::new(),
+            looked: None,
+            asked: None,
         })
     }
 
@@ -159,6 +210,7 @@ impl Mover {
             self.take_stops()?;
             self.serve_links()?;
             self.serve_agent();
+            self.seek_home();
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -174,15 +226,17 @@ impl Mover {
     fn timeout(&self) -> Option<Duration> {
         let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
-        [tick, retry].into_iter().flatten().min()
+        let seek = self.is_lost().then(|| self.seeker.in_time());
+        [tick, retry, seek].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
-        // What has not been taken out of an inbox holds its link back.
-        let more = self.links.values().any(|p| p.more && p.inbox.is_empty());
-        let settled = self.settle() && !more;
-        self.sup.step(if settled { timeout } else { Some(Duration::ZERO) })?;
+        let settled = self.settle();
+        // A link with more to read than it was given room for reports no new event.
+        let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
+        let at_once = !settled || self.links.values().any(held_back);
+        self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             for side in [Side::Home, Side::Away] {
                 self.relay(side, |relays, out| relays.on_ready(ready.token, out));
@@ -251,8 +305,8 @@ impl Mover {
     }
 
     fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within half a minute.
-        let _ = link.set_timeouts(Duration::from_secs(10), Duration::from_secs(30));
+        // A peer that is gone without a word is noticed within 15 seconds.
+        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
         let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let key = self.next_link;
@@ -269,8 +323,11 @@ impl Mover {
             let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
             let _ = self.sup.deregister(fd, peer.token);
         }
+        self.asked_lost(key);
         if self.relay_link == Some(key) {
             self.relay_link = None;
+            self.seeker.wait();
+            self.forward.relinked();
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
                 relays.disconnected();
             }
@@ -282,6 +339,9 @@ impl Mover {
     fn drive(&mut self, key: LinkKey) {
         loop {
             let Some(peer) = self.links.get_mut(&key) else { return };
+            if peer.is_full() {
+                return;
+            }
             if let Err(e) = peer.link.drive() {
                 peer.over.get_or_insert(e.to_string());
             }
@@ -320,8 +380,16 @@ impl Mover {
                 Msg::Relay(msg) => {
                     self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
                 }
-                Msg::Signal(signal) => {
-                    self.signal_job(signal);
+                Msg::Signal { seq, signal } => {
+                    self.take_signal(key, seq, signal);
+                    None
+                }
+                Msg::SignalsTaken(next) => {
+                    self.forward.taken(next);
+                    None
+                }
+                Msg::Progress(event) => {
+                    self.show_asked(*event);
                     None
                 }
                 _ => {
@@ -347,6 +415,48 @@ impl Mover {
         }
     }
 
+    /// A signal from home. One that comes when the job is frozen waits: if the job goes on
+    /// here it gets it then, and if not the home sends it to where the job is.
+    fn take_signal(&mut self, key: LinkKey, seq: u64, signal: i32) {
+        if self.agent.is_some() || self.sup.session.root == 0 {
+            return;
+        }
+        if self.frozen {
+            self.held.push_back((key, seq, signal));
+            return;
+        }
+        if self.forward.take(seq) {
+            self.signal_job(signal);
+        }
+        self.send(key, &Msg::SignalsTaken(self.forward.next()), &[]);
+    }
+
+    /// The job goes on here.
+    fn take_held(&mut self) {
+        self.frozen = false;
+        for (key, seq, signal) in std::mem::take(&mut self.held) {
+            self.take_signal(key, seq, signal);
+        }
+    }
+
+    /// Sends a signal to the job, wherever it is.
+    fn signal_anywhere(&mut self, signal: i32) {
+        if self.agent.is_none() {
+            self.signal_job(signal);
+            return;
+        }
+        self.forward.post(signal);
+        self.send_signals();
+    }
+
+    /// Sends what waits for the job, if it can be reached.
+    fn send_signals(&mut self) {
+        while let Some(key) = self.relay_link.filter(|_| self.agent.is_some()) {
+            let Some((seq, signal)) = self.forward.to_send() else { return };
+            self.send(key, &Msg::Signal { seq, signal }, &[]);
+        }
+    }
+
     /// Signals that came for vosrun, but belong to a job elsewhere or to the relays.
     fn take_arrived(&mut self) {
         while let Some(arrived) = self.sup.arrived.pop_front() {
@@ -356,31 +466,28 @@ impl Mover {
                 }
                 libc::SIGCONT => {
                     self.relay(Side::Home, |relays, out| relays.resume(out));
-                    self.say_away(Msg::Continue);
+                    if self.agent.is_some() {
+                        self.signal_anywhere(libc::SIGCONT);
+                    }
                 }
                 signal if self.sup.away && !arrived.is_from_kernel() => {
-                    self.say_away(Msg::Signal(signal));
+                    self.signal_anywhere(signal);
                 }
                 _ => {}
             }
         }
     }
 
-    /// Passes on what the stand-in got, as soon as the job can be reached.
+    /// Passes on what the stand-in got.
     fn serve_standin(&mut self) {
         let Some(standin) = &mut self.standin else { return };
-        standin.take(&mut self.sup);
-        while self.agent.is_none() || self.relay_link.is_some() {
-            let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
-            let Some(signal) = next else { return };
-            self.signal_job(signal);
-            self.say_away(Msg::Signal(signal));
-        }
-    }
-
-    fn say_away(&mut self, msg: Msg) {
-        if self.agent.is_some() {
-            self.say(msg, &[]);
+        for signal in standin.take(&mut self.sup) {
+            if signal == libc::SIGWINCH && self.home.is_some() {
+                // The job's own terminal raises it when it gets the new size.
+                self.relay(Side::Home, |relays, out| relays.on_winch(out));
+            } else {
+                self.signal_anywhere(signal);
+            }
         }
     }
 
@@ -392,21 +499,37 @@ impl Mover {
         if self.home.is_none() && self.away.is_none() {
             return self.sup.stop_with_job();
         }
-        let Some(signal) = self.sup.session.root_stopped.take() else { return Ok(()) };
-        if self.loopback.is_some() {
-            self.stop_self(signal)?;
-            self.signal_job(libc::SIGCONT);
-        } else {
+        if self.loopback.is_none() && self.relay_link.is_none() {
+            // Told when the home is there again, if the job is still stopped then.
+            return Ok(());
+        }
+        let stopped = self.sup.session.root_stopped.take();
+        let Some(signal) = stopped.and_then(|_| self.sup.session.root_in_stop()) else {
+            return Ok(());
+        };
+        if self.loopback.is_none() {
             self.say(Msg::Stopped(signal), &[]);
+        } else if self.stop_with_far_job(signal)? {
+            self.signal_job(libc::SIGCONT);
         }
         Ok(())
     }
 
+    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
+    /// has let it go on.
+    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
+        if self.sup.mode == Mode::Launched {
+            self.stop_self(signal)?;
+            return Ok(true);
+        }
+        if let Some(standin) = &mut self.standin {
+            standin.stop(signal);
+        }
+        Ok(false)
+    }
+
     /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
     fn stop_self(&mut self, signal: i32) -> Result<()> {
-        if self.sup.mode != Mode::Launched {
-            return Ok(());
-        }
         self.relay(Side::Home, |relays, _| relays.suspend());
         super::Signals::stop_self(signal).context("stopping with the job")?;
         self.relay(Side::Home, |relays, out| relays.resume(out));
@@ -433,26 +556,23 @@ impl Mover {
 
     fn hear(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
         match msg {
-            Msg::Hello(version, body) if self.agent.is_some() && self.moving.is_none() => {
+            Msg::Hello(version, body)
+                if self.agent.is_some() && self.moving.is_none() && !self.arriving =>
+            {
                 self.come_home(key, version, &body)?;
             }
             Msg::Hello(..) => {
                 let why = "the job is here already, or another move is in progress";
                 self.send(key, &Msg::Abort(why.into()), &[]);
             }
-            Msg::Ask(id) => {
-                let commit = self.decided(id);
-                self.send(key, &Msg::Decided { id, commit }, &[]);
-            }
-            Msg::Decided { .. } | Msg::Commit if self.agent.is_none() => {
-                // A source that has not heard our answer.
-                let processes = self.processes();
-                self.send(key, &Msg::Done { processes, resumed_ns: 0 }, &[]);
-            }
+            Msg::Ask(id) => self.tell_decision(key, id),
+            Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch } => self.attached(key, epoch),
-            Msg::PleaseMove(to) if self.agent.is_none() => {
-                self.migrate(None, &to)?;
+            Msg::LateSignal(signal) => self.signal_anywhere(signal),
+            Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
+                self.please_move(key, &to)?;
             }
+            Msg::Report(report) => self.reported(*report),
             other if self.agent.is_some() => self.hear_host(key, other)?,
             other => tracing::debug!("unexpected: {other:?}"),
         }
@@ -471,26 +591,79 @@ impl Mover {
             self.drop_link(old);
         }
         self.relay_link = Some(key);
-        self.send(key, &Msg::Attached { epoch: own, processes }, &[]);
+        let history = self.sup.board.history.clone();
+        self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
+        if self.away.is_none() {
+            self.send(key, &Msg::RelaysLost, &[]);
+        }
         self.relay(Side::Away, |relays, out| relays.resync(out));
+        // A home agent stops with the job. This one runs: it was continued while there was no
+        // link to say so.
+        if self.sup.session.root_in_stop().is_some() {
+            self.signal_job(libc::SIGCONT);
+        }
     }
 
-    /// What this side decided of a move. A move that is not known was given up.
-    fn decided(&self, id: MoveId) -> bool {
-        let records = crate::journal::read(&self.sup.job.dir.journal()).unwrap_or_default();
-        records.iter().any(|r| r.id == id && matches!(r.step, Step::Commit | Step::Done))
+    /// Who is at the other end of a link.
+    fn peer_of(&self, key: LinkKey) -> Option<NodeId> {
+        self.links.get(&key).and_then(|p| p.link.peer())
+    }
+
+    /// The last record of a move with the peer of this link. `Err`: the journal cannot be
+    /// read, or the move is another node's; nothing is answered then.
+    fn recorded(&self, key: LinkKey, id: MoveId) -> std::result::Result<Option<Step>, ()> {
+        let path = self.sup.job.dir.journal();
+        let records =
+            journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
+        let last = journal::last_of(&records, id);
+        if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
+            tracing::warn!("asked for the move {id} of another node");
+            return Err(());
+        }
+        Ok(last.map(|r| r.step))
+    }
+
+    /// A target in doubt asks. A move that is not known was given up; one that is not decided
+    /// is answered when it is.
+    fn tell_decision(&mut self, key: LinkKey, id: MoveId) {
+        let Ok(step) = self.recorded(key, id) else { return };
+        let commit = match step {
+            Some(Step::Commit | Step::Done) => true,
+            None | Some(Step::Abort) => false,
+            Some(Step::Intent | Step::Sealed) => match &self.moving {
+                Some(moving) if moving.id == id => return,
+                // The job went on here when its end could not be written.
+                _ => false,
+            },
+            Some(Step::Prepared | Step::Own) => return,
+        };
+        self.send(key, &Msg::Decided { id, commit }, &[]);
+    }
+
+    /// A source repeats its COMMIT, because it has not heard our DONE.
+    fn confirm(&mut self, key: LinkKey, id: MoveId) {
+        let Ok(step) = self.recorded(key, id) else { return };
+        let answer = match step {
+            Some(Step::Own) if self.agent.is_some() => {
+                Msg::Done { processes: self.sup.board.remote.clone(), resumed_ns: 0 }
+            }
+            Some(Step::Own) => Msg::Done { processes: self.processes(), resumed_ns: 0 },
+            None | Some(Step::Abort) => Msg::Gone { to: None, epoch: self.epoch() },
+            _ => return,
+        };
+        self.send(key, &answer, &[]);
     }
 
     /// The job's processes, for reports.
     fn processes(&mut self) -> Vec<crate::control::ProcessStatus> {
-        self.sup.status().processes
+        self.sup.processes()
     }
 
     fn request(&mut self, pending: Pending) -> Result<()> {
         let client = pending.client;
         match pending.request {
             Request::Connection => self.connection(pending.fd),
-            Request::Migrate { to } if self.moving.is_some() => {
+            Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
             }
@@ -509,7 +682,7 @@ impl Mover {
                 self.sup.finish(client, &Reply::Error(why));
             }
             Request::Status => {
-                let status = self.sup.status();
+                let status = self.status();
                 self.sup.finish(client, &Reply::Status(Box::new(status)));
             }
         }
@@ -553,6 +726,9 @@ impl Mover {
 
     fn cancel(&mut self, id: Option<MoveId>) -> Reply {
         match &mut self.moving {
+            Some(moving) if moving.decided => {
+                Reply::Error(format!("{} is decided and cannot be cancelled any more", moving.id))
+            }
             Some(moving) if id.is_none_or(|id| id == moving.id) => {
                 moving.cancelled = true;
                 Reply::Ok
@@ -561,16 +737,43 @@ impl Mover {
         }
     }
 
+    /// Has a person said that the copy on node `dead` can never run again? `take_back` makes
+    /// this side the owner.
+    fn recovered(&mut self, dead: &str, take_back: impl Fn(&Self) -> Result<()>) -> bool {
+        let mut later = VecDeque::new();
+        let mut recovered = false;
+        while let Some(pending) = self.sup.pending.pop_front() {
+            let reply = match &pending.request {
+                Request::Recover { dead: named } if named == dead => {
+                    let taken = take_back(self);
+                    recovered |= taken.is_ok();
+                    taken.map_or_else(|e| Reply::Error(format!("{e:#}")), |()| Reply::Ok)
+                }
+                Request::Recover { .. } => Reply::Error(format!("the other copy is on {dead}")),
+                _ => {
+                    later.push_back(pending);
+                    continue;
+                }
+            };
+            self.sup.finish(pending.client, &reply);
+        }
+        self.sup.pending = later;
+        recovered
+    }
+
     fn busy(&self, to: &str) -> MoveFailure {
         let name = &self.sup.job.meta.name;
+        let here = &self.sup.node;
+        let place = match self.sup.board.state {
+            Some(JobState::InDoubt) => format!("It is frozen on {here} and that move is in doubt"),
+            _ => format!("It is still running on {here}"),
+        };
+        let why = "another move of it is in progress";
         MoveFailure {
             id: self.moving.as_ref().map(|m| m.id),
             exit: 10,
             code: "VOS-BUSY".into(),
-            sentence: format!(
-                "{name} is not moved to {to}: another move of it is in progress. It is still running on {}.",
-                self.sup.node
-            ),
+            sentence: format!("{name} is not moved to {to}: {why}. {place}."),
             findings: Vec::new(),
         }
     }
@@ -589,6 +792,10 @@ impl Mover {
             bytes,
         };
         moving.last = Some(event.clone());
+        if moving.from_home {
+            self.say(Msg::Progress(Box::new(event.clone())), &[]);
+        }
+        let Some(moving) = &self.moving else { return };
         for client in moving.watchers.clone() {
             self.sup.reply(client, &Reply::Progress(event.clone()));
         }
@@ -632,17 +839,31 @@ impl Mover {
         over.unwrap_or_else(|| "the connection is gone".into())
     }
 
-    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
-        let path = self.sup.job.dir.journal();
-        let record = Record {
+    fn record(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Record {
+        Record {
             step,
             id,
             epoch: self.sup.job.meta.epoch,
             peer: peer.0,
             peer_name: peer.1.clone(),
-        };
+            boot: journal::boot_id(),
+        }
+    }
+
+    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
+        let path = self.sup.job.dir.journal();
+        let record = self.record(id, step, peer);
         Journal::open(&path)
             .and_then(|mut journal| journal.write(&record))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// As [`Self::write_journal`], without the wait for the disk.
+    fn note_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
+        let path = self.sup.job.dir.journal();
+        let record = self.record(id, step, peer);
+        Journal::open(&path)
+            .and_then(|mut journal| journal.note(&record))
             .with_context(|| format!("writing {}", path.display()))
     }
 
@@ -693,25 +914,36 @@ impl Mover {
     fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
         /// A home that does not come back for so long is gone for good.
         const PATIENCE: Duration = Duration::from_secs(60);
+        /// Home agents connect anew twice a second; one that does not is asked for.
+        const ABSENT: Duration = Duration::from_secs(3);
         self.relay(Side::Away, |relays, out| relays.job_ended(out));
         if self.loopback.is_some() {
             let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
             let until = Instant::now() + PATIENCE;
             while !drained(self) && Instant::now() < until {
                 self.pump(Some(Duration::from_millis(100)))?;
+                if self.away.as_ref().is_none_or(Relays::is_drained) {
+                    self.relay(Side::Home, |relays, out| relays.host_ended(out));
+                }
             }
+        }
+        if self.is_home() {
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
             }
             return Ok(());
         }
-        if self.is_home() {
-            return Ok(());
-        }
         let until = Instant::now() + PATIENCE;
         let mut told = None;
+        let (mut seen, mut probe) = (Instant::now(), None);
         while Instant::now() < until {
             self.requests_while_moving()?;
+            if self.relay_link.is_some() {
+                seen = Instant::now();
+            } else if seen.elapsed() > ABSENT {
+                seen = Instant::now();
+                probe = self.call_home();
+            }
             let drained = self.away.as_ref().is_none_or(Relays::is_drained);
             if drained && told != self.relay_link {
                 told = self.relay_link;
@@ -721,6 +953,13 @@ impl Mover {
                 while let Some((msg, _)) = self.pop(key) {
                     match msg {
                         Msg::ExitTaken => return Ok(()),
+                        // The node answers for its dead agent: the job is said to be here.
+                        Msg::Gone { to: Some((node, _)), .. }
+                            if probe == Some(key) && node == self.here =>
+                        {
+                            tracing::error!("the home agent is dead; the job ended: {exit:?}");
+                            return Ok(());
+                        }
                         other => self.hear(key, other)?,
                     }
                 }
@@ -736,6 +975,18 @@ impl Mover {
         Ok(())
     }
 
+    /// Asks at home whether the agent is there.
+    fn call_home(&mut self) -> Option<LinkKey> {
+        let home = node::peers::by_id(&self.sup.state, self.home_node.0).ok()??;
+        let tls = node::tls(&self.sup.state).ok()?;
+        let service = Service::Job(self.sup.job.id);
+        let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
+        let key = self.add_link(link).ok()?;
+        let epoch = self.epoch();
+        self.send(key, &Msg::Attach { epoch }, &[]);
+        Some(key)
+    }
+
     /// This node's agent is, or would be, the job's home agent.
     fn is_home(&self) -> bool {
         self.home_node.0 == self.here
@@ -745,7 +996,7 @@ impl Mover {
     fn check(&mut self, to: Option<&str>) -> Result<Reply> {
         if self.agent.is_some() {
             let node = self.sup.board.moved_to.clone().unwrap_or_default();
-            return Ok(Reply::Error(format!("the job runs on {node}: ask there")));
+            return Ok(Reply::Error(format!("it runs on {node}; ask there")));
         }
         let meta = &self.sup.job.meta;
         let mut report = CheckReport {
@@ -762,6 +1013,26 @@ impl Mover {
     }
 }
 
+/// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+fn namespace_init(pid: i32) -> Option<i32> {
+    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
+        let view = View::read_process(pid).ok()?;
+        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
+    };
+    let own = ids(std::process::id() as i32)?.0.len();
+    let mut pid = pid;
+    loop {
+        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
+        if numbers.last() == Some(&1) {
+            return Some(pid);
+        }
+        pid = parent;
+    }
+}
+
 fn is_relayed(msg: &Msg) -> bool {
-    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue)
+    use Msg::{Continue, Progress, Relay, Signal, SignalsTaken};
+    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Continue | Progress(_))
 }

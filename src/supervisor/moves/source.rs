@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::unistd::{getpgid, getpgrp, Pid};
 
 use super::agent::Agent;
 use super::hook::reached;
+use super::signals;
 use super::standin::StandIn;
 use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
@@ -48,6 +50,9 @@ pub(super) struct Stopped {
     text: String,
     findings: Vec<Finding>,
 }
+
+/// Which object of an image is the job's end of which stream.
+type Streams = Vec<(u32, u32)>;
 
 type Step1<T> = std::result::Result<T, Box<Stopped>>;
 
@@ -100,12 +105,21 @@ fn millis(d: Duration) -> f64 {
 }
 
 /// The frozen job and what must be undone if it does not go.
-struct Frozen {
+pub(super) struct Frozen {
     process: FrozenProcess,
     /// Away halves that were frozen.
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+}
+
+/// What the target said after the commit.
+enum Heard {
+    /// It runs there, for so long already.
+    Done(Vec<ProcessStatus>, Duration),
+    /// It does not have the job (any more).
+    Lost,
+    Nothing,
 }
 
 /// What the preflight came to.
@@ -132,31 +146,47 @@ impl Mover {
     /// Failures that end the supervision.
     pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
         if self.agent.is_some() {
-            return self.pass_on(client, to);
+            self.pass_on(client, to);
+            return Ok(());
         }
         let id = MoveId::random()?;
+        let from_home = client.is_none();
         let watchers = client.into_iter().collect();
-        self.moving = Some(Moving { id, watchers, cancelled: false, last: None });
+        self.moving =
+            Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
-        let reply = match self.try_migrate(id, to) {
+        let tried = self.try_migrate(id, to);
+        self.thaw_early();
+        let reply = match tried {
             Ok(report) => Reply::Moved(report),
-            Err(s) => Reply::Failed(self.failure(id, to, *s)),
+            Err(s) => Reply::Failed(self.failure(id, *s)),
         };
+        if let (true, Reply::Failed(failure)) = (from_home, &reply) {
+            self.say(Msg::NotMoved(Box::new(failure.clone())), &[]);
+        }
         self.conclude(&reply);
         crate::migrate::raw::trim_heap();
         Ok(())
     }
 
-    fn failure(&self, id: MoveId, to: &str, s: Stopped) -> MoveFailure {
+    /// The home agent asks for a move, on behalf of a person there.
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+        if self.moving.is_some() {
+            let busy = self.busy(to);
+            self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
+            return Ok(());
+        }
+        self.migrate(None, to)
+    }
+
+    fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
         let name = &self.sup.job.meta.name;
         let here = &self.sup.node;
         let sentence = match (s.exit, self.sup.end) {
-            (12, _) => format!(
-                "{}. It will not run on {here} again by itself; {to} runs it when it hears from {here}.",
-                s.text
-            ),
             (_, Some(_)) => format!("{}. {name} has ended.", s.text),
-            (10, _) => format!("{}. Nothing was touched: {name} is still running on {here}.", s.text),
+            (10, _) => {
+                format!("{}. Nothing was touched: {name} is still running on {here}.", s.text)
+            }
             _ => format!("{}. {name} is still running on {here}, untouched.", s.text),
         };
         MoveFailure {
@@ -171,8 +201,11 @@ impl Mover {
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
         let local = self.look()?;
-        self.progress(to, Phase::Preflight, "asking the target".into(), None);
+        if self.early_freeze.is_some() {
+            laps.freeze();
+        }
         refuse_blockers(&local.findings)?;
+        self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
         if moved.is_err() && self.agent.is_none() {
@@ -181,16 +214,41 @@ impl Mover {
         moved
     }
 
+    /// What hinders any move of the running job.
+    pub(super) fn local_blockers(&mut self) -> Vec<Finding> {
+        let looked = self.look();
+        self.thaw_early();
+        let findings = match looked {
+            Ok(local) => local.findings,
+            Err(s) => vec![crate::migrate::resource::blocker(
+                s.code,
+                format!("process {}", self.sup.job.meta.pid),
+                &s.text,
+                "",
+            )],
+        };
+        findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
+    }
+
     /// What is known here, of the running job.
-    fn look(&self) -> Step1<Local> {
+    fn look(&mut self) -> Step1<Local> {
         let pid = self.sup.session.root;
+        if !self.is_open().map_err(own)? {
+            self.early_freeze = Some(self.freeze()?);
+        }
         let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
-        preflight::local(pid, &files, &self.known_forwarded(), filters).map_err(own)
+        let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
+        preflight::local(pid, &files, known.as_ref(), filters).map_err(own)
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
         Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// The job is away from home, but nothing is relayed: its supervisor has died once.
+    fn has_lost_relays(&self) -> bool {
+        self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
@@ -200,12 +258,16 @@ impl Mover {
 
     /// Finds the node, waiting a little for one that is just joining, and connects.
     fn connect_to(&mut self, to: &str) -> Step1<Target> {
+        let already = || stopped(10, "VOS-HERE", format!("the job is on {to} already"));
+        if to == self.sup.node {
+            return Err(already());
+        }
         let until = Instant::now() + Duration::from_secs(5);
         let peer = loop {
             match node::peers::find(&self.sup.state, to).map_err(own)? {
                 Some(peer) => break peer,
                 None if Instant::now() > until => {
-                    let text = format!("no node {to} is known here");
+                    let text = format!("no node {to} is known here (vosrun nodes lists them)");
                     return Err(stopped(75, "VOS-NO-PEER", text));
                 }
                 None => {
@@ -216,7 +278,7 @@ impl Mover {
         };
         let tls = node::tls(&self.sup.state).map_err(own)?;
         if peer.id == tls.id() {
-            return Err(stopped(10, "VOS-HERE", format!("the job is on {to} already")));
+            return Err(already());
         }
         // At its home the job's agent takes it; elsewhere a new supervisor does.
         let home = peer.id == self.home_node.0;
@@ -235,6 +297,7 @@ impl Mover {
                 return Err(unreachable(&"no answer"));
             }
             self.pump(Some(Duration::from_millis(200))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
         }
         if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
             let why = self.why(key);
@@ -260,7 +323,11 @@ impl Mover {
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
-        judged.map_err(|s| Box::new(self.failure(id, to.unwrap_or(""), *s)))
+        self.thaw_early();
+        judged.map_err(|s| {
+            let failure = self.failure(id, *s);
+            Box::new(MoveFailure { id: None, ..failure })
+        })
     }
 
     /// Says hello, with hashes of open files where the target wants them.
@@ -309,7 +376,7 @@ impl Mover {
             Some((Msg::Failed(f), _)) => {
                 let code = crate::codes::find(&f.code).map_or("VOS-TARGET", |c| c.code);
                 Err(stopped(
-                    11,
+                    if code == "VOS-BUSY" { 75 } else { 11 },
                     code,
                     format!("{} could not take the job: {}", target.name, f.text),
                 ))
@@ -338,29 +405,36 @@ impl Mover {
         reached("before-hello");
         let peer = (target.id, target.name.clone());
         self.write_journal(id, Step::Intent, &peer).map_err(own)?;
-        let result = self.until_ready(id, target, local, laps);
-        let (frozen, image, states) = match result {
-            Ok(ready) => ready,
-            Err(s) => {
-                // Journalled before the target is told; the job runs again already.
+        let mut frozen = None;
+        let decided = self
+            .until_ready(id, target, local, laps, &mut frozen)
+            .and_then(|image| self.decide(id, &peer, target, frozen.as_ref()).map(|()| image));
+        match (decided, frozen) {
+            (Ok(image), Some(frozen)) => self.commit(id, target, frozen, image, laps),
+            (Ok(_), None) => Err(own("nothing was frozen")),
+            (Err(s), frozen) => {
+                // First the journal, then the job, then the target.
                 if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
                     tracing::warn!("{e:#}");
                 }
+                if let Some(frozen) = frozen {
+                    self.thaw(&frozen);
+                }
                 self.send(target.key, &Msg::Abort(s.text.clone()), &[]);
-                return Err(s);
+                Err(s)
             }
-        };
-        self.commit(id, target, frozen, image, states, laps)
+        }
     }
 
-    /// Everything before the commit. On an error the job runs again.
+    /// Everything before the commit. The job is frozen when it is put into `held`.
     fn until_ready(
         &mut self,
         id: MoveId,
         target: &Target,
         local: Local,
         laps: &mut Laps,
-    ) -> Step1<(Frozen, ProcessImage, Vec<AwayState>)> {
+        held: &mut Option<Frozen>,
+    ) -> Step1<ProcessImage> {
         let to = &target.name;
         let verdict = self.ask_verdict(id, target, local.open, false)?;
         refuse_blockers(&verdict.findings)?;
@@ -368,9 +442,14 @@ impl Mover {
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.sup.board.moving = Some("copying files".into());
-        let mapped = preflight::mapped_files(self.sup.session.root).map_err(own)?;
-        let wanted = verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned();
-        self.ship(target, &wanted.collect::<Vec<_>>())?;
+        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
+        let wanted: Vec<FileId> =
+            verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
+        if !wanted.is_empty() {
+            let text = format!("{} mapped files compared, shipped where they differ", wanted.len());
+            self.progress(to, Phase::Copy, text, None);
+        }
+        self.ship(target, &wanted)?;
         self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
         match self.answer(target, PATIENCE)? {
             (Msg::Prepared, _) => {}
@@ -382,18 +461,49 @@ impl Mover {
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);
         }
-        laps.freeze();
-        let mut frozen = self.freeze()?;
+        let threads = self.sup.session.tasks.len();
+        let text =
+            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        self.progress(to, Phase::Freeze, text, None);
+        let early = self.early_freeze.take();
+        if early.is_none() {
+            laps.freeze();
+        }
+        let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
         laps.lap("freeze");
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        let sent = self.send_frozen(target, &mut frozen, &agreed, laps);
-        match sent {
-            Ok((image, states)) => Ok((frozen, image, states)),
-            Err(s) => {
-                self.thaw(&frozen);
-                Err(s)
-            }
+        self.send_frozen(target, frozen, &agreed, laps)
+    }
+
+    /// The commit point: with the record COMMIT the job is the target's.
+    fn decide(
+        &mut self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        target: &Target,
+        frozen: Option<&Frozen>,
+    ) -> Step1<()> {
+        // What came meanwhile: the end of the link, a wish to cancel.
+        self.pump(Some(Duration::ZERO)).map_err(own)?;
+        self.requests_while_moving().map_err(own)?;
+        if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            return Err(stopped(11, "VOS-CANCELLED", "the move was cancelled"));
         }
+        if self.links.get(&target.key).is_none_or(|p| p.over.is_some()) {
+            let text = format!("the link to {} failed: {}", target.name, self.why(target.key));
+            return Err(stopped(11, "VOS-LINK", text));
+        }
+        let disk = |e| stopped(11, "VOS-DISK-FULL", format!("{e:#}"));
+        self.note_journal(id, Step::Sealed, peer).map_err(disk)?;
+        // From here a copy whose supervisor dies must not run on.
+        for thread in frozen.iter().flat_map(|f| &f.process.threads) {
+            raw::set_exitkill(thread.tid, true).map_err(own)?;
+        }
+        self.write_journal(id, Step::Commit, peer).map_err(disk)?;
+        if let Some(moving) = &mut self.moving {
+            moving.decided = true;
+        }
+        Ok(())
     }
 
     /// Standard streams that are files of this node only are relayed too.
@@ -421,7 +531,11 @@ impl Mover {
         let view = crate::migrate::resource::View::read_process(pid).map_err(own)?;
         let ids: Ids = capture::ids(&view).map_err(own)?;
         let (nodename, domainname) = self.names().map_err(own)?;
-        Ok(Plan { ids, nodename, domainname, clocks: job_clocks(pid).map_err(own)? })
+        let files = self.files(pid).map_err(own)?;
+        let terminal = crate::supervisor::status::controlling_terminal(pid)
+            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let clocks = job_clocks(pid).map_err(own)?;
+        Ok(Plan { ids, nodename, domainname, clocks, terminal })
     }
 
     /// Sends the content of files that the target lacks.
@@ -522,7 +636,20 @@ impl Mover {
             stopped(11, code, e.to_string())
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
-        Ok(Frozen { process: process?, states: Vec::new(), new_home: false })
+        self.frozen = process.is_ok();
+        let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
+        if let Err(e) = self.open_up(&mut frozen.process) {
+            self.thaw(&frozen);
+            return Err(own(format!("{e:#}")));
+        }
+        Ok(frozen)
+    }
+
+    /// Ends a freeze that was only for looking.
+    fn thaw_early(&mut self) {
+        if let Some(frozen) = self.early_freeze.take() {
+            self.thaw(&frozen);
+        }
     }
 
     /// The job goes on here as if nothing had happened.
@@ -537,15 +664,29 @@ impl Mover {
             self.home = None;
         }
         let running = self.sup.session.running_restarts();
-        for thread in &frozen.process.threads {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
-                tracing::debug!("thread {}: {e}", thread.tid);
-            }
-            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
-            if let Err(e) = resumed {
+        let session = &mut self.sup.session;
+        let now = &frozen.process.scheduler_now;
+        let ways: Vec<_> = frozen
+            .process
+            .threads
+            .iter()
+            .map(|thread| {
+                if let Err(e) = raw::set_exitkill(thread.tid, false) {
+                    tracing::debug!("thread {}: {e}", thread.tid);
+                }
+                session.way_on(thread, now, &running)
+            })
+            .collect();
+        // Nothing of it is looked into from here on.
+        if let Err(e) = self.close_up(&frozen.process) {
+            tracing::error!("{e:#}");
+        }
+        for (thread, way) in frozen.process.threads.iter().zip(ways) {
+            if let Err(e) = way.and_then(|way| self.sup.session.go(thread.tid, way)) {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
         }
+        self.take_held();
     }
 
     /// Captures the frozen job, sends everything, and waits for READY.
@@ -555,7 +696,7 @@ impl Mover {
         frozen: &mut Frozen,
         agreed: &Agreed,
         laps: &mut Laps,
-    ) -> Step1<(ProcessImage, Vec<AwayState>)> {
+    ) -> Step1<ProcessImage> {
         reached("frozen");
         let pid = frozen.process.pid;
         if !preflight::children(pid).is_empty() {
@@ -584,8 +725,10 @@ impl Mover {
                 domainname,
                 processes: vec![process],
             },
-            relays: relays.clone(),
+            relays,
+            relays_lost: self.has_lost_relays(),
             streams,
+            signals_taken: self.forward.next(),
         };
         let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let ahead = files.all(|file| agreed.mapped.contains(file));
@@ -608,7 +751,7 @@ impl Mover {
         }
         laps.lap("transfer and restore");
         reached("ready-received");
-        Ok((process, relays))
+        Ok(process)
     }
 
     /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,
@@ -618,7 +761,7 @@ impl Mover {
         frozen: &mut Frozen,
         files: &Files,
         is_forwarded: &dyn Fn(&FdView) -> bool,
-    ) -> Step1<(Vec<AwayState>, Vec<(u32, u32)>)> {
+    ) -> Step1<(Vec<AwayState>, Streams)> {
         let mut ends: BTreeMap<StreamKey, OwnedFd> = BTreeMap::new();
         let mut keys = Vec::new();
         for (object, view) in (0..).zip(&files.views.objects) {
@@ -660,9 +803,12 @@ impl Mover {
 
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
+        let pid = frozen.process.pid;
+        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
         let control = match self.sup.job.meta.attached {
-            true => JobControl::Of(frozen.process.pid),
-            false => JobControl::Own,
+            true => JobControl::Of(pid),
+            false if group == getpgrp() => JobControl::Own,
+            false => JobControl::OwnFor(group.as_raw()),
         };
         self.streams.clear();
         for (stream, (key, fd)) in (1..).zip(ends) {
@@ -752,35 +898,21 @@ impl Mover {
             self.flow(target)?;
         }
         self.send(target.key, &Msg::PagesEnd, &[]);
+        self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
     }
 
-    /// The commit point and what follows.
+    /// What follows the commit point.
     fn commit(
         &mut self,
         id: MoveId,
         target: &Target,
         frozen: Frozen,
         image: ProcessImage,
-        states: Vec<AwayState>,
         laps: &mut Laps,
     ) -> Step1<MoveReport> {
         let to = target.name.clone();
-        let peer = (target.id, to.clone());
-        // From here a copy whose supervisor dies must not run on.
-        for thread in &frozen.process.threads {
-            raw::set_exitkill(thread.tid, true).map_err(own)?;
-        }
-        if let Err(e) = self.write_journal(id, Step::Commit, &peer) {
-            self.thaw(&frozen);
-            if let Err(e) = self.write_journal(id, Step::Abort, &peer) {
-                tracing::warn!("{e:#}");
-            }
-            self.send(target.key, &Msg::Abort("the source could not journal".into()), &[]);
-            return Err(stopped(11, "VOS-DISK-FULL", format!("{e:#}")));
-        }
         reached("committed");
-        drop(states);
         if self.home.is_some() && self.is_home() {
             // What was typed before reaches the target ahead of the go.
             self.loopback = None;
@@ -793,9 +925,11 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
-        let done = self.await_done(id, target);
-        let Some((processes, resumed)) = done else {
-            return self.in_doubt(id, target, frozen);
+        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        self.progress(&to, Phase::Commit, text, None);
+        let (processes, resumed) = match self.await_done(id, target) {
+            Heard::Done(processes, resumed) => (processes, resumed),
+            heard => return self.in_doubt(id, target, frozen, image, heard),
         };
         laps.lap("commit");
         let pause_ms = laps.pause(resumed);
@@ -814,66 +948,66 @@ impl Mover {
             parts: laps.parts.clone(),
             bytes_memory: image.memory.data_bytes(),
             bytes_wire: wire,
-            processes: processes.clone(),
+            processes,
         };
-        self.let_go(id, target, &frozen, processes, &report);
+        self.let_go(id, target, &frozen, &image, &report);
+        reached("done");
         Ok(report)
     }
 
     /// Waits for DONE, on this link or on new ones.
-    fn await_done(
-        &mut self,
-        id: MoveId,
-        target: &Target,
-    ) -> Option<(Vec<ProcessStatus>, Duration)> {
+    fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
-        if let Some(moving) = &mut self.moving {
-            moving.cancelled = false;
-        }
         match self.next(target.key, until) {
             Ok(Some((Msg::Done { processes, resumed_ns }, _))) => {
-                return Some((processes, Duration::from_nanos(resumed_ns)));
+                return Heard::Done(processes, Duration::from_nanos(resumed_ns));
             }
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
         while Instant::now() < until {
-            if let Some(processes) = self.repeat_commit(id, target) {
-                return Some((processes, Duration::ZERO));
+            match self.repeat_commit(id, target) {
+                Heard::Nothing => {}
+                heard => return heard,
             }
             let _ = self.pump(Some(Duration::from_millis(300)));
             let _ = self.requests_while_moving();
+            self.answer_asks();
         }
-        None
+        Heard::Nothing
     }
 
     /// Says the decision again, to whoever has the job at the target.
-    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Option<Vec<ProcessStatus>> {
-        let tls = node::tls(&self.sup.state).ok()?;
+    fn repeat_commit(&mut self, id: MoveId, target: &Target) -> Heard {
         let service = Service::Job(self.sup.job.id);
-        let link = Link::connect(&target.addr, &tls, target.id, service).ok()?;
-        let key = self.add_link(link).ok()?;
+        let key = node::tls(&self.sup.state)
+            .and_then(|tls| Ok(Link::connect(&target.addr, &tls, target.id, service)?))
+            .and_then(|link| self.add_link(link));
+        let Ok(key) = key else { return Heard::Nothing };
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
-        let answer = self.next(key, until).ok().flatten();
-        let processes = match answer {
-            Some((Msg::Done { processes, .. }, _)) => Some(processes),
-            _ => None,
+        let heard = match self.next(key, until) {
+            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes, Duration::ZERO),
+            Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
+            _ => Heard::Nothing,
         };
         self.drop_link(key);
-        processes
+        heard
     }
 
     /// The target has not confirmed: the frozen copy stays, and the decision is repeated for
     /// ever, or until a person decides.
-    fn in_doubt(&mut self, id: MoveId, target: &Target, frozen: Frozen) -> Step1<MoveReport> {
-        let name = self.sup.job.meta.name.clone();
-        let text = format!(
-            "{id} in doubt: {} has given {name} to {}, which has not confirmed",
-            self.sup.node, target.name
-        );
-        let failure = self.failure(id, &target.name, *stopped(12, "VOS-COMMIT-SENT", text.clone()));
+    fn in_doubt(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+        frozen: Frozen,
+        image: ProcessImage,
+        heard: Heard,
+    ) -> Step1<MoveReport> {
+        let failure = self.doubt(id, target, &heard);
         self.sup.board.state = Some(crate::control::JobState::InDoubt);
+        self.sup.board.moving = Some(format!("in doubt: given to {}", target.name));
         for client in
             self.moving.as_mut().map(|m| std::mem::take(&mut m.watchers)).unwrap_or_default()
         {
@@ -883,67 +1017,72 @@ impl Mover {
         self.sup.board.state = None;
         match resolved.map_err(own)? {
             Some(processes) => {
-                let report = self.plain_report(id, target, processes.clone());
-                self.let_go(id, target, &frozen, processes, &report);
+                let report = self.plain_report(id, target, processes);
+                self.let_go(id, target, &frozen, &image, &report);
                 Ok(report)
             }
             None => {
                 // A person knows that the target's copy is dead.
-                let peer = (target.id, target.name.clone());
                 self.sup.job.meta.epoch = self.sup.job.meta.epoch.next().next();
-                self.write_journal(id, Step::Abort, &peer).map_err(own)?;
-                self.sup.job.save().map_err(own)?;
+                if let Err(e) = self.sup.job.save() {
+                    tracing::error!("{}: {e}", self.sup.job.dir.path().display());
+                }
                 self.thaw(&frozen);
-                Err(stopped(11, "VOS-COMMIT-SENT", "the move was undone by hand"))
+                let text = format!("{} was said to be dead, and the move undone", target.name);
+                Err(stopped(11, "VOS-COMMIT-SENT", text))
             }
         }
     }
 
+    /// The words of a move in doubt.
+    fn doubt(&self, id: MoveId, target: &Target, heard: &Heard) -> MoveFailure {
+        let (name, here) = (&self.sup.job.meta.name, &self.sup.node);
+        let to = &target.name;
+        let sentence = match heard {
+            Heard::Lost => format!(
+                "{id} in doubt: {here} has given {name} to {to}, and {to} does not hold it any more: its supervisor there has died, or {name} has ended there. The copy on {here} is frozen; it will run again only after: vosrun recover {name} --dead {to}"
+            ),
+            _ => format!(
+                "{id} in doubt: {here} has given {name} to {to}, which has not confirmed. It will NOT run on {here} again by itself; {to} runs it when it hears from {here}."
+            ),
+        };
+        let code = "VOS-COMMIT-SENT".into();
+        MoveFailure { id: Some(id), exit: 12, code, sentence, findings: Vec::new() }
+    }
+
     /// Repeats the decision until the target confirms (its processes) or `recover` is asked.
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
+        let peer = (target.id, target.name.clone());
         loop {
-            if let Some(processes) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes, _) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);
             while Instant::now() < until {
                 self.pump(Some(Duration::from_millis(200)))?;
-                let mut later = std::collections::VecDeque::new();
-                let mut recovered = false;
-                while let Some(pending) = self.sup.pending.pop_front() {
-                    match &pending.request {
-                        crate::control::Request::Recover { dead } if *dead == target.name => {
-                            recovered = true;
-                            self.sup.finish(pending.client, &Reply::Ok);
-                        }
-                        crate::control::Request::Recover { .. } => {
-                            let why = format!("the other copy is on {}", target.name);
-                            self.sup.finish(pending.client, &Reply::Error(why));
-                        }
-                        _ => later.push_back(pending),
-                    }
-                }
-                self.sup.pending = later;
-                if recovered {
+                // The journal says so before the person is told.
+                if self.recovered(&peer.1, |m| m.write_journal(id, Step::Abort, &peer)) {
                     return Ok(None);
                 }
                 self.requests_while_moving()?;
-                self.answer_asks()?;
+                self.answer_asks();
             }
         }
     }
 
-    /// Targets in doubt may ask while we repeat.
-    fn answer_asks(&mut self) -> Result<()> {
+    /// Targets in doubt may ask while we repeat; whoever is not needed any more goes.
+    fn answer_asks(&mut self) {
         for key in self.links.keys().copied().collect::<Vec<_>>() {
             while let Some((msg, _)) = self.pop(key) {
-                if let Msg::Ask(id) = msg {
-                    let commit = self.decided(id);
-                    self.send(key, &Msg::Decided { id, commit }, &[]);
+                match msg {
+                    Msg::Ask(id) => self.tell_decision(key, id),
+                    other => tracing::debug!("while in doubt: {other:?}"),
                 }
             }
+            if self.links.get(&key).is_some_and(|p| p.over.is_some()) {
+                self.drop_link(key);
+            }
         }
-        Ok(())
     }
 
     fn plain_report(
@@ -976,7 +1115,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: &Frozen,
-        processes: Vec<ProcessStatus>,
+        image: &ProcessImage,
         report: &MoveReport,
     ) {
         let peer = (target.id, target.name.clone());
@@ -986,30 +1125,44 @@ impl Mover {
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_few();
         }
-        self.sup.board.history.push(report.clone());
+        self.note(report.clone());
+        self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
+        // Nothing runs here any more that could take them.
+        let mut late = Vec::new();
         if stays {
-            self.standin = StandIn::make(&mut self.sup, &frozen.process)
-                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e}"))
+            self.standin = StandIn::make(&mut self.sup, &frozen.process, image)
+                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e:#}"))
                 .ok();
         } else {
+            late = signals::late(pid, image);
             self.kill_copy(&frozen.process);
         }
+        if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
+            late.push(libc::SIGKILL);
+        }
+        self.held.clear();
+        self.frozen = false;
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
+        self.keep_needs();
         self.streams.clear();
+        self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         if self.is_home() {
-            self.become_agent(target, processes);
+            self.become_agent(target, report.processes.clone());
+            late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
+            late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
+            self.say(Msg::Report(Box::new(report.clone())), &[]);
             self.say(Msg::Gone { to, epoch }, &[]);
             self.drop_link(target.key);
             self.away = None;
@@ -1027,6 +1180,7 @@ impl Mover {
         self.sup.board.remote = processes;
         self.relay_link = self.links.contains_key(&target.key).then_some(target.key);
         self.agent = Some(Agent::new(target.id, target.name.clone()));
+        self.forward.relinked();
     }
 
     /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end
@@ -1045,18 +1199,39 @@ impl Mover {
         }
     }
 
-    /// A person at home asks for a job that is elsewhere.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
-        let node = self.sup.board.moved_to.clone().unwrap_or_default();
-        if let Some(client) = client {
-            let name = &self.sup.job.meta.name;
-            let why = format!(
-                "{name} runs on {node}: move it from there (vosrun migrate on {node}, --to {to})"
-            );
-            self.sup.finish(client, &Reply::Error(why));
+    /// A person at home wants a job moved that is elsewhere: its host is asked.
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+        let Some(client) = client else { return };
+        match self.relay_link {
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(_) => {
+                let busy = self.busy(to);
+                self.sup.finish(client, &Reply::Failed(busy));
+            }
+            None => {
+                let host = self.sup.board.moved_to.clone().unwrap_or_default();
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} runs on {host}, which cannot be reached from here: try again, or move it from there"
+                );
+                let failure = stopped(75, "VOS-UNREACHABLE", String::new()).said(sentence);
+                self.sup.finish(client, &Reply::Failed(failure));
+            }
         }
-        Ok(())
     }
+}
+
+impl Stopped {
+    /// A failure that has a sentence already.
+    fn said(self, sentence: String) -> MoveFailure {
+        let code = self.code.to_owned();
+        MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
+    }
+}
+
+fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
+    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
+    same && crate::migrate::resource::fd::is_terminal(view)
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
@@ -1064,7 +1239,10 @@ fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
         findings.iter().filter(|f| f.severity == Severity::Blocker).collect();
     let Some(first) = blockers.first() else { return Ok(()) };
     let code = crate::codes::find(&first.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", first.object, first.cause, first.code);
+    let text = match blockers.len() {
+        1 => format!("{}: {}", first.object, first.cause),
+        n => format!("{}: {}; {} more", first.object, first.cause, n - 1),
+    };
     Err(Box::new(Stopped { exit: 10, code, text, findings: findings.to_vec() }))
 }
 
@@ -1091,7 +1269,7 @@ fn part_stopped(e: PartError) -> Box<Stopped> {
 /// A refusal that came up at the freeze: undone, and said.
 fn refused(finding: Finding) -> Box<Stopped> {
     let code = crate::codes::find(&finding.code).map_or("VOS-SUPERVISOR", |c| c.code);
-    let text = format!("{}: {} ({})", finding.object, finding.cause, finding.code);
+    let text = format!("{}: {}", finding.object, finding.cause);
     Box::new(Stopped { exit: 11, code, text, findings: vec![finding] })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -11,23 +11,26 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, Context, Result};
 
 use super::hook::reached;
+use super::signals::Forward;
 use super::{LinkKey, Mover, Side, StreamKey};
-use crate::control::ProcessStatus;
-use crate::ids::{MoveId, NodeId};
+use crate::control::{MoveReport, ProcessStatus};
+use crate::ids::{JobId, MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::capture;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, Parcel, PROTOCOL};
 use crate::migrate::preflight;
+use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, NewThread, Restoring};
 use crate::migrate::skeleton::{own_clocks, Build, Skeleton};
 use crate::migrate::transport::{Link, Service};
 use crate::node;
-use crate::proxy::{AwayEnd, Loopback};
+use crate::proxy::{AwayEnd, Loopback, PtyPair};
 use crate::state::{JobMeta, StateDir};
 use crate::supervisor::job::{start_time, Job};
-use crate::supervisor::session::Session;
+use crate::supervisor::session::{Session, Way};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Mode, Supervisor};
 use crate::syscalls::handles::Handles;
@@ -37,6 +40,12 @@ use crate::tracer::{filter, raw};
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A copy of a move that was given up asks the source within this time, and ends.
+const ENDING: Duration = Duration::from_secs(5);
+/// In doubt: pause between two questions to the source.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// In doubt: a source that has said nothing for so long is asked again over a new connection.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Largest image taken, bytes (pages are not in it).
 const MOST_IMAGE: usize = 256 << 20;
 
@@ -64,27 +73,45 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     };
     let hello = match read_hello(version, &body) {
         Ok(hello) => hello,
-        Err(f) => {
-            link.send(&Msg::Failed(f), &[])?;
-            while link.queued() > 0 {
-                link.wait(Duration::from_millis(500))?;
-            }
-            bail!("{} speaks another version", link.remote());
-        }
+        Err(f) => return turn_away(link, f),
     };
     if hello.dry {
         return judge_only(link, hello);
     }
-    let mut mover = supervisor_for(state, &hello)?;
+    let mut mover = match supervisor_for(state, &hello) {
+        Ok(mover) => mover,
+        Err(e) => {
+            let failure = Failure { code: code_of(&e).into(), text: format!("{e:#}") };
+            return turn_away(link, failure);
+        }
+    };
     let key = mover.add_link(link)?;
+    let id = hello.id;
     let here = mover.take_in(key, hello)?;
     if !here {
-        let _ = mover.sup.job.dir.remove();
+        // What the journal says of earlier moves may still be asked for.
+        let records = crate::journal::read(&mover.sup.job.dir.journal());
+        if records.is_ok_and(|all| all.iter().all(|r| r.id == id)) {
+            let _ = mover.sup.job.dir.remove();
+        }
         return Ok(0);
     }
     let (supervisor, end) = mover.run()?;
     supervisor.close(end);
     Ok(0)
+}
+
+/// Says why the job is not taken.
+fn turn_away(mut link: Link, failure: Failure) -> Result<u8> {
+    let why = failure.text.clone();
+    link.send(&Msg::Failed(failure), &[])?;
+    link.close()?;
+    let until = Instant::now() + PATIENCE;
+    while !link.closed() && Instant::now() < until && link.wait(Duration::from_millis(500)).is_ok()
+    {
+        while link.next_frame().is_some() {}
+    }
+    bail!("the job of {} was not taken: {why}", link.remote())
 }
 
 fn read_hello(version: u32, body: &[u8]) -> std::result::Result<Hello, Failure> {
@@ -134,13 +161,29 @@ fn supervisor_for(state: &StateDir, hello: &Hello) -> Result<Mover> {
         names: None,
         agent: Some(hello.home.clone()),
     };
-    let job = Job::receive(state, hello.job.id, meta)
-        .with_context(|| format!("job {} here already", hello.job.id))?;
+    let job = receive_job(state, hello.job.id, &meta)?;
     crate::supervisor::job::start_log(&job.dir)?;
     let handles = Handles::open(&job.dir.handles()).context("handle table")?;
     let session = Session::new(handles);
     let sup = Supervisor::new(state.clone(), job, session, signals, Mode::Background)?;
     Mover::new(sup)
+}
+
+/// Makes the job's folder, or takes up the one it left. A copy of a move that the source has
+/// given up may just be ending.
+fn receive_job(state: &StateDir, id: JobId, meta: &JobMeta) -> Result<Job> {
+    let until = Instant::now() + ENDING;
+    loop {
+        match Job::receive(state, id, meta.clone()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(e).context("another supervisor here has the job or a copy of it");
+            }
+            other => return other.with_context(|| format!("the folder of job {id}")),
+        }
+    }
 }
 
 /// What is being built while messages come in.
@@ -160,6 +203,10 @@ struct Arriving {
     content_done: bool,
     restoring: Option<Restoring>,
     names: (String, String),
+    /// Becomes the controlling terminal of the job's session.
+    pty: Option<PtyPair>,
+    /// When the image of the frozen job began to arrive.
+    arrived: Option<Instant>,
 }
 
 struct Incoming {
@@ -176,6 +223,9 @@ struct Prepared {
     skeleton: Skeleton,
     threads: Vec<NewThread>,
     annotations: Vec<(i32, Vec<u8>)>,
+    signals_taken: u64,
+    /// When the image of the frozen job began to arrive.
+    arrived: Instant,
 }
 
 /// How a wait for the decision ended.
@@ -194,7 +244,7 @@ impl Mover {
                 return Ok(());
             }
         };
-        if hello.epoch < self.epoch() {
+        if !self.is_owner(self.peer_of(key), hello.epoch) {
             self.send(key, &Msg::Abort("that copy of the job is not its owner".into()), &[]);
             return Ok(());
         }
@@ -211,6 +261,13 @@ impl Mover {
     /// # Errors
     /// Failures of the supervisor itself.
     fn take_in(&mut self, key: LinkKey, hello: Hello) -> Result<bool> {
+        self.arriving = true;
+        let here = self.try_take_in(key, hello);
+        self.arriving = false;
+        here
+    }
+
+    fn try_take_in(&mut self, key: LinkKey, hello: Hello) -> Result<bool> {
         let id = hello.id;
         let peer_id = self.links.get(&key).and_then(|p| p.link.peer());
         let peer = (peer_id.unwrap_or(NodeId([0; 32])), hello.source.clone());
@@ -293,6 +350,8 @@ impl Mover {
             content_done: false,
             restoring: None,
             names: Default::default(),
+            pty: None,
+            arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
         if built.is_err() {
@@ -332,16 +391,20 @@ impl Mover {
                         self.begin_if_complete(a)?;
                     }
                 }
+                Msg::Prepare(_) if a.skeleton.is_some() => bail!("a second frame"),
                 Msg::Prepare(plan) => {
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    a.skeleton = Some(Skeleton::spawn(&plan)?);
+                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
+                    a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(super::CHUNK);
                     }
                     self.send(key, &Msg::Prepared, &[]);
                 }
+                Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
                 Msg::Image { last } => {
+                    a.arrived.get_or_insert_with(Instant::now);
                     if a.image.len() + payload.len() > MOST_IMAGE {
                         bail!("an image of more than {} MiB", MOST_IMAGE >> 20);
                     }
@@ -408,10 +471,8 @@ impl Mover {
     fn take_image(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
         let bytes = std::mem::take(&mut a.image);
         let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
+        parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
         let process = parcel.image.processes.first().context("an image without a process")?;
-        if parcel.image.processes.len() != 1 {
-            bail!("an image of {} processes", parcel.image.processes.len());
-        }
         let unknown: Vec<FileId> = process
             .memory
             .files
@@ -460,23 +521,23 @@ impl Mover {
         Ok(())
     }
 
-    fn begin(&mut self, a: &Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
+    fn begin(&mut self, a: &mut Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let process = &parcel.image.processes[0];
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
         for state in &parcel.relays {
             let terminal = matches!(state.end, AwayEnd::Pty(_));
-            let end = away.rebuild(state.clone())?;
-            if terminal && !ends.values().any(is_tty) {
-                // A terminal that was not the controlling one stays so.
-                if let Err(e) = skeleton.set_terminal(end.as_fd()) {
-                    tracing::warn!("{e}");
-                }
+            let pty = if terminal { a.pty.take() } else { None };
+            let controlling = pty.is_some();
+            let end = away.rebuild_on(state.clone(), pty)?;
+            if controlling {
+                skeleton.set_terminal(end.as_fd())?;
             }
             ends.insert(state.stream, end);
         }
-        self.away = Some(away);
+        self.away = (!parcel.relays_lost).then_some(away);
+        self.idle_terminal = a.pty.take();
         self.streams.clear();
         let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
         for (object, stream) in &parcel.streams {
@@ -513,7 +574,7 @@ impl Mover {
     fn complete(&mut self, a: &mut Arriving) -> Result<Prepared> {
         let restoring = a.restoring.take().context("an image without its files")?;
         let parcel = a.parcel.take().context("no image")?;
-        let Parcel { image, annotations, .. } = parcel;
+        let Parcel { image, annotations, signals_taken, .. } = parcel;
         let process = image.processes.into_iter().next().context("no process")?;
         let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
         let threads = restoring.finish(&process, program.as_deref())?;
@@ -524,7 +585,8 @@ impl Mover {
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
-        Ok(Prepared { process, skeleton, threads, annotations })
+        let arrived = a.arrived.unwrap_or_else(Instant::now);
+        Ok(Prepared { process, skeleton, threads, annotations, signals_taken, arrived })
     }
 
     /// PREPARED: only the source's word counts, for ever.
@@ -534,56 +596,45 @@ impl Mover {
         first: LinkKey,
         peer: &(NodeId, String),
     ) -> Result<Decision> {
-        let mut next_ask = Instant::now() + Duration::from_secs(1);
-        let mut asking: Option<LinkKey> = None;
+        let prepared = Instant::now();
+        let mut next_ask = prepared;
+        let mut asking: Option<(LinkKey, Instant)> = None;
         loop {
             for key in self.links.keys().copied().collect::<Vec<_>>() {
                 while let Some((msg, payload)) = self.pop(key) {
                     match msg {
                         Msg::Commit if key == first => return Ok(Decision::Commit(key)),
                         Msg::Relay(_) => self.early.push_back((msg, payload)),
-                        Msg::Decided { id: of, commit } if of == id => {
+                        Msg::Decided { id: of, commit }
+                            if of == id && self.peer_of(key) == Some(peer.0) =>
+                        {
                             return Ok(match commit {
                                 true => Decision::Commit(key),
                                 false => Decision::Abort,
                             });
                         }
                         Msg::Abort(_) if key == first => return Ok(Decision::Abort),
-                        other => tracing::debug!("while in doubt: {other:?}"),
+                        other => self.hear(key, other)?,
                     }
                 }
             }
-            if let Some(decision) = self.recovered(peer) {
-                return Ok(decision.map_or(Decision::Abort, |()| Decision::Commit(first)));
+            if self.recovered(&peer.1, |_| Ok(())) {
+                return Ok(Decision::Commit(first));
             }
             let lost = self.links.get(&first).is_none_or(|p| p.over.is_some());
-            if lost && Instant::now() >= next_ask {
-                next_ask = Instant::now() + Duration::from_secs(1);
-                if let Some(old) = asking.take() {
+            let silent = lost || prepared.elapsed() > SILENCE;
+            let over = |key| self.links.get(&key).is_none_or(|p: &super::Peer| p.over.is_some());
+            let waits = asking.is_some_and(|(key, since)| !over(key) && since.elapsed() < SILENCE);
+            if silent && !waits && Instant::now() >= next_ask {
+                next_ask = Instant::now() + ASK_EVERY;
+                if let Some((old, _)) = asking.take() {
                     self.drop_link(old);
                 }
-                asking = self.ask(id, peer);
+                asking = self.ask(id, peer).map(|key| (key, Instant::now()));
             }
             self.pump(Some(Duration::from_millis(200)))?;
             self.requests_while_moving()?;
         }
-    }
-
-    /// Did a person say that the source's copy is dead?
-    fn recovered(&mut self, peer: &(NodeId, String)) -> Option<Option<()>> {
-        let mut decision = None;
-        let mut later = std::collections::VecDeque::new();
-        while let Some(pending) = self.sup.pending.pop_front() {
-            match &pending.request {
-                crate::control::Request::Recover { dead } if *dead == peer.1 => {
-                    self.sup.finish(pending.client, &crate::control::Reply::Ok);
-                    decision = Some(Some(()));
-                }
-                _ => later.push_back(pending),
-            }
-        }
-        self.sup.pending = later;
-        decision
     }
 
     /// Asks the source what it decided, over a new connection.
@@ -605,7 +656,14 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations } = prepared;
+        let Prepared { process, skeleton, threads, annotations, signals_taken, arrived } = prepared;
+        let pid = skeleton.pid;
+        // Who looks after this supervisor's death finds by this whether the job lives.
+        self.sup.job.meta.pid = process.ids.pid;
+        self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
+        if let Err(e) = self.sup.job.note() {
+            tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
+        }
         // A journal that cannot be written does not stop a job that has no other copy.
         if let Err(e) = self.write_journal(id, Step::Own, peer) {
             tracing::error!("{e:#}");
@@ -617,28 +675,59 @@ impl Mover {
         self.sup.board.state = None;
         self.sup.board.moved_to = None;
         self.sup.board.remote.clear();
-        let pid = skeleton.pid;
         self.init = Some(skeleton.init);
         self.sup.session.leave();
         self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
+        self.sup.session.insn = capture::syscall_insn(pid, &process.memory).ok();
         for (fd, annotation) in annotations {
             if let Ok(watches) = postcard::from_bytes(&annotation) {
                 self.sup.session.handles.take_up(pid, fd, watches);
             }
         }
         self.join_relays(home, key, peer);
+        self.forward.taken(signals_taken);
+        let waiting = self.forward.rest();
+        self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
-        self.sup.job.meta.pid = process.ids.pid;
-        self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
         self.resume_all(&process, pid, &threads)?;
         let resumed = Instant::now();
+        waiting.into_iter().for_each(|signal| self.signal_job(signal));
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         let processes = self.statuses(&process, pid);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes, resumed_ns }, &[]);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
+        self.note(self.own_report(id, peer, &process, processes, arrived));
+        self.note_restored(pid);
         Ok(())
+    }
+
+    /// The move as this side saw it: kept if the source's own figures do not come.
+    fn own_report(
+        &self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        process: &ProcessImage,
+        processes: Vec<ProcessStatus>,
+        arrived: Instant,
+    ) -> MoveReport {
+        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        MoveReport {
+            id,
+            job: self.sup.job.meta.name.clone(),
+            job_id: self.sup.job.id,
+            from: peer.1.clone(),
+            to: self.sup.node.clone(),
+            epoch: self.sup.job.meta.epoch,
+            at_ms: crate::supervisor::job::now_ms(),
+            pause_ms: ms,
+            total_ms: ms,
+            parts: Vec::new(),
+            bytes_memory: process.memory.data_bytes(),
+            bytes_wire: 0,
+            processes,
+        }
     }
 
     fn statuses(&self, process: &ProcessImage, host_pid: i32) -> Vec<ProcessStatus> {
@@ -655,8 +744,15 @@ impl Mover {
     /// Connects both halves of the relays, the job being still stopped.
     fn join_relays(&mut self, home: bool, key: LinkKey, peer: &(NodeId, String)) {
         if home {
+            if let Some(asked) = &mut self.asked {
+                // The source reports over its own link.
+                asked.via = key;
+            }
             if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
                 self.drop_link(old);
+            }
+            if self.away.is_none() {
+                self.lose_relays();
             }
             if let (Some(home), Some(away)) = (&mut self.home, &mut self.away) {
                 home.disconnected();
@@ -688,15 +784,32 @@ impl Mover {
         for thread in threads {
             raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
         }
+        let mut ways = Vec::with_capacity(threads.len());
         for thread in threads {
-            let resumed = match &thread.restart {
-                Some(restart) => self.sup.session.restart(thread.host_tid, *restart),
-                None => raw::cont(thread.host_tid, 0),
-            };
+            ways.push(match thread.restart {
+                Some(restart) => {
+                    let ready = self.sup.session.make_ready(thread.host_tid, restart);
+                    ready.with_context(|| format!("the call of thread {}", thread.tid))?;
+                    Way::Step(0)
+                }
+                None => Way::Cont(0),
+            });
+        }
+        if !is_dumpable(process) {
+            if let Err(e) = self.make_undumpable(pid) {
+                tracing::error!("process {} stays dumpable: {e:#}", process.ids.pid);
+            }
+        }
+        for (thread, way) in threads.iter().zip(ways) {
+            let resumed = self.sup.session.go(thread.host_tid, way);
             resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
         }
         Ok(())
     }
+}
+
+fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
+    pty.slave.as_fd()
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {
@@ -769,6 +882,7 @@ fn code_of(e: &anyhow::Error) -> &'static str {
     match io.and_then(std::io::Error::raw_os_error) {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => "VOS-DISK-FULL",
         Some(libc::ENOMEM) => "VOS-MEMORY",
+        Some(libc::EWOULDBLOCK) => "VOS-BUSY",
         _ => "VOS-TARGET",
     }
 }

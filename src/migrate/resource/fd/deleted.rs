@@ -17,7 +17,7 @@ use super::{
     RestoreCx,
 };
 
-const NAME: &str = "deleted";
+pub const NAME: &str = "deleted";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -39,7 +39,7 @@ impl FdKind for Deleted {
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         if view.nlink > 0 {
-            let cause = "the name it was opened by is gone, but the file has other names";
+            let cause = "the name it was opened by is gone or may not be looked up, but the file has a name";
             let remedy = "let the program close it, or move the file back to that name";
             return Err(view.refuse("VOS-FILE-UNLINKED", cause, remedy));
         }

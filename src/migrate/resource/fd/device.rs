@@ -23,15 +23,19 @@ const SAME_EVERYWHERE: [(u32, u32, &str); 6] = [
     (5, 0, "/dev/tty"),
 ];
 
-/// Character majors of terminals: pty masters and slaves (old and new), consoles, serial
-/// lines, hypervisor consoles.
-const TERMINALS: [std::ops::RangeInclusive<u32>; 5] =
-    [2..=5, 128..=143, 166..=166, 188..=188, 204..=204];
+/// Character majors of terminals: pty slaves (old and new), consoles, serial lines,
+/// hypervisor consoles.
+const TERMINALS: [std::ops::RangeInclusive<u32>; 6] =
+    [3..=5, 136..=143, 166..=166, 188..=188, 204..=204, HVC..=HVC];
 const HVC: u32 = 229;
+
+/// Majors of pty masters, old and new; opened by name they are 5:2, /dev/ptmx.
+const MASTERS: [std::ops::RangeInclusive<u32>; 2] = [2..=2, 128..=135];
 
 /// Where accelerators live.
 const GPU_PATHS: [&str; 5] = ["/dev/nvidia", "/dev/dri/", "/dev/kfd", "/dev/mali", "/dev/accel/"];
 const GPU_MAJORS: [u32; 3] = [195, 226, 261];
+const PTMX: (u32, u32) = (5, 2);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
@@ -39,15 +43,22 @@ struct State {
     flags: i32,
 }
 
-/// A terminal: a tty, serial line or pty, or a pty master. Not `/dev/tty`, which is opened
-/// again by its name once the new process has its controlling terminal.
+/// A terminal: a tty, serial line or the slave of a pty. Not `/dev/tty`, which is opened
+/// again by its name once the new process has its controlling terminal, and no pty master:
+/// whoever holds that one is itself the person at a terminal.
 #[must_use]
 pub fn is_terminal(view: &FdView) -> bool {
     let (major, minor) = numbers(view.rdev);
     view.file_type() == libc::S_IFCHR
         && view.flags & libc::O_PATH == 0
-        && (major, minor) != (5, 0)
-        && (major == HVC || TERMINALS.iter().any(|range| range.contains(&major)))
+        && ![(5, 0), PTMX].contains(&(major, minor))
+        && TERMINALS.iter().any(|range| range.contains(&major))
+}
+
+fn is_master(view: &FdView) -> bool {
+    let device = numbers(view.rdev);
+    view.file_type() == libc::S_IFCHR
+        && (device == PTMX || MASTERS.iter().any(|range| range.contains(&device.0)))
 }
 
 fn numbers(rdev: u64) -> (u32, u32) {
@@ -79,6 +90,9 @@ impl FdKind for Device {
         Err(if gpu || GPU_PATHS.iter().any(|start| view.link.starts_with(start)) {
             let cause = "state lives in the accelerator";
             view.refuse("VOS-DEV-GPU", cause, "stop using the GPU, or let the program finish here")
+        } else if is_master(view) {
+            let cause = "it is the master of a terminal that the program made";
+            view.refuse("VOS-TTY", cause, "let the program close its terminals")
         } else if is_terminal(view) {
             let cause = "it is a terminal that vosrun does not relay";
             view.refuse("VOS-TTY", cause, "start the program in one terminal, or without it")
@@ -140,8 +154,10 @@ mod tests {
         let open = |path: &str| File::options().read(true).custom_flags(flags).open(path);
         let master = open("/dev/ptmx").expect("open");
         let here = Here::of(&[&master]);
-        assert!(is_terminal(&here.view(&master)));
+        assert!(!is_terminal(&here.view(&master)), "nobody types into a master");
         assert_eq!(here.refusal(&master), "VOS-TTY");
+        let pty = nix::pty::openpty(None, None).expect("openpty");
+        assert!(is_terminal(&Here::of(&[&pty.slave]).view(&pty.slave)));
         let null = open("/dev/null").expect("open");
         assert!(!is_terminal(&Here::of(&[&null]).view(&null)));
     }

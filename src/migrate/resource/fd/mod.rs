@@ -33,12 +33,14 @@ pub mod raw;
 mod refused;
 pub mod regular;
 mod signalfd;
+mod socket;
 #[cfg(test)]
 mod testing;
 mod timerfd;
 mod view;
 
 pub use content::{BulkId, BulkSource};
+pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
 pub use pipe::outside_holders;
 pub use place::{restore_all, PROVIDED};
@@ -193,6 +195,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &signalfd::SignalFd,
     &epoll::Epoll,
     &inotify::Inotify,
+    &socket::Socket,
     &refused::Rest,
     &place::Provided,
 ];
@@ -235,9 +238,11 @@ pub fn capture(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
 /// as `lock:` lines (proc_pid_fdinfo(5)).
 fn locks(view: &FdView) -> Option<Finding> {
     view.field("lock").map(|lock| {
+        // `1: FLOCK  ADVISORY  WRITE 4711 fe:00:7 0 EOF`: the kind tells what to look for.
+        let kind: Vec<&str> = lock.split_whitespace().skip(1).take(3).collect();
         view.blocker(
             "VOS-LOCK",
-            format!("a file lock or lease is held through it ({})", lock.trim()),
+            format!("a file lock or lease is held through it ({})", kind.join(" ")),
             "let the program release the lock, then move it",
         )
     })

@@ -1,9 +1,9 @@
 //! What does not move, each by its name. [`Special`] comes before the kinds that would take
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use super::{raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{CaptureCx, FdError, FdKind, FdView, RestoreCx};
 
 /// Start of the link, code, cause, remedy.
 struct Rule(&'static str, &'static str, &'static str, &'static str);
@@ -117,7 +117,7 @@ impl FdKind for Special {
     }
 }
 
-/// Sockets, and what is not known.
+/// What is not known.
 pub(super) struct Rest;
 
 impl FdKind for Rest {
@@ -129,12 +129,7 @@ impl FdKind for Rest {
         true
     }
 
-    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
-        if view.file_type() == libc::S_IFSOCK {
-            let (code, cause) = socket(view, cx);
-            let remedy = "let the program close the connection, or let it finish here";
-            return Err(view.refuse(code, cause, remedy));
-        }
+    fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         let cause = "vosrun does not know this kind of descriptor";
         Err(view.refuse("VOS-UNKNOWN-FD", cause, CLOSE))
     }
@@ -149,30 +144,12 @@ impl FdKind for Rest {
     }
 }
 
-/// Code and cause by SO_DOMAIN and SO_PROTOCOL (socket(7)).
-fn socket(view: &FdView, cx: &dyn CaptureCx) -> (&'static str, &'static str) {
-    let asked = cx.dup(view).and_then(|fd| {
-        let option = |name| raw::socket_option(fd.as_raw_fd(), name);
-        Ok((option(libc::SO_DOMAIN)?, option(libc::SO_PROTOCOL)?))
-    });
-    match asked.unwrap_or((-1, -1)) {
-        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => ("VOS-TCP", "it is a TCP socket"),
-        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => ("VOS-UDP", "it is a UDP socket"),
-        (libc::AF_UNIX, _) => ("VOS-UNIX", "it is a Unix socket"),
-        (libc::AF_NETLINK, _) => ("VOS-NETLINK", "it is a netlink socket to this kernel"),
-        _ => ("VOS-SOCKET", "it is a socket of a family that does not move"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::net::{TcpListener, UdpSocket};
-    use std::os::unix::net::UnixStream;
+    use std::os::fd::AsRawFd;
 
-    use nix::sys::socket::{socket, AddressFamily, SockFlag, SockProtocol, SockType};
-
-    use super::super::{find, testing::Here};
+    use super::super::{find, raw, testing::Here};
     use super::*;
     use crate::codes;
 
@@ -180,20 +157,6 @@ mod tests {
         let code = Here::of(&[fd]).refusal(fd);
         assert!(codes::find(&code).is_some(), "{code} is not explained");
         code
-    }
-
-    #[test]
-    fn sockets() {
-        let netlink = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        );
-        assert_eq!(refusal(&netlink.expect("netlink")), "VOS-NETLINK");
-        assert_eq!(refusal(&TcpListener::bind("127.0.0.1:0").expect("tcp")), "VOS-TCP");
-        assert_eq!(refusal(&UdpSocket::bind("[::1]:0").expect("udp")), "VOS-UDP");
-        assert_eq!(refusal(&UnixStream::pair().expect("unix").0), "VOS-UNIX");
     }
 
     #[test]
