@@ -418,23 +418,25 @@ fn link_cut(at_target: bool, point: &'static str) -> Result<()> {
     hosts.set_link(0, 1, false)?;
     gate.release()?;
     let done = scene.ended(child)?;
-    match point {
-        // With READY the source has heard all it needs, and decides.
-        "ready-received" | "committed" | "commit-received" | "owned" => {
-            expect(&done, &[IN_DOUBT])?;
-            if !at_target {
-                scene.check_frozen()?;
-            }
-            hosts.set_link(0, 1, true)?;
-            scene.await_running()?;
-            scene.await_state(1, "RUNNING")?;
+    // With READY the source has heard all it needs, and decides. At `image-sent` READY may be
+    // on its way already.
+    let codes: &[i32] = match point {
+        "image-sent" => &[ABORTED, IN_DOUBT],
+        "ready-received" | "committed" | "commit-received" | "owned" => &[IN_DOUBT],
+        _ => &[ABORTED],
+    };
+    expect(&done, codes)?;
+    if done.code() == IN_DOUBT {
+        if !at_target {
+            scene.check_frozen()?;
         }
-        _ => {
-            expect(&done, &[ABORTED])?;
-            scene.await_running()?;
-            scene.await_state(0, "RUNNING")?;
-            hosts.set_link(0, 1, true)?;
-        }
+        hosts.set_link(0, 1, true)?;
+        scene.await_running()?;
+        scene.await_state(1, "RUNNING")?;
+    } else {
+        scene.await_running()?;
+        scene.await_state(0, "RUNNING")?;
+        hosts.set_link(0, 1, true)?;
     }
     scene.finish()
 }

@@ -10,7 +10,7 @@ use crate::ids::{Epoch, JobId, MoveId, NodeId};
 use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::message::Msg;
 use crate::state::{JobMeta, StateDir};
-use crate::supervisor::job::{is_alive, is_supervised, Job};
+use crate::supervisor::job::{is_supervised, lasting_presence, Job, Presence};
 
 /// How long the folder of a job that has gone on is kept, for those who look for the job.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -68,18 +68,23 @@ fn confirmed(state: &StateDir, job: JobId, peer: NodeId, id: MoveId) -> io::Resu
     if last.peer != peer {
         return Ok(None);
     }
+    let runs = Ok(Some(Msg::Done { processes: Vec::new(), resumed_ns: 0 }));
     let went_on = records.last().is_some_and(|r| r.id != id);
     match last.step {
-        Step::Own if went_on || is_alive(&taken.meta) => {
-            Ok(Some(Msg::Done { processes: Vec::new(), resumed_ns: 0 }))
-        }
+        Step::Own if went_on => runs,
+        // It ran if it outlived its supervisor; the copy that might not run yet did not.
+        Step::Own => match lasting_presence(&taken.meta) {
+            Presence::Here => runs,
+            Presence::Leaving => Ok(None),
+            Presence::Gone => lost(taken.meta.epoch),
+        },
         Step::Prepared => {
             // Its process has died with its supervisor: nothing is left to run.
             let off = Record { step: Step::Abort, boot: journal::boot_id(), ..last.clone() };
             Journal::open(&path)?.write(&off)?;
             lost(taken.meta.epoch)
         }
-        Step::Own | Step::Abort => lost(taken.meta.epoch),
+        Step::Abort => lost(taken.meta.epoch),
         _ => Ok(None),
     }
 }

@@ -184,7 +184,8 @@ pub fn presence(meta: &JobMeta) -> Presence {
 
 /// As [`presence`] of a process that its supervisor's end should kill. One that has taken
 /// the signal and does not show it yet is not to be taken for one that stays.
-fn lasting_presence(meta: &JobMeta) -> Presence {
+#[must_use]
+pub fn lasting_presence(meta: &JobMeta) -> Presence {
     const LOOKS: usize = 10;
     for _ in 0..LOOKS {
         match presence(meta) {

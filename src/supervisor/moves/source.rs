@@ -1040,10 +1040,10 @@ impl Mover {
         let to = &target.name;
         let sentence = match heard {
             Heard::Lost => format!(
-                "{id} in doubt: {here} has given {name} to {to}, and {to} does not hold it any more: its supervisor there has died, or {name} has ended there. The copy on {here} is frozen; it will run again only after: vosrun recover {name} --dead {to}"
+                "{here} has given {name} to {to}, and {to} does not hold it any more: its supervisor there has died, or {name} has ended there. The copy on {here} is frozen; it will run again only after: vosrun recover {name} --dead {to}"
             ),
             _ => format!(
-                "{id} in doubt: {here} has given {name} to {to}, which has not confirmed. It will NOT run on {here} again by itself; {to} runs it when it hears from {here}."
+                "{here} has given {name} to {to}, which has not confirmed. It will NOT run on {here} again by itself; {to} runs it when it hears from {here}."
             ),
         };
         let code = "VOS-COMMIT-SENT".into();
