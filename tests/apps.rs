@@ -25,21 +25,36 @@ fn source(name: &str) -> Result<PathBuf> {
     common::build::publish(&from, name)
 }
 
-/// Runs a program that does one step per line of input: first unmoved, then with a move in
-/// the middle of every third step.
+/// When a program that works in steps is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// In the middle of every third step.
+    Inside,
+    /// After every third step.
+    After,
+}
+
+/// Runs a program that does one step per line of input: first unmoved, then moved.
 fn in_steps(
     hosts: &Hosts,
     start: Start,
     program: impl Fn() -> Program,
     steps: &[String],
+    when: When,
 ) -> Result<()> {
-    let want = drive(hosts, Start::Native, program(), steps)?;
-    let got = drive(hosts, start, program(), steps)?;
+    let want = drive(hosts, Start::Native, program(), steps, when)?;
+    let got = drive(hosts, start, program(), steps, when)?;
     ensure!(got == want, "unmoved it printed:\n{want}\nmoved:\n{got}");
     Ok(())
 }
 
-fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) -> Result<String> {
+fn drive(
+    hosts: &Hosts,
+    start: Start,
+    mut program: Program,
+    steps: &[String],
+    when: When,
+) -> Result<String> {
     program.stdin = Stdio::piped();
     let mut job = Job::start_early(hosts, start, program)?;
     let mut input = job.stdin().context("no stdin")?;
@@ -49,7 +64,7 @@ fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) ->
         if start == Start::Attached && i == 1 {
             job.attach()?;
         }
-        if i % 3 == 2 {
+        if i % 3 == 2 && when == When::Inside {
             move_on(&mut job).with_context(|| format!("in step {i}"))?;
         }
         until(LONG, &format!("the end of step {i}"), || {
@@ -58,6 +73,9 @@ fn drive(hosts: &Hosts, start: Start, mut program: Program, steps: &[String]) ->
             Ok((job.stdout.bytes().len() > before).then_some(()))
         })
         .with_context(|| job.said())?;
+        if i % 3 == 2 && when == When::After {
+            move_on(&mut job).with_context(|| format!("after step {i}"))?;
+        }
     }
     drop(input);
     let code = job.end(LONG)?;
@@ -76,17 +94,29 @@ fn java(hosts: &Hosts, start: Start) -> Result<()> {
         let file = file.display().to_string();
         Program::new(&java).args(["-Xmx256m", "-XX:-UsePerfData", &file])
     };
-    in_steps(hosts, start, program, &numbers(12))
+    in_steps(hosts, start, program, &numbers(12), When::Inside)
 }
 
 fn node(hosts: &Hosts, start: Start) -> Result<()> {
     let (node, file) = (needs("node")?, source("steps.js")?);
-    in_steps(hosts, start, || Program::new(&node).args([file.display()]), &numbers(12))
+    in_steps(
+        hosts,
+        start,
+        || Program::new(&node).args([file.display()]),
+        &numbers(12),
+        When::Inside,
+    )
 }
 
 fn perl(hosts: &Hosts, start: Start) -> Result<()> {
     let (perl, file) = (needs("perl")?, source("steps.pl")?);
-    in_steps(hosts, start, || Program::new(&perl).args([file.display()]), &numbers(12))
+    in_steps(
+        hosts,
+        start,
+        || Program::new(&perl).args([file.display()]),
+        &numbers(12),
+        When::Inside,
+    )
 }
 
 fn go(hosts: &Hosts, start: Start) -> Result<()> {
@@ -99,12 +129,25 @@ fn go(hosts: &Hosts, start: Start) -> Result<()> {
         build.args(["build", "-o"]).arg(&built).arg(file);
         procs::run(&mut build, Duration::from_secs(240))?.good("go build")?;
     }
-    in_steps(hosts, start, || Program::new(&built), &numbers(12))
+    in_steps(hosts, start, || Program::new(&built), &numbers(12), When::Inside)
 }
 
-/// Batches of inserts, one transaction each.
+/// Batches of inserts, one transaction each, into a file. It is locked during a transaction,
+/// and locks do not move.
 fn sqlite(hosts: &Hosts, start: Start) -> Result<()> {
     let sqlite = needs("sqlite3")?;
+    let program = || Program::new(&sqlite).args(["-batch", "test.db"]);
+    in_steps(hosts, start, program, &batches(), When::After)
+}
+
+/// The same in memory, moved within transactions.
+fn sqlite_memory(hosts: &Hosts, start: Start) -> Result<()> {
+    let sqlite = needs("sqlite3")?;
+    let program = || Program::new(&sqlite).args(["-batch", ":memory:"]);
+    in_steps(hosts, start, program, &batches(), When::Inside)
+}
+
+fn batches() -> Vec<String> {
     let mut steps = vec!["create table t(n integer primary key, s text); select 0;\n".to_owned()];
     for batch in 1..=11 {
         let mut sql = "begin;\n".to_owned();
@@ -115,7 +158,7 @@ fn sqlite(hosts: &Hosts, start: Start) -> Result<()> {
         sql += "commit; select count(*), sum(n), max(s) from t;\n";
         steps.push(sql);
     }
-    in_steps(hosts, start, || Program::new(&sqlite).args(["-batch", "test.db"]), &steps)
+    steps
 }
 
 /// 200 MiB that compress neither well nor badly.
@@ -297,7 +340,8 @@ const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
     ("vim", vim),
     ("dev-tty", dev_tty),
-    ("sqlite3", sqlite),
+    ("sqlite3-file", sqlite),
+    ("sqlite3-memory", sqlite_memory),
     ("perl", perl),
     ("node", node),
     ("java", java),

@@ -63,6 +63,7 @@ fn guard(command: &mut Command, gate: Option<&Gate>) {
 
 /// Two hosts; supervisors at the second stop at `gate`.
 fn two_hosts(who: Who, gate: Option<&Gate>) -> Result<Hosts> {
+    ensure!(who == Who::User || common::is_root(), "SKIP needs root");
     Hosts::start_with(who, 2, |index, command| {
         if index == 1 {
             guard(command, gate);
@@ -151,8 +152,19 @@ impl<'h> Scene<'h> {
     }
 
     /// At most one copy runs, and the ledger has each number once, in order.
+    ///
+    /// The copies are looked at one after the other, and one that is being restored runs the
+    /// supervisor's calls: only copies that are seen to run again and again count.
     fn check_single(&self) -> Result<()> {
-        let running = self.running();
+        const LOOKS: usize = 4;
+        let mut running = self.running();
+        for _ in 1..LOOKS {
+            if running.len() <= 1 {
+                break;
+            }
+            let again = self.running();
+            running.retain(|pid| again.contains(pid));
+        }
         ensure!(running.len() <= 1, "{} copies run at once: {running:?}", running.len());
         self.check_ledger().map(drop)
     }
@@ -287,16 +299,16 @@ fn adopt_and_move(mut scene: Scene<'_>, index: usize) -> Result<()> {
     scene.finish_without_launcher()
 }
 
-fn killed_at_rest() -> Result<()> {
-    let hosts = two_hosts(Who::User, None)?;
+fn killed_at_rest(who: Who) -> Result<()> {
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "ledger", None)?;
     kill_on_host(&hosts, 0, supervisor_of(&scene)?)?;
     adopt_and_move(scene, 0)
 }
 
 /// After a move, the supervisor at the target dies; the job goes on there.
-fn killed_at_rest_away() -> Result<()> {
-    let hosts = two_hosts(Who::User, None)?;
+fn killed_at_rest_away(who: Who) -> Result<()> {
+    let hosts = two_hosts(who, None)?;
     let mut scene = Scene::start(&hosts, "ledger", None)?;
     scene.job.migrate(1)?;
     kill_on_host(&hosts, 1, supervisor_of(&scene)?)?;
@@ -305,17 +317,16 @@ fn killed_at_rest_away() -> Result<()> {
     hosts.run(1, &["adopt", &scene.job.name])?.good("adopt")?;
     scene.await_running()?;
     scene.await_state(1, "RUNNING")?;
-    // Its output was relayed by the supervisor that has died.
-    let done = scene.ended(scene.migrate("a")?)?;
-    expect(&done, &[REFUSED])?;
+    // Its output was relayed by the supervisor that has died: nobody reads it any more.
+    scene.job.migrate(0)?;
     scene.await_running()?;
     scene.finish_without_launcher()
 }
 
 /// The source's supervisor is killed at `point`.
-fn source_killed(point: &'static str) -> Result<()> {
+fn source_killed(who: Who, point: &'static str) -> Result<()> {
     let mut gate = Gate::new(point)?;
-    let hosts = two_hosts(Who::User, None)?;
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "ledger", Some(&gate))?;
     let child = scene.migrate("b")?;
     let pid = gate.reached()?;
@@ -354,9 +365,9 @@ fn recover(scene: Scene<'_>) -> Result<()> {
 }
 
 /// The target's supervisor is killed at a point of its own.
-fn target_killed(point: &'static str) -> Result<()> {
+fn target_killed(who: Who, point: &'static str) -> Result<()> {
     let mut gate = Gate::new(point)?;
-    let hosts = two_hosts(Who::User, Some(&gate))?;
+    let hosts = two_hosts(who, Some(&gate))?;
     let scene = Scene::start(&hosts, "ledger", None)?;
     let child = scene.migrate("b")?;
     let pid = gate.reached()?;
@@ -373,10 +384,10 @@ fn target_killed(point: &'static str) -> Result<()> {
 }
 
 /// The target's supervisor is killed while the source stands at `point`.
-fn target_killed_behind(point: &'static str) -> Result<()> {
+fn target_killed_behind(who: Who, point: &'static str) -> Result<()> {
     let mut source = Gate::new(point)?;
     let mut target = Gate::new("ready")?;
-    let hosts = two_hosts(Who::User, Some(&target))?;
+    let hosts = two_hosts(who, Some(&target))?;
     let scene = Scene::start(&hosts, "ledger", Some(&source))?;
     let child = scene.migrate("b")?;
     let pid = target.reached()?;
@@ -428,8 +439,8 @@ fn link_cut(at_target: bool, point: &'static str) -> Result<()> {
     scene.finish()
 }
 
-fn no_such_node() -> Result<()> {
-    let hosts = two_hosts(Who::User, None)?;
+fn no_such_node(who: Who) -> Result<()> {
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "ledger", None)?;
     let done = scene.ended(scene.migrate("nowhere")?)?;
     expect(&done, &[2, REFUSED, TEMPORARY])?;
@@ -437,8 +448,8 @@ fn no_such_node() -> Result<()> {
     scene.finish()
 }
 
-fn node_down() -> Result<()> {
-    let hosts = two_hosts(Who::User, None)?;
+fn node_down(who: Who) -> Result<()> {
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "ledger", None)?;
     hosts.kill_node(1)?;
     let done = scene.ended(scene.migrate("b")?)?;
@@ -448,8 +459,8 @@ fn node_down() -> Result<()> {
 }
 
 /// An object that cannot move is named, by `check` and by `migrate`, before anything stops.
-fn unmovable() -> Result<()> {
-    let hosts = two_hosts(Who::User, None)?;
+fn unmovable(who: Who) -> Result<()> {
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "unmovable", None)?;
     let check = hosts.run(0, &["check", &scene.job.name, "--to", "b"])?;
     expect(&check, &[REFUSED])?;
@@ -491,6 +502,7 @@ fn disk_full_limit() -> Result<()> {
 
 /// The target's state folder is on a file system without a free block.
 fn disk_full() -> Result<()> {
+    ensure!(common::is_root(), "SKIP needs root");
     let hosts = Hosts::start_prepared(Who::Root, 2, |hosts| {
         let dir = hosts.hosts[1].state_dir.display().to_string();
         let mut mount = hosts.command(1, Path::new("/bin/mount"));
@@ -519,9 +531,9 @@ fn no_memory() -> Result<()> {
 }
 
 /// The job ends while its move has begun.
-fn job_exits(point: &'static str) -> Result<()> {
+fn job_exits(who: Who, point: &'static str) -> Result<()> {
     let mut gate = Gate::new(point)?;
-    let hosts = two_hosts(Who::User, None)?;
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "ledger", Some(&gate))?;
     let child = scene.migrate("b")?;
     gate.reached()?;
@@ -540,9 +552,9 @@ fn job_exits(point: &'static str) -> Result<()> {
 }
 
 /// The job calls exec or fork when its move has begun.
-fn job_turns(what: &str) -> Result<()> {
+fn job_turns(who: Who, what: &str) -> Result<()> {
     let mut gate = Gate::new("before-hello")?;
-    let hosts = two_hosts(Who::User, None)?;
+    let hosts = two_hosts(who, None)?;
     let scene = Scene::start(&hosts, "turncoat", Some(&gate))?;
     let child = scene.migrate("b")?;
     gate.reached()?;
@@ -562,8 +574,8 @@ fn job_turns(what: &str) -> Result<()> {
 
 /// Two moves of one job at once: one at most is made at a time, and the job is where the
 /// successful one says.
-fn two_moves(worker: &mut Worker) -> Result<()> {
-    let hosts = worker.hosts(Who::User)?;
+fn two_moves(worker: &mut Worker, who: Who) -> Result<()> {
+    let hosts = worker.hosts(who)?;
     let mut scene = Scene::start(hosts, "ledger", None)?;
     for _ in 0..5 {
         let at = scene.job.at;
@@ -621,7 +633,14 @@ fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
         ("the end before the image", vec![(Msg::PagesEnd, Vec::new())]),
         (
             "a file's name of noise",
-            vec![(Msg::File { index: 0, hash: [0; 32], mode: 0, size: u64::MAX }, noise.clone())],
+            vec![(Msg::File { index: 0, hash: [0; 32], mode: 0, size: 1 }, vec![0xff; 4])],
+        ),
+        (
+            "another content than was promised",
+            vec![
+                (Msg::File { index: 0, hash: [0; 32], mode: 0, size: 1 }, noise.clone()),
+                (Msg::Chunk { index: 0, last: true }, noise.clone()),
+            ],
         ),
         ("a commit out of order", vec![(Msg::Commit, Vec::new())]),
         ("a greeting of noise", vec![(Msg::Hello(PROTOCOL, noise), Vec::new())]),
@@ -698,38 +717,54 @@ fn cell(name: String, run: impl Fn() -> Result<()> + Send + Sync + 'static) -> C
 const SOURCE_POINTS: [&str; 7] =
     ["before-hello", "copy", "frozen", "image-sent", "ready-received", "committed", "done"];
 
-fn cells() -> Vec<Cell> {
-    let mut cells = vec![
-        cell("rest/source-killed".into(), killed_at_rest),
-        cell("rest/target-killed".into(), killed_at_rest_away),
-        cell("refused/no-such-node".into(), no_such_node),
-        cell("refused/node-down".into(), node_down),
-        cell("refused/unmovable".into(), unmovable),
-        cell("target/disk-full".into(), disk_full),
-        cell("target/disk-full-limit".into(), disk_full_limit),
-        cell("target/no-memory".into(), no_memory),
-        cell("job/exits/before-hello".into(), || job_exits("before-hello")),
-        cell("job/exits/frozen".into(), || job_exits("frozen")),
-        cell("job/execs".into(), || job_turns("exec")),
-        cell("job/forks".into(), || job_turns("fork")),
-        cell("garbage".into(), garbage),
-        Cell::new("two-moves", two_moves).limit(240),
+/// Cells that are the same with hosts of both kinds.
+fn cells_as(who: Who) -> Vec<Cell> {
+    type Run = fn(Who) -> Result<()>;
+    let plain: [(&str, Run); 9] = [
+        ("rest/source-killed", killed_at_rest),
+        ("rest/target-killed", killed_at_rest_away),
+        ("refused/no-such-node", no_such_node),
+        ("refused/node-down", node_down),
+        ("refused/unmovable", unmovable),
+        ("job/exits/before-hello", |who| job_exits(who, "before-hello")),
+        ("job/exits/frozen", |who| job_exits(who, "frozen")),
+        ("job/execs", |who| job_turns(who, "exec")),
+        ("job/forks", |who| job_turns(who, "fork")),
     ];
+    let word = who.word();
+    let named = |name: &str| format!("{word}/{name}");
+    let mut cells: Vec<Cell> =
+        plain.iter().map(|&(name, run)| cell(named(name), move || run(who))).collect();
+    cells.push(Cell::new(named("two-moves"), move |w| two_moves(w, who)).limit(240));
     for point in SOURCE_POINTS {
-        cells.push(cell(format!("source-killed/{point}"), move || source_killed(point)));
+        let name = named(&format!("source-killed/{point}"));
+        cells.push(cell(name, move || source_killed(who, point)));
     }
     for point in ["ready", "commit-received", "owned"] {
-        cells.push(cell(format!("target-killed/{point}"), move || target_killed(point)));
+        let name = named(&format!("target-killed/{point}"));
+        cells.push(cell(name, move || target_killed(who, point)));
     }
     for point in ["ready-received", "committed"] {
-        let run = move || target_killed_behind(point);
-        cells.push(cell(format!("target-killed/behind-{point}"), run));
+        let name = named(&format!("target-killed/behind-{point}"));
+        cells.push(cell(name, move || target_killed_behind(who, point)));
     }
+    cells
+}
+
+fn cells() -> Vec<Cell> {
+    let mut cells = cells_as(Who::User);
+    cells.extend(cells_as(Who::Root));
+    cells.extend([
+        cell("root/target/disk-full".into(), disk_full),
+        cell("user/target/disk-full-limit".into(), disk_full_limit),
+        cell("user/target/no-memory".into(), no_memory),
+        cell("user/garbage".into(), garbage),
+    ]);
     for point in ["before-hello", "copy", "frozen", "image-sent", "ready-received", "committed"] {
-        cells.push(cell(format!("link-cut/{point}"), move || link_cut(false, point)));
+        cells.push(cell(format!("root/link-cut/{point}"), move || link_cut(false, point)));
     }
     for point in ["ready", "commit-received", "owned"] {
-        cells.push(cell(format!("link-cut/{point}"), move || link_cut(true, point)));
+        cells.push(cell(format!("root/link-cut/{point}"), move || link_cut(true, point)));
     }
     cells
 }

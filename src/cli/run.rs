@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -71,6 +72,8 @@ const NOT_FOUND: u8 = 127;
 const NO_PERMISSION: u8 = 77;
 /// Another node owns the job.
 const FENCED: u8 = 14;
+/// The end of a killed supervisor takes far less.
+const DYING: Duration = Duration::from_secs(5);
 
 /// A sentence for stderr and an exit code.
 #[derive(Debug)]
@@ -287,7 +290,15 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String),
 /// The node that owns the job, when this one has given it away. A move that the dead
 /// supervisor left open is given up, as long as the job's process is here.
 fn given_to(job: &Job) -> Result<Option<String>, Failure> {
-    let last = job.settle().with_context(|| job.dir.journal().display().to_string())?;
+    let until = Instant::now() + DYING;
+    let last = loop {
+        match job.settle() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => break other.with_context(|| job.dir.journal().display().to_string())?,
+        }
+    };
     let given = last.filter(|r| matches!(r.step, Step::Commit | Step::Done));
     Ok(given.map(|r| r.peer_name))
 }

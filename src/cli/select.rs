@@ -20,6 +20,7 @@ use crate::ids::JobId;
 use crate::journal::{self, Step};
 use crate::node::orphan::has_passed;
 use crate::state::{JobDir, JobMeta, StateDir};
+use crate::supervisor::job::{self, Presence};
 
 /// How long a supervisor may take to answer a question.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -205,11 +206,23 @@ pub fn life(dir: &JobDir) -> Life {
         Err(e) if lock_is_held(&dir.lock()) => return Life::Silent(e.to_string()),
         Err(_) => {}
     }
-    match dir.meta() {
+    let meta = dir.meta();
+    if let Ok(meta) = &meta {
+        await_end_of_supervisor(meta);
+    }
+    match meta {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
         Ok(JobMeta { host: None, .. }) => Life::Away,
         _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
+    }
+}
+
+/// A supervisor that was just killed may take its job along: waits until that is over.
+fn await_end_of_supervisor(meta: &JobMeta) {
+    let until = Instant::now() + PATIENCE / 2;
+    while job::presence(meta) == Presence::Leaving && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

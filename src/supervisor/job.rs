@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -92,17 +92,23 @@ impl Job {
     /// run on by itself and ended.
     ///
     /// # Errors
-    /// When the journal cannot be read or written.
+    /// `WouldBlock` while the supervisor's end is not over: it may take the process along.
+    /// Else when the journal cannot be read or written.
     pub fn settle(&self) -> io::Result<Option<Record>> {
         let path = self.dir.journal();
         let Some(last) = journal::last(&path)? else { return Ok(None) };
         let rebooted = last.boot != journal::boot_id();
-        let step = match last.step {
-            Step::Intent | Step::Sealed if is_alive(&self.meta) => Step::Abort,
-            Step::Sealed => Step::Commit,
-            Step::Intent if rebooted => Step::Commit,
-            Step::Intent => Step::Abort,
+        let presence = match last.step {
+            Step::Intent => presence(&self.meta),
+            Step::Sealed => lasting_presence(&self.meta),
             _ => return Ok(Some(last)),
+        };
+        let step = match (presence, last.step) {
+            (Presence::Leaving, _) => return Err(io::ErrorKind::WouldBlock.into()),
+            (Presence::Here, _) => Step::Abort,
+            (Presence::Gone, Step::Sealed) => Step::Commit,
+            (Presence::Gone, _) if rebooted => Step::Commit,
+            (Presence::Gone, _) => Step::Abort,
         };
         let decided = Record { step, boot: journal::boot_id(), ..last };
         Journal::open(&path)?.write(&decided)?;
@@ -148,6 +154,45 @@ fn write_meta(dir: &JobDir, meta: &JobMeta) -> io::Result<()> {
 #[must_use]
 pub fn is_alive(meta: &JobMeta) -> bool {
     meta.host.is_some_and(|(pid, started)| start_time(pid).is_ok_and(|now| now == started))
+}
+
+/// A job's process as seen by one who finds no supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Here,
+    /// Traced still, or about to end: a supervisor's locks and sockets are gone a little
+    /// before it lets go of its job, or kills it (exit_notify() in kernel/exit.c comes last).
+    Leaving,
+    Gone,
+}
+
+/// Is the job's process on this host?
+#[must_use]
+pub fn presence(meta: &JobMeta) -> Presence {
+    const PF_EXITING: u32 = 0x4;
+    let Some((pid, _)) = meta.host.filter(|_| is_alive(meta)) else { return Presence::Gone };
+    let process = procfs::process::Process::new(pid);
+    let seen = process.and_then(|p| Ok((p.status()?, p.stat()?)));
+    let Ok((status, stat)) = seen else { return Presence::Leaving };
+    let killed = (status.sigpnd | status.shdpnd) & (1 << (libc::SIGKILL - 1)) != 0;
+    if status.tracerpid != 0 || killed || stat.flags & PF_EXITING != 0 {
+        Presence::Leaving
+    } else {
+        Presence::Here
+    }
+}
+
+/// As [`presence`] of a process that its supervisor's end should kill. One that has taken
+/// the signal and does not show it yet is not to be taken for one that stays.
+fn lasting_presence(meta: &JobMeta) -> Presence {
+    const LOOKS: usize = 10;
+    for _ in 0..LOOKS {
+        match presence(meta) {
+            Presence::Here => std::thread::sleep(Duration::from_millis(25)),
+            other => return other,
+        }
+    }
+    presence(meta)
 }
 
 /// Has the job a supervisor?

@@ -92,8 +92,8 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Done> {
     let (err, err_end) = Collected::start(child.stderr.take().context("no stderr")?);
     match wait(&mut child, limit, &what) {
         Ok(status) => {
-            // A daemon that the command left behind may hold the pipe open: do not wait for it.
-            let _ = super::until(Duration::from_millis(2000), "", || {
+            // A daemon that the command left behind may hold a pipe open: do not wait for it.
+            let _ = super::until(Duration::from_secs(5), "", || {
                 Ok((out_end.is_finished() && err_end.is_finished()).then_some(()))
             });
             Ok(Done { status, stdout: out.text(), stderr: err.text() })

@@ -34,7 +34,9 @@
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define NS_PER_S 1000000000ULL
 /* The clock may not go forward by more than this between two checks. */
+#ifndef MAX_CLOCK_JUMP_NS
 #define MAX_CLOCK_JUMP_NS (15 * NS_PER_S)
+#endif
 
 static int guest_status_fd = -1;
 static const char *guest_stop_path;

@@ -168,9 +168,9 @@ fn hello() -> Hello {
         memory: 1 << 30,
         largest_tid: 4712,
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
-        written: vec![0],
         open: Vec::new(),
         cwd: "/".into(),
+        written: vec![1],
         history: vec![report()],
     }
 }

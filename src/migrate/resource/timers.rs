@@ -64,7 +64,7 @@ impl Part for Intervals {
         for (which, value) in state.chunks(SPEC_LEN).enumerate() {
             if value.iter().any(|&b| b != 0) {
                 let of_cpu = which != libc::ITIMER_REAL as usize;
-                let value = if of_cpu { less_a_tick(value) } else { value.to_vec() };
+                let value = if of_cpu { less_a_tick(value) } else { awaiting_signal(value) };
                 let at = Arg::Data(program.data(&value));
                 program.call(
                     libc::SYS_setitimer,
@@ -242,6 +242,18 @@ fn burn(program: &mut Program, id: i32) {
     let made = Arg::Data(program.data(&[0; 4]));
     program.call(libc::SYS_timer_create, "timer_create", &[Arg::Num(1), Arg::Num(0), made]);
     program.call(libc::SYS_timer_delete, "timer_delete", &[Arg::Num(id as u64)]);
+}
+
+/// ITIMER_REAL with an interval and nothing remaining has expired, and starts anew when its
+/// signal is taken (itimer_get_remtime, kernel/time/itimer.c). Set to nothing it would be
+/// off: it expires at once, while its signal is pending.
+fn awaiting_signal(value: &[u8]) -> Vec<u8> {
+    let mut value = value.to_vec();
+    let (interval, remaining) = value.split_at_mut(16);
+    if interval.iter().any(|&b| b != 0) && remaining.iter().all(|&b| b == 0) {
+        remaining[8] = 1;
+    }
+    value
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
-use crate::migrate::transport::{Link, INBOX_LIMIT};
+use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
@@ -279,8 +279,8 @@ impl Mover {
     }
 
     fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within 20 seconds.
-        let _ = link.set_timeouts(Duration::from_secs(5), Duration::from_secs(15));
+        // A peer that is gone without a word is noticed within 15 seconds.
+        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
         let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let key = self.next_link;
@@ -816,12 +816,17 @@ impl Mover {
     fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
         /// A home that does not come back for so long is gone for good.
         const PATIENCE: Duration = Duration::from_secs(60);
+        /// Home agents connect anew twice a second; one that does not is asked for.
+        const ABSENT: Duration = Duration::from_secs(3);
         self.relay(Side::Away, |relays, out| relays.job_ended(out));
         if self.loopback.is_some() {
             let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
             let until = Instant::now() + PATIENCE;
             while !drained(self) && Instant::now() < until {
                 self.pump(Some(Duration::from_millis(100)))?;
+                if self.away.as_ref().is_none_or(Relays::is_drained) {
+                    self.relay(Side::Home, |relays, out| relays.host_ended(out));
+                }
             }
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
@@ -833,8 +838,15 @@ impl Mover {
         }
         let until = Instant::now() + PATIENCE;
         let mut told = None;
+        let (mut seen, mut probe) = (Instant::now(), None);
         while Instant::now() < until {
             self.requests_while_moving()?;
+            if self.relay_link.is_some() {
+                seen = Instant::now();
+            } else if seen.elapsed() > ABSENT {
+                seen = Instant::now();
+                probe = self.call_home();
+            }
             let drained = self.away.as_ref().is_none_or(Relays::is_drained);
             if drained && told != self.relay_link {
                 told = self.relay_link;
@@ -844,6 +856,13 @@ impl Mover {
                 while let Some((msg, _)) = self.pop(key) {
                     match msg {
                         Msg::ExitTaken => return Ok(()),
+                        // The node answers for its dead agent: the job is said to be here.
+                        Msg::Gone { to: Some((node, _)), .. }
+                            if probe == Some(key) && node == self.here =>
+                        {
+                            tracing::error!("the home agent is dead; the job ended: {exit:?}");
+                            return Ok(());
+                        }
                         other => self.hear(key, other)?,
                     }
                 }
@@ -857,6 +876,18 @@ impl Mover {
         }
         tracing::error!("the home agent did not come for the end of the job ({exit:?})");
         Ok(())
+    }
+
+    /// Asks at home whether the agent is there.
+    fn call_home(&mut self) -> Option<LinkKey> {
+        let home = node::peers::by_id(&self.sup.state, self.home_node.0).ok()??;
+        let tls = node::tls(&self.sup.state).ok()?;
+        let service = Service::Job(self.sup.job.id);
+        let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
+        let key = self.add_link(link).ok()?;
+        let epoch = self.epoch();
+        self.send(key, &Msg::Attach { epoch }, &[]);
+        Some(key)
     }
 
     /// This node's agent is, or would be, the job's home agent.

@@ -352,7 +352,7 @@ impl Mover {
             Some((Msg::Failed(f), _)) => {
                 let code = crate::codes::find(&f.code).map_or("VOS-TARGET", |c| c.code);
                 Err(stopped(
-                    11,
+                    if code == "VOS-BUSY" { 75 } else { 11 },
                     code,
                     format!("{} could not take the job: {}", target.name, f.text),
                 ))

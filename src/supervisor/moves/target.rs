@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail, Context, Result};
 use super::hook::reached;
 use super::{LinkKey, Mover, Side, StreamKey};
 use crate::control::{MoveReport, ProcessStatus};
-use crate::ids::{MoveId, NodeId};
+use crate::ids::{JobId, MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, Parcel, PROTOCOL};
@@ -37,6 +37,8 @@ use crate::tracer::{filter, raw};
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A copy of a move that was given up asks the source within this time, and ends.
+const ENDING: Duration = Duration::from_secs(5);
 /// In doubt: pause between two questions to the source.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// In doubt: a source that has said nothing for so long is asked again over a new connection.
@@ -68,18 +70,18 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     };
     let hello = match read_hello(version, &body) {
         Ok(hello) => hello,
-        Err(f) => {
-            link.send(&Msg::Failed(f), &[])?;
-            while link.queued() > 0 {
-                link.wait(Duration::from_millis(500))?;
-            }
-            bail!("{} speaks another version", link.remote());
-        }
+        Err(f) => return turn_away(link, f),
     };
     if hello.dry {
         return judge_only(link, hello);
     }
-    let mut mover = supervisor_for(state, &hello)?;
+    let mut mover = match supervisor_for(state, &hello) {
+        Ok(mover) => mover,
+        Err(e) => {
+            let failure = Failure { code: code_of(&e).into(), text: format!("{e:#}") };
+            return turn_away(link, failure);
+        }
+    };
     let key = mover.add_link(link)?;
     let id = hello.id;
     let here = mover.take_in(key, hello)?;
@@ -94,6 +96,19 @@ pub fn receive(state: &StateDir) -> Result<u8> {
     let (supervisor, end) = mover.run()?;
     supervisor.close(end);
     Ok(0)
+}
+
+/// Says why the job is not taken.
+fn turn_away(mut link: Link, failure: Failure) -> Result<u8> {
+    let why = failure.text.clone();
+    link.send(&Msg::Failed(failure), &[])?;
+    link.close()?;
+    let until = Instant::now() + PATIENCE;
+    while !link.closed() && Instant::now() < until && link.wait(Duration::from_millis(500)).is_ok()
+    {
+        while link.next_frame().is_some() {}
+    }
+    bail!("the job of {} was not taken: {why}", link.remote())
 }
 
 fn read_hello(version: u32, body: &[u8]) -> std::result::Result<Hello, Failure> {
@@ -143,13 +158,29 @@ fn supervisor_for(state: &StateDir, hello: &Hello) -> Result<Mover> {
         names: None,
         agent: Some(hello.home.clone()),
     };
-    let job = Job::receive(state, hello.job.id, meta)
-        .with_context(|| format!("job {} here already", hello.job.id))?;
+    let job = receive_job(state, hello.job.id, &meta)?;
     crate::supervisor::job::start_log(&job.dir)?;
     let handles = Handles::open(&job.dir.handles()).context("handle table")?;
     let session = Session::new(handles);
     let sup = Supervisor::new(state.clone(), job, session, signals, Mode::Background)?;
     Mover::new(sup)
+}
+
+/// Makes the job's folder, or takes up the one it left. A copy of a move that the source has
+/// given up may just be ending.
+fn receive_job(state: &StateDir, id: JobId, meta: &JobMeta) -> Result<Job> {
+    let until = Instant::now() + ENDING;
+    loop {
+        match Job::receive(state, id, meta.clone()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(e).context("another supervisor here has the job or a copy of it");
+            }
+            other => return other.with_context(|| format!("the folder of job {id}")),
+        }
+    }
 }
 
 /// What is being built while messages come in.
@@ -551,7 +582,7 @@ impl Mover {
         peer: &(NodeId, String),
     ) -> Result<Decision> {
         let prepared = Instant::now();
-        let mut next_ask = prepared + ASK_EVERY;
+        let mut next_ask = prepared;
         let mut asking: Option<(LinkKey, Instant)> = None;
         loop {
             for key in self.links.keys().copied().collect::<Vec<_>>() {
@@ -813,6 +844,7 @@ fn code_of(e: &anyhow::Error) -> &'static str {
     match io.and_then(std::io::Error::raw_os_error) {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => "VOS-DISK-FULL",
         Some(libc::ENOMEM) => "VOS-MEMORY",
+        Some(libc::EWOULDBLOCK) => "VOS-BUSY",
         _ => "VOS-TARGET",
     }
 }

@@ -3,10 +3,13 @@
 //! The position is a cookie of the file system. At another file system it means nothing:
 //! a directory that is being read moves only when the target has the very same one.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::unistd::{lseek, Whence};
 
 use super::regular::{has_its_name, Named};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 
 pub(super) const NAME: &str = "directory";
 
@@ -36,8 +39,25 @@ impl FdKind for Directory {
         state: &[u8],
         _cx: &mut dyn RestoreCx,
     ) -> Result<OwnedFd, FdError> {
-        decode::<Named>(NAME, state)?.open(libc::O_DIRECTORY).map(|(fd, _)| fd)
+        let named = decode::<Named>(NAME, state)?;
+        let (fd, _) = named.open(libc::O_DIRECTORY)?;
+        if named.pos != 0 {
+            read_once(&fd, named.pos)?;
+        }
+        Ok(fd)
     }
+}
+
+/// Reads a little from the begin and goes back. A description that has never been read takes
+/// a later return to the begin for no change and finds the directory empty, when it was set
+/// to the end before (ext4_dx_readdir, fs/ext4/dir.c).
+fn read_once(fd: &OwnedFd, pos: u64) -> Result<(), FdError> {
+    let what = || failed("put back a directory's read position");
+    let to = |pos: u64| lseek(fd, pos as i64, Whence::SeekSet).map(drop).map_err(io::Error::from);
+    to(0)
+        .and_then(|()| raw::directory_entries(fd.as_raw_fd()).map(drop))
+        .and_then(|()| to(pos))
+        .map_err(what())
 }
 
 #[cfg(test)]
@@ -45,7 +65,6 @@ mod tests {
     use std::fs::{self, File};
     use std::os::fd::AsRawFd;
 
-    use super::super::raw;
     use super::super::regular::{same_file, Sameness};
     use super::super::testing::{moved, Here};
     use super::*;
@@ -64,6 +83,20 @@ mod tests {
         let second = next(&fd);
         assert!(!second.is_empty() && second != first);
         assert!(next(&copy) == second);
+    }
+
+    #[test]
+    fn read_to_its_end_it_can_be_read_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        fs::write(dir.path().join("name"), "").expect("write");
+        let fd = File::open(dir.path()).expect("open");
+        let next = |fd: &dyn AsRawFd| raw::directory_entries(fd.as_raw_fd()).expect("getdents");
+        let all = next(&fd);
+        assert!(next(&fd).is_empty());
+        let copy = moved(&fd);
+        assert!(next(&copy).is_empty());
+        lseek(&copy, 0, Whence::SeekSet).expect("lseek");
+        assert_eq!(next(&copy), all);
     }
 
     #[test]

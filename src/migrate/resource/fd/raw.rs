@@ -286,7 +286,9 @@ pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
 }
 
 /// getdents64(2): the next records of a directory, at most 4 KiB.
-#[cfg(test)]
+///
+/// # Errors
+/// `ENOENT` when the directory has been removed.
 pub fn directory_entries(fd: RawFd) -> io::Result<Vec<u8>> {
     let mut buf = vec![0u8; 4096];
     // SAFETY: the kernel writes at most the length of buf, which lives through the call.
