@@ -192,6 +192,7 @@ impl Mover {
     pub(super) fn local_blockers(&self) -> Vec<Finding> {
         let findings = match self.look() {
             Ok(local) => local.findings,
+            Err(s) if !s.findings.is_empty() => s.findings,
             Err(s) => vec![crate::migrate::resource::blocker(
                 s.code,
                 format!("process {}", self.sup.job.meta.pid),
@@ -205,9 +206,14 @@ impl Mover {
     /// What is known here, of the running job.
     fn look(&self) -> Step1<Local> {
         let pid = self.sup.session.root;
-        let files = self.files(pid).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
-        preflight::local(pid, &files, &self.known_forwarded(), filters).map_err(own)
+        let local = self
+            .files(pid)
+            .and_then(|files| preflight::local(pid, &files, &self.known_forwarded(), filters));
+        local.map_err(|e| match e.kind() {
+            std::io::ErrorKind::PermissionDenied => undumpable(self.sup.job.meta.pid),
+            _ => own(e),
+        })
     }
 
     /// Away from home, what was relayed died with the supervisor that relayed it: after
@@ -1123,6 +1129,18 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
+}
+
+/// A process that is not dumpable belongs to root in /proc (proc(5)), whoever traces it.
+fn undumpable(pid: i32) -> Box<Stopped> {
+    let finding = crate::migrate::resource::blocker(
+        "VOS-DUMPABLE",
+        format!("process {pid}"),
+        "it is not dumpable, so that only root may look into it",
+        "run its supervisor as root, or configure the program to stay dumpable",
+    );
+    let text = format!("{}: {}", finding.object, finding.cause);
+    Box::new(Stopped { exit: 10, code: "VOS-DUMPABLE", text, findings: vec![finding] })
 }
 
 fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
