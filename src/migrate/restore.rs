@@ -517,7 +517,7 @@ fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
     let code = runner.program.data(filter);
     let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();
     prog.extend_from_slice(&(runner.stub.base + STUB_DATA + code.offset()).to_le_bytes());
-    let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC as u64);
+    let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC);
     runner.call_with(libc::SYS_seccomp, "seccomp", &prog, |at| {
         vec![Arg::Num(SECCOMP_SET_MODE_FILTER), tsync, at]
     })?;

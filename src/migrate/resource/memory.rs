@@ -144,7 +144,7 @@ const ADDRESSES: u64 = 1 << 47;
 
 /// A range of whole pages that a program can have.
 fn is_range(start: u64, end: u64) -> bool {
-    start < end && end <= ADDRESSES && (start | end) % memory::PAGE == 0
+    start < end && end <= ADDRESSES && (start | end).is_multiple_of(memory::PAGE)
 }
 
 impl MmImage {
