@@ -73,11 +73,6 @@ pub const CODES: &[Code] = &[
         text: "The journal, or a file that had to be shipped, could not be written. A move that cannot be written down is not begun, or is given up before the commit.\nWay out: make room on the file system that holds the state folder named, or point --state-dir of that node to another one.",
     },
     Code {
-        code: "VOS-DUMPABLE",
-        title: "a process that is not dumpable",
-        text: "The program has cleared its dumpable attribute (prctl(2), PR_SET_DUMPABLE), or lost it by executing a file that its user may not read. The kernel then shows its files and memory to root only, also when the supervisor traces it.\nWay out: run the supervisor as root, or configure the program to stay dumpable.",
-    },
-    Code {
         code: "VOS-EPOLL-ORPHAN",
         title: "an epoll entry without a descriptor",
         text: "An epoll instance watches an object to which the program has no descriptor any more, for example one that is in flight in a Unix socket (see epoll(7), questions and answers). It cannot be found to be watched again.\nWay out: let the program remove entries with EPOLL_CTL_DEL before it closes descriptors.",

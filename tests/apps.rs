@@ -2,6 +2,8 @@
 //! is compared with an unmoved run. A program that is not installed is skipped with a word.
 
 mod common;
+#[path = "apps/shell.rs"]
+mod shell;
 
 use std::fs;
 use std::io::Write;
@@ -349,8 +351,21 @@ const APPS: &[(&str, App)] = &[
     ("xz", xz),
 ];
 
+const SHELL: &[(&str, App)] = &[
+    ("stop-and-continue", shell::stop_and_continue),
+    ("moved-while-stopped", shell::moved_while_stopped),
+    ("inner-shell", shell::inner_shell),
+    ("typed-while-moving", shell::typed_while_moving),
+];
+
 fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
+    for (name, run) in SHELL.iter().copied() {
+        for who in [Who::User, Who::Root] {
+            let run = move |w: &mut Worker| run(w.hosts(who)?, Start::Launched);
+            cells.push(Cell::new(format!("shell/{}/{name}", who.word()), run).limit(300));
+        }
+    }
     for (name, app) in APPS.iter().copied() {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| app(w.hosts(who)?, Start::Launched);

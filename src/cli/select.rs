@@ -196,33 +196,45 @@ fn observe(jobs: Vec<(JobId, JobDir)>) -> Vec<Seen> {
 
 /// Asks one supervisor; when there is none, looks for the process.
 pub fn life(dir: &JobDir) -> Life {
-    match ask_within(&dir.socket(), &Request::Status, PATIENCE) {
-        Ok(Reply::Status(status)) => return Life::Live(status),
-        Ok(Reply::Error(why)) => return Life::Silent(why),
-        Ok(_) => return Life::Silent("it speaks another version of the control protocol".into()),
-        Err(e) if timed_out(&e) => {
-            return Life::Silent(format!("no answer in {} s", PATIENCE.as_secs()))
+    let until = Instant::now() + PATIENCE / 2;
+    loop {
+        match look(dir) {
+            Ok(life) => return life,
+            Err(life) if Instant::now() > until => return life,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
-        Err(e) if lock_is_held(&dir.lock()) => return Life::Silent(e.to_string()),
+    }
+}
+
+/// `Err` while it passes from one state to another: a supervisor that begins has no socket
+/// yet, and one that was killed loses its socket first, then its lock, and then lets go of
+/// its job or takes it along.
+fn look(dir: &JobDir) -> Result<Life, Life> {
+    match ask_within(&dir.socket(), &Request::Status, PATIENCE) {
+        Ok(Reply::Status(status)) => return Ok(Life::Live(status)),
+        Ok(Reply::Error(why)) => return Ok(Life::Silent(why)),
+        Ok(_) => {
+            let why = "it speaks another version of the control protocol";
+            return Ok(Life::Silent(why.into()));
+        }
+        Err(e) if timed_out(&e) => {
+            return Ok(Life::Silent(format!("no answer in {} s", PATIENCE.as_secs())))
+        }
+        Err(e) if lock_is_held(&dir.lock()) => return Err(Life::Silent(e.to_string())),
         Err(_) => {}
     }
     let meta = dir.meta();
-    if let Ok(meta) = &meta {
-        await_end_of_supervisor(meta);
-    }
-    match meta {
+    let leaving = meta.as_ref().is_ok_and(|meta| job::presence(meta) == Presence::Leaving);
+    let life = match meta {
         Ok(JobMeta { host: Some((pid, start)), .. }) if is_alive(pid, start) => Life::Orphaned(pid),
         Ok(JobMeta { host: None, .. }) => Life::Away,
         _ if given_to(dir).is_some() => Life::Away,
         _ => Life::Lost,
-    }
-}
-
-/// A supervisor that was just killed may take its job along: waits until that is over.
-fn await_end_of_supervisor(meta: &JobMeta) {
-    let until = Instant::now() + PATIENCE / 2;
-    while job::presence(meta) == Presence::Leaving && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
+    };
+    if leaving {
+        Err(life)
+    } else {
+        Ok(life)
     }
 }
 

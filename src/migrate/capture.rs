@@ -8,6 +8,7 @@ use std::io;
 
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{FdImage, Ids, ProcessImage, Restart, ThreadImage};
+use super::near::{Fetched, Near};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
@@ -40,10 +41,14 @@ pub fn capture(
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        threads.push(Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?);
+        let mut asked = Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?;
+        asked.view.opened = frozen.opened;
+        threads.push(asked);
     }
-    let outcome = ask(&mut threads, insn);
+    let near = Near::stay();
+    let outcome = ask(&mut threads, insn, near.as_ref());
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
+    drop(near);
     for thread in &mut frozen.threads {
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
@@ -93,6 +98,8 @@ struct Asked {
     image: ThreadImage,
     remote: Option<Remote>,
     batch: Option<Batch>,
+    /// It is on our CPU. After `remote`: dropped in this order.
+    fetched: Option<Fetched>,
 }
 
 /// Questions under way in one thread.
@@ -126,10 +133,10 @@ impl Asked {
             ))));
         }
         let known = running.get(&tid);
-        let restart = settle::judge_stopped(pid, thread, scheduler_now, known)
+        let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
         let mut wanted = regs;
-        if let Some((original, _)) = running.get(&tid) {
+        if let Some((original, _)) = known {
             wanted = settle::with_arguments(&wanted, original);
         }
         if restart.is_none() {
@@ -142,22 +149,38 @@ impl Asked {
             restart,
             parts: Vec::new(),
         };
-        let mut remote = Remote::open(tid, view.ignores(libc::SIGTRAP))?;
-        if let Stop::Signal(signal) = thread.stop {
-            requeue(&mut remote, &view, insn, signal)?;
+        let signal = match thread.stop {
+            Stop::Signal(signal) => {
+                let info =
+                    trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")));
+                Some((signal, info?))
+            }
+            _ => None,
+        };
+        let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
+        if let Some((signal, info)) = signal {
+            requeue(&mut remote, &view, insn, signal, &info)?;
         }
-        Ok(Self { view, image, remote: Some(remote), batch: None })
+        Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
     }
 
     fn close(&mut self) -> Result<(), InjectError> {
-        self.remote.take().map_or(Ok(()), Remote::close)
+        let closed = self.remote.take().map_or(Ok(()), Remote::close);
+        self.fetched = None;
+        closed
     }
 
     fn remote(&mut self) -> Result<&mut Remote, PartError> {
         self.remote.as_mut().ok_or(PartError::State("thread already closed"))
     }
 
-    fn start(&mut self, stub: &Stub, offset: u64, leader: bool) -> Result<u64, PartError> {
+    fn start(
+        &mut self,
+        stub: &Stub,
+        offset: u64,
+        leader: bool,
+        near: Option<&Near>,
+    ) -> Result<u64, PartError> {
         let mut program = Program::default();
         let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
         let mut answers = Vec::new();
@@ -165,6 +188,8 @@ impl Asked {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
         }
         let size = program.size().next_multiple_of(64) as u64;
+        // Its own mask has been asked for above.
+        self.fetched = near.and_then(|near| near.fetch(self.view.tid));
         let started = self.remote()?.start(stub, offset, program)?;
         self.batch = Some(Batch { started, answers, brk });
         Ok(offset + size)
@@ -187,12 +212,19 @@ impl Asked {
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.
-fn requeue(remote: &mut Remote, view: &View, insn: u64, signal: i32) -> Result<(), PartError> {
-    let tid = view.tid;
-    let info = trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")))?;
+///
+/// # Errors
+/// When a call in the thread fails.
+pub fn requeue(
+    remote: &mut Remote,
+    view: &View,
+    insn: u64,
+    signal: i32,
+    info: &trace::SigInfo,
+) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
     let mut program = Program::default();
-    let at = Arg::Data(program.data(&info));
+    let at = Arg::Data(program.data(info));
     let (pid, thread) = (Arg::Num(view.job_pid as u64), Arg::Num(view.job_tid as u64));
     let args = [pid, thread, Arg::Num(signal as u64), at];
     program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);
@@ -207,9 +239,13 @@ fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
 }
 
 /// Asks all threads at once, as many as fit the stub. Gives brk and the process's parts.
-fn ask(threads: &mut [Asked], insn: u64) -> Result<(u64, Vec<PartState>), PartError> {
+fn ask(
+    threads: &mut [Asked],
+    insn: u64,
+    near: Option<&Near>,
+) -> Result<(u64, Vec<PartState>), PartError> {
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    let asked = ask_with(threads, &stub);
+    let asked = ask_with(threads, &stub, near);
     let unmapped = unmap(threads[0].remote()?, insn, &stub);
     let asked = asked?;
     unmapped?;
@@ -219,14 +255,18 @@ fn ask(threads: &mut [Asked], insn: u64) -> Result<(u64, Vec<PartState>), PartEr
 /// Room that the leader's questions need at most; other threads need far less.
 const ROOM: u64 = 32 << 10;
 
-fn ask_with(threads: &mut [Asked], stub: &Stub) -> Result<(u64, Vec<PartState>), PartError> {
+fn ask_with(
+    threads: &mut [Asked],
+    stub: &Stub,
+    near: Option<&Near>,
+) -> Result<(u64, Vec<PartState>), PartError> {
     let mut first = None;
     let mut next = 0;
     while next < threads.len() {
         let begin = next;
         let mut offset = 0;
         while next < threads.len() && offset + ROOM < STUB_LEN {
-            offset = threads[next].start(stub, offset, next == 0)?;
+            offset = threads[next].start(stub, offset, next == 0, near)?;
             next += 1;
         }
         for thread in &mut threads[begin..next] {
@@ -238,7 +278,10 @@ fn ask_with(threads: &mut [Asked], stub: &Stub) -> Result<(u64, Vec<PartState>),
 }
 
 /// A `syscall` instruction in the process: the vdso has one.
-pub(super) fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
+///
+/// # Errors
+/// When no executable mapping has one, or memory cannot be read.
+pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
     let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");

@@ -26,6 +26,8 @@ pub struct FrozenProcess {
     pub threads: Vec<Frozen>,
     /// Scheduler clocks just after the freeze, of CPUs on which threads slept with a timeout.
     pub scheduler_now: SchedulerClocks,
+    /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)).
+    pub opened: bool,
 }
 
 /// Why a process could not be frozen. It runs on.
@@ -81,7 +83,7 @@ pub fn freeze(
     let leader = leader.inspect_err(|_| thaw_all(frozen.values()))?;
     let threads: Vec<Frozen> = std::iter::once(leader).chain(frozen.into_values()).collect();
     let scheduler_now = settle::scheduler_clocks(threads.iter().filter_map(|t| t.asleep.as_ref()));
-    Ok(FrozenProcess { pid, threads, scheduler_now })
+    Ok(FrozenProcess { pid, threads, scheduler_now, opened: false })
 }
 
 fn freeze_threads(
@@ -107,6 +109,34 @@ fn freeze_threads(
         }
     }
     Ok(())
+}
+
+/// Stops one thread where calls can be run in it. A signal on its way is delivered first. The
+/// arguments are those of [`freeze`].
+///
+/// # Errors
+/// When the thread ended or its process forked or executed meanwhile.
+pub fn stop_thread(
+    pid: i32,
+    tid: i32,
+    listening: Option<i32>,
+    on_event: &mut dyn FnMut(Wait),
+) -> Result<Frozen> {
+    let interrupt = || {
+        raw::interrupt(tid).map_err(|source| FreezeError::Trace { tid, what: "interrupt", source })
+    };
+    let asleep = Asleep::look(pid, tid);
+    interrupt()?;
+    loop {
+        match await_stop(pid, tid, listening, on_event)? {
+            Some(Stop::Signal(signal)) => {
+                interrupt()?;
+                on_event(Wait { tid, stop: Stop::Signal(signal) });
+            }
+            Some(stop) => return Ok(Frozen { tid, stop, asleep }),
+            None => return Err(FreezeError::Exited(pid)),
+        }
+    }
 }
 
 /// Waits until a thread is stopped for us; `None` when it ended.

@@ -30,7 +30,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,6 +80,7 @@ pub enum Msg {
     Commit,
     Done {
         processes: Vec<ProcessStatus>,
+        /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
     },
     /// The move is off, for this reason.
@@ -113,11 +114,20 @@ pub enum Msg {
     },
     /// A relay message (payload with data).
     Relay(RelayMsg),
-    /// Home agent: a signal for the job.
-    Signal(i32),
+    /// Home agent: a signal for the job, numbered over all of its life.
+    Signal {
+        seq: u64,
+        signal: i32,
+    },
+    /// Host: all signals before this number were taken.
+    SignalsTaken(u64),
+    /// Source: a signal that came for the copy that stayed behind.
+    LateSignal(i32),
+    /// Host: the relays were lost with a supervisor that has died.
+    RelaysLost,
     /// Host: the job was stopped by this signal.
     Stopped(i32),
-    /// Home agent: the job shall go on.
+    /// Home agent: the job shall go on; its shell had stopped with it.
     Continue,
     /// Host: the job has ended and all its output was sent.
     Exited(Exit),
@@ -186,8 +196,12 @@ pub struct Failure {
 pub struct Parcel {
     pub image: super::image::JobImage,
     pub relays: Vec<AwayState>,
+    /// The relays were lost with a supervisor that has died; there are none any more.
+    pub relays_lost: bool,
     /// (object of the image, stream).
     pub streams: Vec<(u32, u32)>,
     /// Annotations of the handle table by descriptor (`syscalls::handles`).
     pub annotations: Vec<(i32, Vec<u8>)>,
+    /// Number of the next signal that the job has not taken.
+    pub signals_taken: u64,
 }

@@ -5,6 +5,7 @@ pub mod files;
 pub mod freeze;
 pub mod image;
 pub mod message;
+pub mod near;
 pub mod newborn;
 pub mod preflight;
 pub mod raw;

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::capture::views;
 use super::files::Files;
@@ -89,13 +90,22 @@ fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
     same().any(|v| mode(v) == libc::O_RDONLY) && same().any(|v| mode(v) == libc::O_WRONLY)
 }
 
-/// Everything that can be said of a running process without a target.
+/// Everything that can be said of a running process without a target. `known` as for
+/// [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
 /// When it is gone or /proc cannot be read.
-pub fn local(pid: i32, files: &Files, known: &Forwarded, filters: u64) -> io::Result<Local> {
+pub fn local(
+    pid: i32,
+    files: &Files,
+    known: Option<&Forwarded>,
+    filters: u64,
+) -> io::Result<Local> {
     let mut findings = super::capture::check_memory(pid)?;
-    let forwarded = forwarded(files, pid, known)?;
+    let forwarded = match known {
+        Some(known) => forwarded(files, pid, known)?,
+        None => Forwarded::new(),
+    };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
     findings.extend(files.check(is_forwarded));
     findings.extend(files.views.warnings.clone());
@@ -181,9 +191,12 @@ pub fn cpu_flags() -> Vec<String> {
 
 /// This boot of this machine (random(4)).
 #[must_use]
-pub fn boot_id() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().to_owned()
+    })
 }
 
 fn kernel() -> String {
@@ -254,7 +267,7 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
-        boot_id: boot_id(),
+        boot_id: boot_id().to_owned(),
         kernel: kernel(),
         memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
         largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),

@@ -12,7 +12,9 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::image::{ProcessImage, Restart, ThreadImage};
+use super::near::Near;
 use super::resource::memory::{Backing, Mapping, MmImage};
+use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::{part, PartError, Scope, Told, View, PARTS};
 use super::skeleton::Built;
@@ -69,10 +71,16 @@ impl<'a> Runner<'a> {
         Self { remote, stub, program: Program::default() }
     }
 
-    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
-        if self.program.size() as u64 + 4096 > STUB_LEN {
+    /// Room for data of `len` bytes and calls in one batch.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        if (self.program.size() + len) as u64 + 4096 > STUB_LEN {
             self.flush()?;
         }
+        Ok(())
+    }
+
+    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
+        self.reserve(0)?;
         let args: Vec<Arg> = args.iter().map(|&a| Arg::Num(a)).collect();
         self.program.call(nr, what, &args);
         Ok(())
@@ -85,9 +93,7 @@ impl<'a> Runner<'a> {
         data: &[u8],
         args: impl FnOnce(Arg) -> Vec<Arg>,
     ) -> Result<()> {
-        if (self.program.size() + data.len()) as u64 + 4096 > STUB_LEN {
-            self.flush()?;
-        }
+        self.reserve(data.len())?;
         let at = Arg::Data(self.program.data(data));
         self.program.call(nr, what, &args(at));
         Ok(())
@@ -161,6 +167,8 @@ impl Restoring {
             return Err(RestoreError::Image("the new process ended"));
         }
         io_error("PTRACE_O_EXITKILL", raw::set_exitkill(pid, true))?;
+        let near = Near::stay();
+        let _fetched = near.as_ref().and_then(|near| near.fetch(pid));
         let rseq = raw::rseq(pid).unwrap_or_default();
         let mut leader = Remote::open(pid, false)?;
         let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
@@ -186,6 +194,10 @@ impl Restoring {
     /// # Errors
     /// `EFAULT` when the image does not map them.
     pub fn fill(&self, ranges: &[(u64, u64)], bytes: &[u8]) -> Result<()> {
+        if write_ranges(self.pid, ranges, bytes).is_ok() {
+            return Ok(());
+        }
+        // Piece by piece, to go on behind a short write and to name the range that fails.
         let mut at = 0_usize;
         for &(start, end) in ranges {
             let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok());
@@ -207,50 +219,58 @@ impl Restoring {
     /// # Errors
     /// The call that failed.
     pub fn finish(mut self, image: &ProcessImage, filter: Option<&[u8]>) -> Result<Vec<NewThread>> {
+        let near = Near::stay();
+        let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
         let mut runner = Runner::new(&mut self.leader, &self.stub);
         protect(&mut runner, &image.memory)?;
-        for thread in &image.threads[1..] {
+        for thread in image.threads.iter().skip(1) {
             clone_thread(&mut runner, thread.tid)?;
         }
-        runner.flush()?;
         if let Some(filter) = filter {
             install_filter(&mut runner, filter)?;
         }
-        let hosts = self.collect_threads(image)?;
-        let mut threads = vec![(self.leader, &image.threads[0])];
-        for (host_tid, thread) in hosts {
-            io_error("PTRACE_O_EXITKILL", raw::set_exitkill(host_tid, true))?;
-            threads.push((Remote::open(host_tid, false)?, thread));
+        runner.flush()?;
+        let found = self.collect_threads(image)?;
+        let mut remotes = vec![self.leader];
+        for (view, _) in found.iter().skip(1) {
+            io_error("PTRACE_O_EXITKILL", raw::set_exitkill(view.tid, true))?;
+            remotes.push(Remote::open(view.tid, false)?);
         }
-        for (index, (remote, thread)) in threads.iter_mut().enumerate() {
-            tell(remote, &self.stub, self.pid, image, thread, index == 0)?;
+        for (remote, (view, thread)) in remotes.iter_mut().zip(&found) {
+            tell(remote, &self.stub, image, thread, view)?;
         }
         let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
         let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
-        threads[0].0.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-        let mut new = Vec::with_capacity(threads.len());
-        for (remote, thread) in threads {
-            let host_tid = remote.tid();
+        remotes[0].call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        for (remote, (_, thread)) in remotes.into_iter().zip(&found) {
             set_registers(remote, &thread.registers)?;
-            new.push(NewThread { tid: thread.tid, host_tid, restart: thread.restart });
         }
-        Ok(new)
+        drop(fetched);
+        found.iter().try_for_each(|(view, thread)| conclude(thread, &told(image, view)))?;
+        let new = |(view, thread): &(View, &ThreadImage)| NewThread {
+            tid: thread.tid,
+            host_tid: view.tid,
+            restart: thread.restart,
+        };
+        Ok(found.iter().map(new).collect())
     }
 
-    /// Waits for the first stop of every new thread, and finds which is which.
-    fn collect_threads<'a>(&self, image: &'a ProcessImage) -> Result<Vec<(i32, &'a ThreadImage)>> {
+    /// Waits for the first stop of every new thread, and finds which is which. The leader
+    /// comes first.
+    fn collect_threads<'a>(&self, image: &'a ProcessImage) -> Result<Vec<(View, &'a ThreadImage)>> {
         let mut found = Vec::new();
-        let views = io_error("threads", super::capture::views(self.pid))?;
-        for view in views.iter().filter(|v| v.tid != self.pid) {
-            let first =
-                io_error(format!("wait for thread {}", view.tid), stop::wait(view.tid, true))?;
-            if first.map(|w| w.stop) != Some(Stop::Interrupt) {
-                return Err(RestoreError::Image("a new thread ended"));
+        for view in io_error("threads", super::capture::views(self.pid))? {
+            if view.tid != self.pid {
+                let first =
+                    io_error(format!("wait for thread {}", view.tid), stop::wait(view.tid, true))?;
+                if first.map(|w| w.stop) != Some(Stop::Interrupt) {
+                    return Err(RestoreError::Image("a new thread ended"));
+                }
             }
             let thread = image.threads.iter().find(|t| t.tid == view.job_tid);
-            found.push((view.tid, thread.ok_or(RestoreError::Image("a thread too many"))?));
+            found.push((view, thread.ok_or(RestoreError::Image("a thread too many"))?));
         }
-        if found.len() + 1 == image.threads.len() {
+        if !found.is_empty() && found.len() == image.threads.len() {
             Ok(found)
         } else {
             Err(RestoreError::Image("a thread is missing"))
@@ -286,8 +306,7 @@ fn clear(
             let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
             runner.call(libc::SYS_mremap, "mremap of the vdso", &[old, len, len, flags, new])
         },
-    )?;
-    runner.flush()
+    )
 }
 
 /// The old vdso's text at its old address, with jumps into the new one.
@@ -358,7 +377,7 @@ fn make_mappings(
     for (base, len) in anonymous.into_iter().flatten() {
         runner.call(libc::SYS_munmap, "munmap", &[base, len])?;
     }
-    runner.flush()
+    Ok(())
 }
 
 fn descriptor(fds: &[RawFd], index: u32) -> Result<&RawFd> {
@@ -456,7 +475,7 @@ fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
             runner.call(libc::SYS_mprotect, "mprotect", &[m.start, m.len(), m.prot as u64])?;
         }
     }
-    runner.flush()
+    Ok(())
 }
 
 /// PR_SET_MM_MAP (prctl(2), `struct prctl_mm_map`): brk, arguments, environment, auxv, exe.
@@ -464,7 +483,7 @@ fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     const STRUCT_LEN: u64 = 104;
-    runner.flush()?;
+    runner.reserve(image.auxv.len() + 512)?;
     let auxv = runner.program.data(&image.auxv);
     let l = &image.layout;
     let auxv_at = runner.stub.base + STUB_DATA + auxv.offset();
@@ -487,8 +506,7 @@ fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     map.extend_from_slice(&exe.to_le_bytes());
     runner.call_with(libc::SYS_prctl, "PR_SET_MM_MAP", &map, |at| {
         vec![Arg::Num(PR_SET_MM), Arg::Num(PR_SET_MM_MAP), at, Arg::Num(STRUCT_LEN)]
-    })?;
-    runner.flush()
+    })
 }
 
 /// clone3(2) of a thread with its old tid. It stops before its first instruction.
@@ -499,9 +517,7 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    if runner.program.size() as u64 + 8192 > STUB_LEN {
-        runner.flush()?;
-    }
+    runner.reserve(512)?;
     let wanted = runner.program.data(&tid.to_le_bytes());
     let set_tid = runner.stub.base + STUB_DATA + wanted.offset();
     let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, 1, 0];
@@ -513,27 +529,26 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
 /// seccomp(2) in all threads.
 fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: u64 = 1;
-    runner.flush()?;
+    runner.reserve(filter.len() + 512)?;
     let code = runner.program.data(filter);
     let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();
     prog.extend_from_slice(&(runner.stub.base + STUB_DATA + code.offset()).to_le_bytes());
     let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC);
     runner.call_with(libc::SYS_seccomp, "seccomp", &prog, |at| {
         vec![Arg::Num(SECCOMP_SET_MODE_FILTER), tsync, at]
-    })?;
-    runner.flush()
+    })
 }
 
 /// Tells a thread everything of [`PARTS`], in that order.
 fn tell(
     remote: &mut Remote,
     stub: &Stub,
-    pid: i32,
     image: &ProcessImage,
     thread: &ThreadImage,
-    leader: bool,
+    view: &View,
 ) -> Result<()> {
-    let to = Told { pid, tid: remote.tid(), job_pid: image.ids.pid, job_tid: thread.tid };
+    let to = told(image, view);
+    let leader = view.tid == view.pid;
     for state in &thread.parts {
         part(Scope::Thread, &state.name)?;
     }
@@ -551,6 +566,19 @@ fn tell(
         part.tell(&state.state, &to, &mut program)?;
     }
     Ok(remote.run(stub, program)?.all_ok()?)
+}
+
+/// What comes last of everything that [`tell`] has told.
+fn conclude(thread: &ThreadImage, to: &Told) -> Result<()> {
+    for state in &thread.parts {
+        part(Scope::Thread, &state.name)?.conclude(&state.state, to)?;
+    }
+    Ok(())
+}
+
+fn told<'a>(image: &ProcessImage, view: &'a View) -> Told<'a> {
+    let (pid, tid) = (view.pid, view.tid);
+    Told { pid, tid, job_pid: image.ids.pid, job_tid: view.job_tid, view }
 }
 
 fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {

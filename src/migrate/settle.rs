@@ -21,12 +21,13 @@
 //! whole timeout once more, and what is left of that when it is disturbed again.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 
 use super::image::Restart;
 use super::resource::raw::{affinity, set_affinity};
+use super::resource::View;
 use crate::tracer::inject::{read_exact, sigbit};
+use crate::tracer::memory::read_proc;
 use crate::tracer::raw::{self, Regs};
 
 const ERESTARTSYS: i64 = -512;
@@ -98,7 +99,8 @@ pub struct Asleep {
     /// The CPU it last ran on.
     cpu: usize,
     switches: u64,
-    nr: i64,
+    /// Its call; a process that is not dumpable does not tell.
+    nr: Option<i64>,
 }
 
 /// The scheduler's clock at the freeze, by CPU, nanoseconds.
@@ -110,23 +112,32 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
+/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose.
+fn call_with_timeout(text: &str) -> Option<i64> {
+    let mut words = text.split_whitespace();
+    let nr: i64 = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+    }
+    if nr != libc::SYS_restart_syscall {
+        timeout_of(nr, &args)?;
+    }
+    Some(nr)
+}
+
 impl Asleep {
     /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
     /// a move would lose, or this kernel has no such file.
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let text = fs::read_to_string(format!("{dir}/syscall")).ok()?;
-        let mut words = text.split_whitespace();
-        let nr: i64 = words.next()?.parse().ok()?;
-        let mut args = [0; 6];
-        for arg in &mut args {
-            *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
-        }
-        if nr != libc::SYS_restart_syscall {
-            timeout_of(nr, &args)?;
-        }
-        let sched = fs::read_to_string(format!("{dir}/sched")).ok()?;
+        let nr = match read_proc(&format!("{dir}/syscall")) {
+            Ok(text) => Some(call_with_timeout(&text)?),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(_) => return None,
+        };
+        let sched = read_proc(&format!("{dir}/sched")).ok()?;
         Some(Self {
             since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
             cpu: last_cpu(&dir)?,
@@ -137,7 +148,7 @@ impl Asleep {
 
     /// It went from that sleep straight into the stop.
     fn still(&self, pid: i32, tid: i32) -> bool {
-        fs::read_to_string(format!("/proc/{pid}/task/{tid}/sched"))
+        read_proc(&format!("/proc/{pid}/task/{tid}/sched"))
             .ok()
             .and_then(|text| sched_field(&text, "nr_voluntary_switches"))
             .is_some_and(|now| now as u64 == self.switches + 1)
@@ -146,7 +157,7 @@ impl Asleep {
 
 /// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
 fn last_cpu(dir: &str) -> Option<usize> {
-    let stat = fs::read_to_string(format!("{dir}/stat")).ok()?;
+    let stat = read_proc(&format!("{dir}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
 }
 
@@ -178,7 +189,7 @@ pub fn scheduler_clocks<'a>(sleepers: impl Iterator<Item = &'a Asleep>) -> Sched
 /// sleep.
 fn scheduler_clock() -> io::Result<u64> {
     std::thread::sleep(std::time::Duration::from_micros(1));
-    let text = fs::read_to_string("/proc/thread-self/sched")?;
+    let text = read_proc("/proc/thread-self/sched")?;
     sched_field(&text, "se.exec_start")
         .map(|ms| (ms * 1e6) as u64)
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
@@ -247,7 +258,7 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let seen = it.asleep.filter(|a| a.nr == nr && a.still(it.pid, it.tid));
+    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr) && a.still(it.pid, it.tid));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
@@ -263,8 +274,21 @@ pub fn judge_stopped(
     now: &SchedulerClocks,
     running: Option<&(Regs, Restart)>,
 ) -> io::Result<Option<Restart>> {
-    let regs = raw::regs(thread.tid)?;
-    let view = super::resource::View::read(pid, thread.tid)?;
+    let view = View::read(pid, thread.tid)?;
+    judge_seen(&view, &raw::regs(thread.tid)?, thread, now, running)
+}
+
+/// [`judge_stopped`] with what has been read already.
+///
+/// # Errors
+/// When the timeout of its call cannot be read.
+pub fn judge_seen(
+    view: &View,
+    regs: &Regs,
+    thread: &super::freeze::Frozen,
+    now: &SchedulerClocks,
+    running: Option<&(Regs, Restart)>,
+) -> io::Result<Option<Restart>> {
     let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
     let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
     let stopped_by = match thread.stop {
@@ -272,9 +296,9 @@ pub fn judge_stopped(
         _ => 0,
     };
     judge(&Interrupted {
-        pid,
+        pid: view.pid,
         tid: thread.tid,
-        regs: &regs,
+        regs,
         signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
         asleep: thread.asleep,
         now,

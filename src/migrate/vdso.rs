@@ -54,11 +54,16 @@ impl Vdso {
         &self.text
     }
 
+    /// Where in its code a `syscall` instruction is.
+    #[must_use]
+    pub fn syscall_offset(&self) -> Option<u64> {
+        self.text.windows(2).position(|w| w == [0x0f, 0x05]).map(|at| at as u64)
+    }
+
     /// A `syscall` instruction in it.
     #[must_use]
     pub fn syscall_insn(&self) -> Option<u64> {
-        let at = self.text.windows(2).position(|w| w == [0x0f, 0x05])?;
-        Some(self.start + at as u64)
+        Some(self.start + self.syscall_offset()?)
     }
 
     /// The image's vdso has the same text, and its parts lie to each other as ours do.

@@ -196,7 +196,9 @@ mod tests {
     fn a_target_in_doubt_is_told_what_the_journal_says() {
         use Step::{Abort, Commit, Done, Intent, Own, Prepared, Sealed};
         let (this, other) = (journal::boot_id(), "another");
-        let cases: [(&[Step], bool, &str, Option<bool>, Step); 10] = [
+        /// Steps, process alive, boot; the answer, the last step then.
+        type Case<'a> = (&'a [Step], bool, &'a str, Option<bool>, Step);
+        let cases: [Case; 10] = [
             (&[Intent, Commit], false, &this, Some(true), Commit),
             (&[Intent, Commit, Done], false, &this, Some(true), Done),
             (&[Intent, Abort], true, &this, Some(false), Abort),

@@ -11,7 +11,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg};
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::away::{AwayEnd, AwayState, PtyState};
 use super::endpoint::{Endpoint, Role};
@@ -38,6 +39,9 @@ pub enum HomeEnd {
 pub enum JobControl {
     /// That of this process; also for a terminal that is not its controlling one.
     Own,
+    /// That of this process, in the place of a group that the job had made for itself: where
+    /// that one was in the foreground, this process takes over.
+    OwnFor(i32),
     /// That of this process id: the stand-in of an adopted job.
     Of(i32),
 }
@@ -50,6 +54,15 @@ impl JobControl {
                 // Not our controlling terminal: job control does not apply.
                 Err(e) => e == Errno::ENOTTY,
             },
+            Self::OwnFor(job) => {
+                let left = tcgetpgrp(tty).is_ok_and(|group| group.as_raw() == job);
+                if left {
+                    if let Err(error) = take_foreground(tty) {
+                        tracing::warn!(%error, "tcsetpgrp");
+                    }
+                }
+                Self::Own.foreground(tty)
+            }
             Self::Of(pid) => procfs::process::Process::new(pid)
                 .and_then(|process| process.stat())
                 .is_ok_and(|stat| stat.tpgid == stat.pgrp),
@@ -59,10 +72,20 @@ impl JobControl {
     /// The process to be asked is no more.
     fn gone(self) -> bool {
         match self {
-            Self::Own => false,
+            Self::Own | Self::OwnFor(_) => false,
             Self::Of(pid) => !std::path::Path::new(&format!("/proc/{pid}")).exists(),
         }
     }
+}
+
+/// Makes this process's group the foreground one. SIGTTOU is for those in the background.
+fn take_foreground(tty: BorrowedFd<'_>) -> io::Result<()> {
+    let mut ttou = SigSet::empty();
+    ttou.add(Signal::SIGTTOU);
+    let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let result = tcsetpgrp(tty, getpgrp());
+    before.thread_set_mask()?;
+    Ok(result?)
 }
 
 /// Modes of a terminal that is in use: before, and as the kernel took them.

@@ -14,11 +14,15 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::migrate::freeze::Frozen;
+use anyhow::Result;
+
+use crate::migrate::freeze::{self, Frozen};
 use crate::migrate::image::Restart;
+use crate::migrate::resource::View;
 use crate::migrate::settle::{self, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
+use crate::tracer::inject::Remote;
 use crate::tracer::{raw, Exit, Stop, Wait};
 
 /// What a thread is doing, as far as the supervisor is concerned.
@@ -69,19 +73,33 @@ enum Stage {
     CutShort,
 }
 
+/// How a thread goes on after it was stopped for a move or a borrow.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// It stays in group-stop.
+    Listen(i32),
+    /// To the return of a call that was started again, with this signal (0: none).
+    Step(i32),
+    Cont(i32),
+}
+
 /// The threads of one job.
 #[derive(Debug)]
 pub struct Session {
     pub tasks: BTreeMap<i32, Task>,
     /// Host pid of the first process; the job ends with it.
     pub root: i32,
+    /// Where the first process has its vdso (vdso(7)), if it is known.
+    pub vdso: Option<u64>,
+    /// A `syscall` instruction of a first process that was restored here.
+    pub insn: Option<u64>,
     pub handles: Handles,
     /// How the first process ended.
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
     pub root_stopped: Option<i32>,
     hold: bool,
-    /// Calls started again by [`Session::restart`].
+    /// Calls started again by [`Session::make_ready`].
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
@@ -94,6 +112,8 @@ impl Session {
         Self {
             tasks: BTreeMap::new(),
             root: 0,
+            vdso: None,
+            insn: None,
             handles,
             ended: None,
             root_stopped: None,
@@ -107,6 +127,7 @@ impl Session {
     /// reported.
     pub fn begin(&mut self, root: i32, tids: impl IntoIterator<Item = i32>) {
         self.root = root;
+        (self.vdso, self.insn) = (vdso(root), None);
         self.add_process(root, tids);
     }
 
@@ -199,37 +220,21 @@ impl Session {
         self.root_stopped = None;
     }
 
-    /// Lets a thread of a move that was given up go on as if nothing had happened.
+    /// How a thread of a move that was given up goes on as if nothing had happened. A call
+    /// that only the supervisor can restart (see [`settle`]) is made ready to be restarted;
+    /// the kernel does the others, also those that wait with a restart block of its own.
     ///
     /// # Errors
     /// When the kernel refuses for another reason than that the thread is gone.
-    pub fn go_on(
+    pub fn way_on(
         &mut self,
         thread: &Frozen,
         scheduler_now: &SchedulerClocks,
         running: &BTreeMap<i32, (raw::Regs, Restart)>,
-    ) -> io::Result<()> {
-        let tid = thread.tid;
-        let resumed = match thread.stop {
-            Stop::Group(signal) => {
-                self.set_state(tid, TaskState::Group(signal));
-                raw::listen(tid)
-            }
-            _ => self.resume_call(thread, scheduler_now, running),
-        };
-        forgive(resumed)
-    }
-
-    /// A call that only the supervisor can restart (see [`settle`]) is restarted; the kernel
-    /// does the others, also those that wait with a restart block of its own.
-    fn resume_call(
-        &mut self,
-        thread: &Frozen,
-        scheduler_now: &SchedulerClocks,
-        running: &BTreeMap<i32, (raw::Regs, Restart)>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Way> {
         let tid = thread.tid;
         let signal = match thread.stop {
+            Stop::Group(signal) => return Ok(Way::Listen(signal)),
             Stop::Signal(signal) => signal,
             _ => 0,
         };
@@ -241,25 +246,64 @@ impl Session {
                     let regs = settle::with_arguments(&raw::regs(tid)?, original);
                     raw::set_regs(tid, &regs)?;
                 }
-                self.restart(tid, restart)
+                self.make_ready(tid, restart)?;
+                Ok(Way::Step(0))
             }
-            _ if self.in_flight.contains_key(&tid) => raw::syscall_step(tid, signal),
-            _ => raw::cont(tid, signal),
+            _ if self.in_flight.contains_key(&tid) => Ok(Way::Step(signal)),
+            _ => Ok(Way::Cont(signal)),
         }
     }
 
-    /// Lets a stopped thread go on with its interrupted call, which gets what is left of its
-    /// timeout.
+    /// Lets a stopped thread go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than that the thread is gone.
+    pub fn go(&mut self, tid: i32, way: Way) -> io::Result<()> {
+        forgive(match way {
+            Way::Listen(signal) => {
+                self.set_state(tid, TaskState::Group(signal));
+                raw::listen(tid)
+            }
+            Way::Step(signal) => raw::syscall_step(tid, signal),
+            Way::Cont(signal) => raw::cont(tid, signal),
+        })
+    }
+
+    /// Runs `work` in the first thread of the first process, which sees nothing of it.
+    ///
+    /// # Errors
+    /// When the thread cannot be stopped or borrowed, and those of `work`.
+    pub fn borrow<R>(&mut self, work: impl FnOnce(&mut Remote) -> Result<R>) -> Result<R> {
+        let pid = self.root;
+        let listening = match self.tasks.get(&pid).map(|t| t.state) {
+            Some(TaskState::Group(signal)) => Some(signal),
+            _ => None,
+        };
+        let thread = freeze::stop_thread(pid, pid, listening, &mut |wait| {
+            if let Err(e) = self.take(wait) {
+                tracing::warn!("thread {}: {e}", wait.tid);
+            }
+        })?;
+        let now = settle::scheduler_clocks(thread.asleep.iter());
+        let running = self.running_restarts();
+        let worked = run_in(pid, work);
+        let way = self.way_on(&thread, &now, &running)?;
+        self.go(pid, way)?;
+        worked
+    }
+
+    /// Gives a stopped thread the registers with which its interrupted call starts again with
+    /// what is left of its timeout; it is to go on by [`Way::Step`].
     ///
     /// # Errors
     /// When registers or memory of the thread cannot be written.
-    pub fn restart(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
+    pub fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
         let regs = raw::regs(tid)?;
         settle::restart(tid, &regs, &restart)?;
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
         let stage = Stage::Asked;
         self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
-        raw::syscall_step(tid, 0)
+        Ok(())
     }
 
     /// Calls that were started again and have not returned, with what is left of them.
@@ -350,6 +394,9 @@ impl Session {
     fn executed(&mut self, pid: i32) {
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
         self.add(pid, pid, true);
+        if pid == self.root {
+            (self.vdso, self.insn) = (vdso(pid), None);
+        }
     }
 
     fn gone(&mut self, tid: i32, exit: Exit) {
@@ -387,7 +434,9 @@ impl Session {
     fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
         if settle::cut_short(&raw::regs(tid)?) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
-            return self.resume_call(&thread, &SchedulerClocks::new(), &self.running_restarts());
+            let running = self.running_restarts();
+            let way = self.way_on(&thread, &SchedulerClocks::new(), &running)?;
+            return self.go(tid, way);
         }
         match self.in_flight.contains_key(&tid) {
             true => raw::syscall_step(tid, signal),
@@ -413,12 +462,29 @@ impl Session {
     }
 }
 
+/// Runs `work` in a stopped thread, which stays stopped.
+fn run_in<R>(pid: i32, work: impl FnOnce(&mut Remote) -> Result<R>) -> Result<R> {
+    let view = View::read_process(pid)?;
+    let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
+    let worked = work(&mut remote);
+    remote.close()?;
+    worked
+}
+
 /// ESRCH: the thread was killed; its exit is reported by itself.
 fn forgive(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other,
     }
+}
+
+/// AT_SYSINFO_EHDR of a process (getauxval(3)).
+fn vdso(pid: i32) -> Option<u64> {
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let (words, _) = auxv.as_chunks::<8>();
+    let pair = words.chunks(2).find(|p| u64::from_ne_bytes(p[0]) == libc::AT_SYSINFO_EHDR);
+    pair?.get(1).map(|value| u64::from_ne_bytes(*value))
 }
 
 /// The tgid of a thread; itself when it is gone already.

@@ -6,11 +6,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use anyhow::{bail, Context};
 use nix::unistd::{getpid, getuid, Uid, User};
 use procfs::process::{Process, Status};
 
-use super::raw;
+use super::inject::{Arg, Program, Remote, Stub, STUB_DATA, STUB_LEN};
+use super::{filter, raw};
+use crate::migrate::capture;
+use crate::migrate::resource::View;
 use crate::supervisor::session::Session;
+use crate::syscalls::table::TABLE;
 
 /// Why a process cannot be seized. Each text is one sentence with the rule and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -122,17 +127,57 @@ fn children((pid, tids): &(i32, BTreeSet<i32>)) -> Vec<i32> {
     lists.iter().flat_map(|l| l.split_whitespace()).filter_map(|p| p.parse().ok()).collect()
 }
 
-/// Puts the filter into an adopted process (`--attach --filter`). It cannot be taken out
-/// again.
+/// Puts the filter into every thread of an adopted process (`--attach --filter`). It cannot
+/// be taken out again.
 ///
 /// # Errors
-/// Always on this build: the filter has to be installed by the process itself.
-pub fn install_filter(_session: &mut Session) -> Result<(), AttachError> {
-    Err(io::Error::new(
-        io::ErrorKind::Unsupported,
-        "this build cannot put a filter into a running process; attach without --filter",
-    )
-    .into())
+/// When the process has filters of its own, or a call in it fails. It goes on without the
+/// filter then.
+pub fn install_filter(session: &mut Session) -> anyhow::Result<()> {
+    let pid = session.root;
+    let views = capture::views(pid).with_context(|| format!("threads of process {pid}"))?;
+    if let Some(view) = views.iter().find(|v| v.number("Seccomp:") != 0) {
+        bail!(
+            "thread {} of process {pid} has a seccomp filter of its own; attach without --filter",
+            view.tid
+        );
+    }
+    let installed = session.borrow(|remote| {
+        let insn = capture::syscall_insn_now(pid)?;
+        let stub = Stub::map(remote, insn, None)?;
+        let installed = put_filter(remote, &stub);
+        let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
+        remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        installed
+    });
+    installed.with_context(|| format!("the filter cannot be put into process {pid}"))
+}
+
+/// seccomp(2) with SECCOMP_FILTER_FLAG_TSYNC. Without CAP_SYS_ADMIN the kernel wants
+/// PR_SET_NO_NEW_PRIVS before.
+fn put_filter(remote: &mut Remote, stub: &Stub) -> anyhow::Result<()> {
+    const SECCOMP_SET_MODE_FILTER: u64 = 1;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let view = View::read_process(remote.tid())?;
+    let code = filter::bytes(&filter::program(TABLE));
+    let mut program = Program::default();
+    let at = program.data(&code);
+    let mut head = ((code.len() / 8) as u64).to_le_bytes().to_vec();
+    head.extend_from_slice(&(stub.base + STUB_DATA + at.offset()).to_le_bytes());
+    let head = program.data(&head);
+    if view.hex("CapEff:") & CAP_SYS_ADMIN == 0 {
+        let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1].map(Arg::Num);
+        program.call(libc::SYS_prctl, "PR_SET_NO_NEW_PRIVS", &args);
+    }
+    let flags = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC as u64);
+    let args = [Arg::Num(SECCOMP_SET_MODE_FILTER), flags, Arg::Data(head)];
+    let row = program.call(libc::SYS_seccomp, "seccomp", &args);
+    let outcome = remote.run(stub, program)?;
+    outcome.all_ok()?;
+    match outcome.raw(row) {
+        0 => Ok(()),
+        tid => bail!("its thread {tid} has a filter of its own"),
+    }
 }
 
 fn threads(pid: i32) -> Result<Vec<i32>, AttachError> {

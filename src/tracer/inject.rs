@@ -297,6 +297,14 @@ impl Remote {
     pub fn open(tid: i32, ignores_sigtrap: bool) -> Result<Self> {
         let regs = trace(tid, "read registers", raw::regs(tid))?;
         let mask = trace(tid, "read signal mask", raw::sigmask(tid))?;
+        Self::open_with(tid, regs, mask, ignores_sigtrap)
+    }
+
+    /// [`Remote::open`] of a thread whose registers and mask are known.
+    ///
+    /// # Errors
+    /// As [`Remote::open`].
+    pub fn open_with(tid: i32, regs: Regs, mask: u64, ignores_sigtrap: bool) -> Result<Self> {
         let blocked = !sigbit(libc::SIGTRAP);
         trace(tid, "set signal mask", raw::set_sigmask(tid, blocked))?;
         Ok(Self { tid, regs, mask, deferred: Vec::new(), steps: ignores_sigtrap, open: true })

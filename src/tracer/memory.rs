@@ -1,7 +1,7 @@
 //! A process's mappings and pages as /proc tells them.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
 use serde::{Deserialize, Serialize};
@@ -166,12 +166,36 @@ pub fn parse_smaps(text: &str) -> io::Result<Vec<Vma>> {
     Ok(vmas)
 }
 
+/// A file of /proc, whole. std::fs::read asks for its size, which is 0, and then begins with
+/// reads of 32 bytes.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub fn read_proc(path: &str) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut text, mut len) = (vec![0; 8 << 10], 0);
+    loop {
+        match file.read(&mut text[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if len == text.len() {
+            text.resize(2 * len, 0);
+        }
+    }
+    text.truncate(len);
+    Ok(String::from_utf8(text)
+        .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
 /// All mappings with their flags.
 ///
 /// # Errors
 /// When smaps cannot be read.
 pub fn vmas(pid: i32) -> io::Result<Vec<Vma>> {
-    parse_smaps(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/smaps"))?))
+    parse_smaps(&read_proc(&format!("/proc/{pid}/smaps"))?)
 }
 
 /// All mappings without flags (the faster file `maps`).
@@ -179,7 +203,7 @@ pub fn vmas(pid: i32) -> io::Result<Vec<Vma>> {
 /// # Errors
 /// When maps cannot be read.
 pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
-    parse_smaps(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/maps"))?))
+    parse_smaps(&read_proc(&format!("/proc/{pid}/maps"))?)
 }
 
 /// The thread group a thread belongs to.
@@ -197,8 +221,7 @@ pub fn tgid(tid: i32) -> io::Result<i32> {
 /// # Errors
 /// When there is no such thread or line.
 pub fn status_field(tid: i32, name: &str) -> io::Result<String> {
-    let status = fs::read(format!("/proc/{tid}/status"))?;
-    let status = String::from_utf8_lossy(&status);
+    let status = read_proc(&format!("/proc/{tid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.map(|l| l.trim().to_owned()).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, format!("no {name} in /proc/{tid}/status"))

@@ -199,3 +199,63 @@ fn an_undumpable_process_is_refused() {
     assert!(sentence.contains("may not be inspected"), "{sentence}");
     assert_eq!(job.code(), Some(0));
 }
+
+/// `/proc/PID/maps`.
+fn maps(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap()
+}
+
+#[test]
+fn a_filter_is_put_into_every_thread_of_a_running_program() {
+    for host in everyone().into_iter().map(Host::new) {
+        let folder = host.dir.path().to_str().unwrap().to_owned();
+        let mut job = Talk::start(host.command(guest("filtered")).arg(&folder));
+        let inotify: i32 = job.line().parse().unwrap();
+        let (pid, before) = (job.pid(), maps(job.pid()));
+        let adopted = output(&mut host.vosrun(&[
+            "--attach",
+            &pid.to_string(),
+            "--detach",
+            "--filter",
+            "--name",
+            "filtered",
+        ]));
+        assert_eq!(adopted.status.code(), Some(0), "{}", stderr(&adopted));
+        assert_eq!(maps(pid), before);
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+            let tid = task.file_name().to_str().unwrap().parse().unwrap();
+            assert_eq!(field(tid, "Seccomp").as_deref(), Some("2"), "thread {tid}");
+            // The kernel demands it of those who lack CAP_SYS_ADMIN.
+            let wanted =
+                if host.user == As::Self_ && nix::unistd::geteuid().is_root() { "0" } else { "1" };
+            assert_eq!(field(tid, "NoNewPrivs").as_deref(), Some(wanted));
+        }
+        job.say("x");
+        let enosys = libc::ENOSYS;
+        assert_eq!(job.line(), format!("{enosys} {enosys} {enosys} 1"));
+        let (_, dir) = host.state().jobs().unwrap().remove(0);
+        assert!(dir.meta().unwrap().filtered);
+        // The table's own file may be opened by its supervisor only: look at a copy.
+        let copy = host.dir.path().join("handles");
+        std::fs::copy(dir.handles(), &copy).unwrap();
+        let handles = vosrun::syscalls::handles::Handles::open(&copy).unwrap();
+        assert!(handles.annotation(pid as i32, inotify).is_some(), "the watch is recorded");
+        assert_eq!(job.code(), Some(9));
+    }
+}
+
+#[test]
+fn a_program_with_a_filter_of_its_own_gets_no_second_one() {
+    let host = Host::new(As::Self_);
+    let owner = Host::new(As::Self_);
+    let mut job = Talk::start(&mut owner.launch("cat", &[]));
+    let pid = owner.status().processes[0].host_pid;
+    job.kill();
+    until("untraced", || field(pid, "TracerPid").is_some_and(|t| t == "0"));
+    let tried = output(&mut host.vosrun(&["--attach", &pid.to_string(), "--detach", "--filter"]));
+    assert_eq!(tried.status.code(), Some(125));
+    assert!(stderr(&tried).contains("seccomp filter of its own"), "{}", stderr(&tried));
+    assert!(host.state().jobs().unwrap().is_empty());
+    drop(job.child.stdin.take());
+    until("cat has ended", || field(pid, "Name").is_none());
+}

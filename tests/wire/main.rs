@@ -126,8 +126,10 @@ fn parcel() -> Parcel {
             processes: vec![process],
         },
         relays: vec![AwayState { stream: 1, end }],
+        relays_lost: false,
         streams: vec![(1, 1)],
         annotations: vec![(3, vec![1; 30])],
+        signals_taken: 5,
     }
 }
 

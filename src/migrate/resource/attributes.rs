@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::control::Finding;
+use crate::migrate::image::ProcessImage;
 use crate::tracer::inject::{Arg, Program};
 
 fn text(path: &str) -> Option<String> {
@@ -166,6 +167,17 @@ struct AfterCredsState {
     no_new_privs: bool,
 }
 
+/// May the process be looked into by its user (PR_GET_DUMPABLE)? It is made undumpable only
+/// when nothing of it has to be read or written any more.
+#[must_use]
+pub fn is_dumpable(image: &ProcessImage) -> bool {
+    let parts = image.threads.first().map(|t| &t.parts);
+    let state = parts.and_then(|parts| parts.iter().find(|p| p.name == AfterCreds.name()));
+    let state = state.and_then(|p| decode::<AfterCredsState>(AfterCreds.name(), &p.state).ok());
+    // Only 0 and 1 can be set; 2 (set by the kernel) is as unreadable as 0 to others.
+    state.is_none_or(|s| s.dumpable == 1)
+}
+
 impl Part for AfterCreds {
     fn name(&self) -> &'static str {
         "thread attributes"
@@ -184,6 +196,7 @@ impl Part for AfterCreds {
         let personality =
             program.call(libc::SYS_personality, "personality", &[Arg::Num(0xffff_ffff)]);
         let no_new_privs = view.number("NoNewPrivs:") != 0;
+        let opened = view.opened;
         Ok(Box::new(move |_, outcome| {
             outcome.get(death)?;
             let mut signal = [0; 4];
@@ -193,7 +206,7 @@ impl Part for AfterCreds {
                 &AfterCredsState {
                     personality: outcome.get(personality)?,
                     timer_slack: outcome.get(slack)?,
-                    dumpable: outcome.get(dumpable)?,
+                    dumpable: if opened { 0 } else { outcome.get(dumpable)? },
                     death_signal: i32::from_le_bytes(signal),
                     no_new_privs,
                 },
@@ -207,9 +220,8 @@ impl Part for AfterCreds {
             program.call(libc::SYS_prctl, what, &[(option as u64).into(), value.into()]);
         };
         set(libc::PR_SET_TIMERSLACK, "PR_SET_TIMERSLACK", state.timer_slack);
-        // Only 0 and 1 can be set; 2 (set by the kernel) is as unreadable as 0 to others.
-        let dumpable = u64::from(state.dumpable == 1);
-        set(libc::PR_SET_DUMPABLE, "PR_SET_DUMPABLE", dumpable);
+        // Open to us until it runs; see `is_dumpable`.
+        set(libc::PR_SET_DUMPABLE, "PR_SET_DUMPABLE", 1);
         if state.death_signal != 0 {
             set(libc::PR_SET_PDEATHSIG, "PR_SET_PDEATHSIG", state.death_signal as u64);
         }

@@ -106,11 +106,7 @@ impl Part for Creds {
     }
     fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError> {
         let mut state: State = decode(self.name(), state)?;
-        let view = View::read(to.pid, to.tid).map_err(|source| PartError::Io {
-            what: format!("status of thread {}", to.tid),
-            source,
-        })?;
-        let now = State::of(&view);
+        let now = State::of(to.view);
         // What this node or namespace does not have cannot be given.
         state.permitted &= now.permitted;
         state.effective &= state.permitted;

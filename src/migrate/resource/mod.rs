@@ -19,13 +19,13 @@ pub mod signals;
 pub mod thread;
 pub mod timers;
 
-use std::fs;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
 use crate::tracer::inject::{InjectError, Outcome, Program};
+use crate::tracer::memory::read_proc;
 
 /// Whose state a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,11 @@ pub struct View {
     /// Pid and tid as the job sees them.
     pub job_pid: i32,
     pub job_tid: i32,
+    /// The process is dumpable only because it is frozen; see `FrozenProcess`.
+    pub opened: bool,
     status: String,
+    /// Its lines, sorted by name: begin of the name, of the value, end of the line.
+    lines: Vec<(usize, usize, usize)>,
 }
 
 impl View {
@@ -54,9 +58,9 @@ impl View {
     /// # Errors
     /// When the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        let status = fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
-        let status = String::from_utf8_lossy(&status).into_owned();
-        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, status };
+        let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
+        let lines = index(&status);
+        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, opened: false, status, lines };
         view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
         view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
         Ok(view)
@@ -73,7 +77,8 @@ impl View {
     /// A line of the status, without its name and outer blanks; empty when missing.
     #[must_use]
     pub fn field(&self, name: &str) -> &str {
-        self.status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim()
+        let at = self.lines.binary_search_by(|&(from, to, _)| self.status[from..to].cmp(name));
+        at.map_or("", |at| self.status[self.lines[at].1..self.lines[at].2].trim())
     }
 
     /// A line that is one hexadecimal number (masks and capability sets).
@@ -99,18 +104,33 @@ impl View {
     }
 }
 
+/// The lines of a status file by name, the colon included.
+fn index(status: &str) -> Vec<(usize, usize, usize)> {
+    let mut lines = Vec::with_capacity(64);
+    let mut from = 0;
+    for line in status.split_inclusive('\n') {
+        let end = from + line.len();
+        lines.extend(line.find(':').map(|colon| (from, from + colon + 1, end)));
+        from = end;
+    }
+    lines.sort_unstable_by(|a, b| status[a.0..a.1].cmp(&status[b.0..b.1]));
+    lines
+}
+
 /// The second half of asking: reads the answers of a part's calls.
 pub type Answer = Box<dyn FnOnce(&View, &Outcome) -> Result<Vec<u8>, PartError>>;
 
 /// What a part may need to know of the new process when it is told its state.
 #[derive(Debug, Clone, Copy)]
-pub struct Told {
+pub struct Told<'a> {
     /// Host pid and tid of the new thread.
     pub pid: i32,
     pub tid: i32,
     /// The pid and tid the job sees.
     pub job_pid: i32,
     pub job_tid: i32,
+    /// The new thread as it was made, before it was told anything.
+    pub view: &'a View,
 }
 
 /// One kind of state of a process or thread that is asked and told by calls in it, or from
@@ -135,6 +155,14 @@ pub trait Part: Sync {
     /// # Errors
     /// When the state does not decode or cannot be given.
     fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError>;
+    /// Gives from outside what comes last: the thread has its registers, no call runs in it
+    /// any more.
+    ///
+    /// # Errors
+    /// As [`Part::tell`].
+    fn conclude(&self, _state: &[u8], _to: &Told) -> Result<(), PartError> {
+        Ok(())
+    }
 }
 
 /// Every part, in the order in which the new thread is told. Credentials come late: what

@@ -128,16 +128,43 @@ pub fn clock(clock: i32) -> io::Result<i128> {
     Ok(i128::from(ts.tv_sec) * 1_000_000_000 + i128::from(ts.tv_nsec))
 }
 
+/// Ranges of another process for process_vm_readv(2), and their bytes.
+fn remote_ranges(ranges: &[(u64, u64)]) -> (Vec<libc::iovec>, usize) {
+    let vector = |&(s, e): &(u64, u64)| libc::iovec {
+        iov_base: s as *mut _,
+        iov_len: e.saturating_sub(s) as usize,
+    };
+    let remote: Vec<libc::iovec> = ranges.iter().map(vector).collect();
+    let total = remote.iter().fold(0usize, |sum, v| sum.saturating_add(v.iov_len));
+    (remote, total)
+}
+
+/// process_vm_writev(2) of one buffer into several ranges; all or nothing, as far as the
+/// answer goes.
+///
+/// # Errors
+/// `EFAULT` when a part is not writable or the ranges have another size than the buffer.
+pub fn write_ranges(pid: i32, ranges: &[(u64, u64)], bytes: &[u8]) -> io::Result<()> {
+    let (remote, total) = remote_ranges(ranges);
+    let local =
+        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: total.min(bytes.len()) };
+    // SAFETY: local describes bytes, which are only read; remote addresses are checked by the
+    // kernel.
+    let n = unsafe {
+        libc::process_vm_writev(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0)
+    };
+    match check(n as _)? as usize {
+        n if n == total => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}
+
 /// process_vm_readv(2) of several ranges into one buffer; all or nothing.
 ///
 /// # Errors
 /// `EFAULT` when a part is not readable.
 pub fn read_ranges(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
-    let remote: Vec<libc::iovec> = ranges
-        .iter()
-        .map(|&(s, e)| libc::iovec { iov_base: s as *mut _, iov_len: (e - s) as usize })
-        .collect();
-    let total: usize = remote.iter().map(|v| v.iov_len).sum();
+    let (remote, total) = remote_ranges(ranges);
     let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: total.min(buf.len()) };
     // SAFETY: local describes buf; remote addresses are checked by the kernel.
     let n = unsafe {

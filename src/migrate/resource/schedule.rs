@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::raw::{self, SchedAttr};
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::migrate::near::own_mask;
 use crate::tracer::inject::Program;
 
 /// Set from outside: the supervisor may do what a job without capabilities may not.
@@ -32,7 +33,7 @@ impl Part for Schedule {
     fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
         let affinity = raw::affinity(view.tid).map_err(io(view.tid))?;
         // The supervisor is not pinned, so its own mask tells what "everywhere" is.
-        let everywhere = raw::affinity(0).is_ok_and(|own| own == affinity);
+        let everywhere = own_mask().is_ok_and(|own| own == affinity);
         let state = State {
             attr: raw::sched_attr(view.tid).map_err(io(view.tid))?,
             affinity,
@@ -42,7 +43,10 @@ impl Part for Schedule {
         let state = encode(self.name(), &state)?;
         Ok(Box::new(move |_, _| Ok(state)))
     }
-    fn tell(&self, state: &[u8], to: &Told, _program: &mut Program) -> Result<(), PartError> {
+    fn tell(&self, _state: &[u8], _to: &Told, _program: &mut Program) -> Result<(), PartError> {
+        Ok(())
+    }
+    fn conclude(&self, state: &[u8], to: &Told) -> Result<(), PartError> {
         let state: State = decode(self.name(), state)?;
         let own = raw::sched_attr(to.tid).map_err(io(to.tid))?;
         if (own.policy, own.nice, own.priority)
@@ -50,14 +54,15 @@ impl Part for Schedule {
         {
             give_attr(to.tid, &state.attr)?;
         }
-        if !state.everywhere {
-            // The kernel takes the intersection with the CPUs it has; none at all is EINVAL.
-            match raw::set_affinity(to.tid, &state.affinity) {
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                    tracing::warn!("thread {}: none of its CPUs is here", to.job_tid);
-                }
-                other => other.map_err(io(to.tid))?,
+        // The kernel takes the intersection with the CPUs it has; none at all is EINVAL.
+        let everywhere = own_mask().map_err(io(to.tid))?;
+        let wanted = if state.everywhere { &everywhere } else { &state.affinity };
+        match raw::set_affinity(to.tid, wanted) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!("thread {}: none of its CPUs is here", to.job_tid);
+                raw::set_affinity(to.tid, &everywhere).map_err(io(to.tid))?;
             }
+            other => other.map_err(io(to.tid))?,
         }
         if state.ioprio != 0 && raw::set_ioprio(to.tid, state.ioprio).is_err() {
             tracing::warn!("thread {}: I/O priority {:#x} not granted", to.job_tid, state.ioprio);

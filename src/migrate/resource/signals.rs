@@ -1,6 +1,7 @@
 //! Signal actions and pending signals (signal(7)).
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::migrate::image::ProcessImage;
 use crate::tracer::inject::{sigbit, Arg, Program};
 use crate::tracer::raw;
 
@@ -62,8 +63,16 @@ struct Queued {
 }
 
 /// The signal number of a siginfo.
-fn number(info: &[u8]) -> i32 {
+pub(crate) fn number(info: &[u8]) -> i32 {
     i32::from_le_bytes([info[0], info[1], info[2], info[3]])
+}
+
+/// The siginfos of all signals of an image that its first thread had pending.
+pub(crate) fn captured(image: &ProcessImage) -> Vec<Vec<u8>> {
+    let parts = image.threads.first().map(|t| &t.parts);
+    let pending = parts.and_then(|parts| parts.iter().find(|p| p.name == Pending.name()));
+    let queued = pending.and_then(|p| decode::<Queued>(Pending.name(), &p.state).ok());
+    queued.map(|q| q.own.into_iter().chain(q.process).collect()).unwrap_or_default()
 }
 
 impl Part for Pending {

@@ -84,7 +84,7 @@ impl Part for AltStack {
     }
 }
 
-/// `/proc/PID/task/TID/comm`, PR_SET_NAME.
+/// Name of a thread: PR_GET_NAME, PR_SET_NAME (prctl(2)).
 pub struct Name;
 
 impl Part for Name {
@@ -94,13 +94,14 @@ impl Part for Name {
     fn scope(&self) -> Scope {
         Scope::Thread
     }
-    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
-        let path = format!("/proc/{}/task/{}/comm", view.pid, view.tid);
-        let mut comm =
-            std::fs::read(&path).map_err(|source| PartError::Io { what: path, source })?;
-        comm.pop();
-        comm.resize(16, 0);
-        Ok(Box::new(move |_, _| Ok(comm)))
+    fn ask(&self, _view: &View, program: &mut Program) -> Result<Answer, PartError> {
+        let at = program.data(&[0; 16]);
+        let args = [Arg::Num(libc::PR_GET_NAME as u64), Arg::Data(at)];
+        let row = program.call(libc::SYS_prctl, "PR_GET_NAME", &args);
+        Ok(Box::new(move |_, outcome| {
+            outcome.get(row)?;
+            Ok(outcome.data(at).to_vec())
+        }))
     }
     fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {
         let at = Arg::Data(program.data(state));

@@ -20,6 +20,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 const PREFIX: usize = 8;
 /// Smallest step by which a receiving buffer grows, bytes.
 const GROWTH: usize = 64 << 10;
+/// Most payloads that are kept for later ones.
+const MOST_SPARE: usize = 8;
 
 /// Why a frame could not be written or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -123,6 +125,8 @@ pub struct Decoder {
     frame: Frame,
     ready: VecDeque<Frame>,
     ready_cost: usize,
+    /// Payloads to be used again, empty.
+    spare: Vec<Vec<u8>>,
 }
 
 impl Decoder {
@@ -136,12 +140,27 @@ impl Decoder {
             frame: Frame::default(),
             ready: VecDeque::new(),
             ready_cost: 0,
+            spare: Vec::new(),
         }
     }
 
     /// Lowers the limit of frames that have not begun yet.
     pub fn limit_header(&mut self, max_header: usize) {
         self.max_header = max_header.min(MAX_HEADER);
+    }
+
+    /// Takes a payload back that is done with. Fresh memory costs a page fault for every 4 KiB,
+    /// which is as much as the rest of the way of a large payload.
+    pub fn recycle(&mut self, mut payload: Vec<u8>) {
+        payload.clear();
+        if payload.capacity() >= GROWTH && self.spare.len() < MOST_SPARE {
+            self.spare.push(payload);
+        }
+    }
+
+    /// Frees what [`Self::recycle`] keeps.
+    pub fn forget_recycled(&mut self) {
+        self.spare = Vec::new();
     }
 
     /// Takes received bytes.
@@ -184,6 +203,9 @@ impl Decoder {
             sizes.check(self.max_header)?;
             self.prefix.clear();
             self.sizes = Some(sizes);
+            if sizes.payload >= GROWTH {
+                self.frame.payload = self.spare.pop().unwrap_or_default();
+            }
             self.finish_frame(sizes);
         }
         Ok(rest)

@@ -34,7 +34,7 @@ pub use tls::{certificate_id, TlsConfig, Trusted};
 use crate::ids::NodeId;
 
 /// [`Link::drive`] stops reading while received frames of more bytes than this wait.
-pub const INBOX_LIMIT: usize = 4 << 20;
+pub const INBOX_LIMIT: usize = 1 << 20;
 /// One [`Link::drive`] reads about this many bytes at most, so that one busy link does not
 /// starve the others of an event loop.
 const DRIVE_LIMIT: usize = 16 << 20;
@@ -237,8 +237,9 @@ impl<T: Transport> Link<T> {
         self.flush()?;
         let stop = self.bytes_received + DRIVE_LIMIT as u64;
         self.left_some = false;
-        while !self.eof && !self.inbox_full() {
-            self.left_some = self.bytes_received >= stop;
+        while !self.eof {
+            // The transport may be ready without ever telling so again.
+            self.left_some = self.inbox_full() || self.bytes_received >= stop;
             if self.left_some || !self.read()? {
                 break;
             }
@@ -300,7 +301,7 @@ impl<T: Transport> Link<T> {
     /// without waiting for the transport.
     #[must_use]
     pub fn paused(&self) -> bool {
-        self.left_some || self.broken.is_some() || self.inbox_full()
+        self.left_some || self.broken.is_some()
     }
 
     fn inbox_full(&self) -> bool {
@@ -347,6 +348,16 @@ impl<T: Transport> Link<T> {
     pub fn close(&mut self) -> Result<(), LinkError> {
         self.session.close().map_err(|e| self.session_error(e))?;
         self.flush()
+    }
+
+    /// Takes a payload back that is done with: later frames use its memory.
+    pub fn recycle(&mut self, payload: Vec<u8>) {
+        self.session.recycle(payload);
+    }
+
+    /// Gives the memory of [`Self::recycle`] back to the system.
+    pub fn forget_recycled(&mut self) {
+        self.session.forget_recycled();
     }
 
     /// Refuses frames whose header is above `size` bytes (default [`MAX_HEADER`]).

@@ -283,6 +283,16 @@ impl Session {
         self.wire.decoder.in_frame()
     }
 
+    /// As [`Decoder::recycle`].
+    pub fn recycle(&mut self, payload: Vec<u8>) {
+        self.wire.decoder.recycle(payload);
+    }
+
+    /// As [`Decoder::forget_recycled`].
+    pub fn forget_recycled(&mut self) {
+        self.wire.decoder.forget_recycled();
+    }
+
     /// Refuses frames whose header is above `size` bytes.
     pub fn limit_header(&mut self, size: usize) {
         self.wire.decoder.limit_header(size);

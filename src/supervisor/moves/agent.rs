@@ -18,6 +18,32 @@ use crate::tracer::Exit;
 /// Between two tries to reach the job's host.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// So long a host waits for the home agent before it looks for it.
+const SEEK: Duration = Duration::from_secs(1);
+
+/// A host that the home agent does not come to: it may have missed a move.
+pub(super) struct Seeker {
+    next: Instant,
+    /// The connection of the last try.
+    link: Option<LinkKey>,
+}
+
+impl Seeker {
+    pub(super) fn new() -> Self {
+        Self { next: Instant::now() + SEEK, link: None }
+    }
+
+    /// The home agent was here just now.
+    pub(super) fn wait(&mut self) {
+        self.next = Instant::now() + SEEK;
+    }
+
+    /// Time until the next try.
+    pub(super) fn in_time(&self) -> Duration {
+        self.next.saturating_duration_since(Instant::now())
+    }
+}
+
 /// What a home agent knows.
 pub(super) struct Agent {
     host: (NodeId, String),
@@ -67,15 +93,46 @@ impl Mover {
         }
     }
 
+    /// The job runs here, away from home, and no agent is connected.
+    pub(super) fn is_lost(&self) -> bool {
+        let here = self.agent.is_none() && !self.left && self.sup.session.root != 0;
+        here && !self.is_home() && self.relay_link.is_none()
+    }
+
+    /// Tells the home where the job is. It comes as soon as it knows.
+    pub(super) fn seek_home(&mut self) {
+        if !self.is_lost() || !self.seeker.in_time().is_zero() {
+            return;
+        }
+        self.seeker.wait();
+        if let Some(old) = self.seeker.link.take() {
+            self.drop_link(old);
+        }
+        let home = self.home_node.clone();
+        match self.connect_job(&home) {
+            Ok(key) => {
+                let to = Some((self.here, self.sup.node.clone()));
+                self.send(key, &Msg::Gone { to, epoch: self.epoch() }, &[]);
+                self.seeker.link = Some(key);
+            }
+            Err(e) => tracing::debug!("{}: {e:#}", home.1),
+        }
+    }
+
     fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
+        let key = self.connect_job(host)?;
+        let epoch = self.sup.job.meta.epoch;
+        self.send(key, &Msg::Attach { epoch }, &[]);
+        Ok(key)
+    }
+
+    /// A connection to whoever has this job on another node.
+    fn connect_job(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
         let peer = node::peers::by_id(&self.sup.state, host.0)?;
         let peer = peer.ok_or_else(|| anyhow::anyhow!("is no member any more"))?;
         let tls = node::tls(&self.sup.state)?;
         let link = Link::connect(&peer.addr, &tls, peer.id, Service::Job(self.sup.job.id))?;
-        let key = self.add_link(link)?;
-        let epoch = self.sup.job.meta.epoch;
-        self.send(key, &Msg::Attach { epoch }, &[]);
-        Ok(key)
+        self.add_link(link)
     }
 
     /// A message of the job's host, or of one that was it.
@@ -97,6 +154,8 @@ impl Mover {
                 self.relay(Side::Home, |relays, out| relays.resync(out));
                 // The host's own words about the relays may have come in the same breath.
                 self.take_relayed(key);
+                self.forward.relinked();
+                self.send_signals();
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
@@ -107,9 +166,11 @@ impl Mover {
             Msg::Progress(event) => self.show_asked(*event),
             Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => {
-                self.stop_self(signal)?;
-                self.say(Msg::Continue, &[]);
+                if self.stop_with_far_job(signal)? {
+                    self.say(Msg::Continue, &[]);
+                }
             }
+            Msg::RelaysLost => self.lose_relays(),
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
@@ -122,6 +183,15 @@ impl Mover {
             other => tracing::debug!("unexpected from the job's host: {other:?}"),
         }
         Ok(())
+    }
+
+    /// The job goes on without what was relayed: the ends that are kept here are closed.
+    pub(super) fn lose_relays(&mut self) {
+        if self.home.take().is_some_and(|home| home.streams().next().is_some()) {
+            tracing::error!(
+                "the terminal and pipes of the job were lost with the supervisor that has died"
+            );
+        }
     }
 
     /// Sends what waits on a link before this process may end.

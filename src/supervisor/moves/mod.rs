@@ -9,7 +9,9 @@
 //! waits, so that the job, its relays and its clients are served all the time.
 
 mod agent;
+mod dumpable;
 mod hook;
+mod signals;
 mod source;
 mod standin;
 mod status;
@@ -29,11 +31,13 @@ use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
+use crate::migrate::resource::View;
 use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
-use agent::Agent;
+use agent::{Agent, Seeker};
+use signals::Forward;
 use standin::StandIn;
 use status::{Asked, Looked};
 
@@ -63,6 +67,8 @@ struct Peer {
     inbox: VecDeque<(Msg, Vec<u8>)>,
     /// Why nothing more will come.
     over: Option<String>,
+    /// More may be received at once, without a word of the event loop.
+    more: bool,
 }
 
 impl Peer {
@@ -112,7 +118,16 @@ pub struct Mover {
     /// The node whose agent holds the job's relays.
     home_node: (NodeId, String),
     agent: Option<Agent>,
+    seeker: Seeker,
     standin: Option<StandIn>,
+    /// Signals from home to the job.
+    forward: Forward,
+    /// Signals that came while the job was frozen: link, number, signal.
+    held: VecDeque<(LinkKey, u64, i32)>,
+    /// The job is frozen and may have been captured.
+    frozen: bool,
+    /// The job, frozen already for the first look at it (see [`dumpable`]).
+    early_freeze: Option<source::Frozen>,
     moving: Option<Moving>,
     /// The job is just coming here.
     arriving: bool,
@@ -141,6 +156,7 @@ impl Mover {
         let identity = node::identity::Identity::load_or_create(&sup.state)?;
         let here = (identity.id(), sup.node.clone());
         let home_node = sup.job.meta.agent.clone().unwrap_or(here.clone());
+        let init = namespace_init(sup.session.root);
         Ok(Self {
             sup,
             vdso: Vdso::own().context("reading the own vdso")?,
@@ -155,10 +171,15 @@ impl Mover {
             here: here.0,
             home_node,
             agent: None,
+            seeker: Seeker::new(),
             standin: None,
+            forward: Forward::default(),
+            held: VecDeque::new(),
+            frozen: false,
+            early_freeze: None,
             moving: None,
             arriving: false,
-            init: None,
+            init,
             left: false,
             early: VecDeque::new(),
             idle_terminal: None,
@@ -186,6 +207,7 @@ impl Mover {
             self.take_stops()?;
             self.serve_links()?;
             self.serve_agent();
+            self.seek_home();
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -201,14 +223,15 @@ impl Mover {
     fn timeout(&self) -> Option<Duration> {
         let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
-        [tick, retry].into_iter().flatten().min()
+        let seek = self.is_lost().then(|| self.seeker.in_time());
+        [tick, retry, seek].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
-        let held_back = |p: &Peer| p.over.is_none() && p.link.paused() && !p.is_full();
+        let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
         let at_once = !settled || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
@@ -286,7 +309,7 @@ impl Mover {
         let key = self.next_link;
         self.next_link += 1;
         let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over });
+        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
         Ok(key)
     }
 
@@ -300,13 +323,16 @@ impl Mover {
         self.asked_lost(key);
         if self.relay_link == Some(key) {
             self.relay_link = None;
+            self.seeker.wait();
+            self.forward.relinked();
             for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
                 relays.disconnected();
             }
         }
     }
 
-    /// Does the I/O of a link, and sorts what came.
+    /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
+    /// that a fast peer fills no memory.
     fn drive(&mut self, key: LinkKey) {
         loop {
             let Some(peer) = self.links.get_mut(&key) else { return };
@@ -328,11 +354,11 @@ impl Mover {
                     }
                 }
             }
-            let again = peer.link.paused() && peer.over.is_none();
+            peer.more = peer.link.paused() && peer.over.is_none();
             if self.relay_link == Some(key) {
                 self.take_relayed(key);
             }
-            if !again {
+            if self.links.get(&key).is_none_or(|p| !p.more || !p.inbox.is_empty()) {
                 return;
             }
         }
@@ -351,8 +377,12 @@ impl Mover {
                 Msg::Relay(msg) => {
                     self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
                 }
-                Msg::Signal(signal) => {
-                    self.signal_job(signal);
+                Msg::Signal { seq, signal } => {
+                    self.take_signal(key, seq, signal);
+                    None
+                }
+                Msg::SignalsTaken(next) => {
+                    self.forward.taken(next);
                     None
                 }
                 Msg::Progress(event) => {
@@ -382,6 +412,48 @@ impl Mover {
         }
     }
 
+    /// A signal from home. One that comes when the job is frozen waits: if the job goes on
+    /// here it gets it then, and if not the home sends it to where the job is.
+    fn take_signal(&mut self, key: LinkKey, seq: u64, signal: i32) {
+        if self.agent.is_some() || self.sup.session.root == 0 {
+            return;
+        }
+        if self.frozen {
+            self.held.push_back((key, seq, signal));
+            return;
+        }
+        if self.forward.take(seq) {
+            self.signal_job(signal);
+        }
+        self.send(key, &Msg::SignalsTaken(self.forward.next()), &[]);
+    }
+
+    /// The job goes on here.
+    fn take_held(&mut self) {
+        self.frozen = false;
+        for (key, seq, signal) in std::mem::take(&mut self.held) {
+            self.take_signal(key, seq, signal);
+        }
+    }
+
+    /// Sends a signal to the job, wherever it is.
+    fn signal_anywhere(&mut self, signal: i32) {
+        if self.agent.is_none() {
+            self.signal_job(signal);
+            return;
+        }
+        self.forward.post(signal);
+        self.send_signals();
+    }
+
+    /// Sends what waits for the job, if it can be reached.
+    fn send_signals(&mut self) {
+        while let Some(key) = self.relay_link.filter(|_| self.agent.is_some()) {
+            let Some((seq, signal)) = self.forward.to_send() else { return };
+            self.send(key, &Msg::Signal { seq, signal }, &[]);
+        }
+    }
+
     /// Signals that came for vosrun, but belong to a job elsewhere or to the relays.
     fn take_arrived(&mut self) {
         while let Some(arrived) = self.sup.arrived.pop_front() {
@@ -391,31 +463,28 @@ impl Mover {
                 }
                 libc::SIGCONT => {
                     self.relay(Side::Home, |relays, out| relays.resume(out));
-                    self.say_away(Msg::Continue);
+                    if self.agent.is_some() {
+                        self.signal_anywhere(libc::SIGCONT);
+                    }
                 }
                 signal if self.sup.away && !arrived.is_from_kernel() => {
-                    self.say_away(Msg::Signal(signal));
+                    self.signal_anywhere(signal);
                 }
                 _ => {}
             }
         }
     }
 
-    /// Passes on what the stand-in got, as soon as the job can be reached.
+    /// Passes on what the stand-in got.
     fn serve_standin(&mut self) {
         let Some(standin) = &mut self.standin else { return };
-        standin.take(&mut self.sup);
-        while self.agent.is_none() || self.relay_link.is_some() {
-            let next = self.standin.as_mut().and_then(|s| s.signals.pop_front());
-            let Some(signal) = next else { return };
-            self.signal_job(signal);
-            self.say_away(Msg::Signal(signal));
-        }
-    }
-
-    fn say_away(&mut self, msg: Msg) {
-        if self.agent.is_some() {
-            self.say(msg, &[]);
+        for signal in standin.take(&mut self.sup) {
+            if signal == libc::SIGWINCH && self.home.is_some() {
+                // The job's own terminal raises it when it gets the new size.
+                self.relay(Side::Home, |relays, out| relays.on_winch(out));
+            } else {
+                self.signal_anywhere(signal);
+            }
         }
     }
 
@@ -427,21 +496,37 @@ impl Mover {
         if self.home.is_none() && self.away.is_none() {
             return self.sup.stop_with_job();
         }
-        let Some(signal) = self.sup.session.root_stopped.take() else { return Ok(()) };
-        if self.loopback.is_some() {
-            self.stop_self(signal)?;
-            self.signal_job(libc::SIGCONT);
-        } else {
+        if self.loopback.is_none() && self.relay_link.is_none() {
+            // Told when the home is there again, if the job is still stopped then.
+            return Ok(());
+        }
+        let stopped = self.sup.session.root_stopped.take();
+        let Some(signal) = stopped.and_then(|_| self.sup.session.root_in_stop()) else {
+            return Ok(());
+        };
+        if self.loopback.is_none() {
             self.say(Msg::Stopped(signal), &[]);
+        } else if self.stop_with_far_job(signal)? {
+            self.signal_job(libc::SIGCONT);
         }
         Ok(())
     }
 
+    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
+    /// has let it go on.
+    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
+        if self.sup.mode == Mode::Launched {
+            self.stop_self(signal)?;
+            return Ok(true);
+        }
+        if let Some(standin) = &mut self.standin {
+            standin.stop(signal);
+        }
+        Ok(false)
+    }
+
     /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
     fn stop_self(&mut self, signal: i32) -> Result<()> {
-        if self.sup.mode != Mode::Launched {
-            return Ok(());
-        }
         self.relay(Side::Home, |relays, _| relays.suspend());
         super::Signals::stop_self(signal).context("stopping with the job")?;
         self.relay(Side::Home, |relays, out| relays.resume(out));
@@ -480,6 +565,7 @@ impl Mover {
             Msg::Ask(id) => self.tell_decision(key, id),
             Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch } => self.attached(key, epoch),
+            Msg::LateSignal(signal) => self.signal_anywhere(signal),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
                 self.please_move(key, &to)?;
             }
@@ -504,7 +590,15 @@ impl Mover {
         self.relay_link = Some(key);
         let history = self.sup.board.history.clone();
         self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
+        if self.away.is_none() {
+            self.send(key, &Msg::RelaysLost, &[]);
+        }
         self.relay(Side::Away, |relays, out| relays.resync(out));
+        // A home agent stops with the job. This one runs: it was continued while there was no
+        // link to say so.
+        if self.sup.session.root_in_stop().is_some() {
+            self.signal_job(libc::SIGCONT);
+        }
     }
 
     /// Who is at the other end of a link.
@@ -520,7 +614,8 @@ impl Mover {
             journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
         let last = journal::last_of(&records, id);
         if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
-            return Err(tracing::warn!("asked for the move {id} of another node"));
+            tracing::warn!("asked for the move {id} of another node");
+            return Err(());
         }
         Ok(last.map(|r| r.step))
     }
@@ -565,7 +660,7 @@ impl Mover {
         let client = pending.client;
         match pending.request {
             Request::Connection => self.connection(pending.fd),
-            Request::Migrate { to } if self.moving.is_some() => {
+            Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
             }
@@ -828,12 +923,11 @@ impl Mover {
                     self.relay(Side::Home, |relays, out| relays.host_ended(out));
                 }
             }
+        }
+        if self.is_home() {
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
             }
-            return Ok(());
-        }
-        if self.is_home() {
             return Ok(());
         }
         let until = Instant::now() + PATIENCE;
@@ -916,6 +1010,26 @@ impl Mover {
     }
 }
 
+/// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+fn namespace_init(pid: i32) -> Option<i32> {
+    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
+        let view = View::read_process(pid).ok()?;
+        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
+        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
+    };
+    let own = ids(std::process::id() as i32)?.0.len();
+    let mut pid = pid;
+    loop {
+        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
+        if numbers.last() == Some(&1) {
+            return Some(pid);
+        }
+        pid = parent;
+    }
+}
+
 fn is_relayed(msg: &Msg) -> bool {
-    matches!(msg, Msg::Relay(_) | Msg::Signal(_) | Msg::Continue | Msg::Progress(_))
+    use Msg::{Continue, Progress, Relay, Signal, SignalsTaken};
+    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Continue | Progress(_))
 }

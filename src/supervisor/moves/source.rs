@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::unistd::{getpgid, getpgrp, Pid};
 
 use super::agent::Agent;
 use super::hook::reached;
+use super::signals;
 use super::standin::StandIn;
 use super::{stream_key, LinkKey, Mover, Moving, Side, StreamKey};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, ProcessStatus, Reply, Severity};
@@ -38,10 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// After the commit: so long the command waits before it says "in doubt".
 const DONE_PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of one payload.
-const CHUNK: usize = 1 << 20;
+/// Bytes of one payload: what stays in a CPU's cache from reading it to its encryption.
+const CHUNK: usize = 256 << 10;
 /// Bytes that may wait for the network.
-const WINDOW: usize = 4 << 20;
+const WINDOW: usize = 1 << 20;
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -50,6 +52,9 @@ pub(super) struct Stopped {
     text: String,
     findings: Vec<Finding>,
 }
+
+/// Which object of an image is the job's end of which stream.
+type Streams = Vec<(u32, u32)>;
 
 type Step1<T> = std::result::Result<T, Box<Stopped>>;
 
@@ -81,6 +86,15 @@ impl Laps {
         (self.frozen, self.last) = (Some(now), now);
     }
 
+    /// The job has run again for `since`, which is no part of the pause nor of its last part.
+    fn pause(&mut self, since: Duration) -> f64 {
+        if let Some((_, last)) = self.parts.last_mut() {
+            *last = (*last - millis(since)).max(0.0);
+        }
+        let frozen = self.frozen.unwrap_or(self.begin);
+        millis(self.last.saturating_duration_since(frozen).saturating_sub(since))
+    }
+
     fn lap(&mut self, name: &str) {
         let now = Instant::now();
         self.parts.push((name.to_owned(), millis(now - self.last)));
@@ -93,7 +107,7 @@ fn millis(d: Duration) -> f64 {
 }
 
 /// The frozen job and what must be undone if it does not go.
-struct Frozen {
+pub(super) struct Frozen {
     process: FrozenProcess,
     /// Away halves that were frozen.
     states: Vec<AwayState>,
@@ -103,11 +117,20 @@ struct Frozen {
 
 /// What the target said after the commit.
 enum Heard {
-    /// It runs there.
-    Done(Vec<ProcessStatus>),
+    /// It runs there, for so long already.
+    Done(Vec<ProcessStatus>, Duration),
     /// It does not have the job (any more).
     Lost,
     Nothing,
+}
+
+/// What the preflight came to.
+struct Agreed {
+    /// What the job's standard streams are relayed of.
+    forwarded: Forwarded,
+    /// Mapped files that the target has.
+    mapped: Vec<FileId>,
+    foreign_vdso: bool,
 }
 
 /// Who the target is.
@@ -134,7 +157,9 @@ impl Mover {
         self.moving =
             Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
         self.sup.board.moving = Some("preflight".into());
-        let reply = match self.try_migrate(id, to) {
+        let tried = self.try_migrate(id, to);
+        self.thaw_early();
+        let reply = match tried {
             Ok(report) => Reply::Moved(report),
             Err(s) => Reply::Failed(self.failure(id, *s)),
         };
@@ -177,8 +202,10 @@ impl Mover {
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
         let local = self.look()?;
+        if self.early_freeze.is_some() {
+            laps.freeze();
+        }
         refuse_blockers(&local.findings)?;
-        self.refuse_lost_relays(&local)?;
         self.progress(to, Phase::Preflight, format!("asking {to}"), None);
         let target = self.connect_to(to)?;
         let moved = self.move_to(id, &target, local, &mut laps);
@@ -189,10 +216,11 @@ impl Mover {
     }
 
     /// What hinders any move of the running job.
-    pub(super) fn local_blockers(&self) -> Vec<Finding> {
-        let findings = match self.look() {
+    pub(super) fn local_blockers(&mut self) -> Vec<Finding> {
+        let looked = self.look();
+        self.thaw_early();
+        let findings = match looked {
             Ok(local) => local.findings,
-            Err(s) if !s.findings.is_empty() => s.findings,
             Err(s) => vec![crate::migrate::resource::blocker(
                 s.code,
                 format!("process {}", self.sup.job.meta.pid),
@@ -204,34 +232,24 @@ impl Mover {
     }
 
     /// What is known here, of the running job.
-    fn look(&self) -> Step1<Local> {
+    fn look(&mut self) -> Step1<Local> {
         let pid = self.sup.session.root;
-        let filters = u64::from(self.sup.job.meta.filtered);
-        let local = self
-            .files(pid)
-            .and_then(|files| preflight::local(pid, &files, &self.known_forwarded(), filters));
-        local.map_err(|e| match e.kind() {
-            std::io::ErrorKind::PermissionDenied => undumpable(self.sup.job.meta.pid),
-            _ => own(e),
-        })
-    }
-
-    /// Away from home, what was relayed died with the supervisor that relayed it: after
-    /// `adopt` such descriptors lead nowhere, and cannot be told from the home's.
-    fn refuse_lost_relays(&self, local: &Local) -> Step1<()> {
-        if self.is_home() || self.away.is_some() || local.forwarded.is_empty() {
-            return Ok(());
+        if !self.is_open().map_err(own)? {
+            self.early_freeze = Some(self.freeze()?);
         }
-        let home = &self.home_node.1;
-        Err(stopped(
-            10,
-            "VOS-TTY",
-            format!("what was relayed from {home} ended with a supervisor that has died"),
-        ))
+        let files = self.files(pid).map_err(own)?;
+        let filters = u64::from(self.sup.job.meta.filtered);
+        let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
+        preflight::local(pid, &files, known.as_ref(), filters).map_err(own)
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
         Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// The job is away from home, but nothing is relayed: its supervisor has died once.
+    fn has_lost_relays(&self) -> bool {
+        self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
@@ -306,6 +324,7 @@ impl Mover {
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
+        self.thaw_early();
         judged.map_err(|s| {
             let failure = self.failure(id, *s);
             Box::new(MoveFailure { id: None, ..failure })
@@ -444,10 +463,14 @@ impl Mover {
         let text =
             if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
         self.progress(to, Phase::Freeze, text, None);
-        laps.freeze();
-        let frozen = held.insert(self.freeze()?);
+        let early = self.early_freeze.take();
+        if early.is_none() {
+            laps.freeze();
+        }
+        let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
         laps.lap("freeze");
-        self.send_frozen(target, frozen, &forwarded, verdict.foreign_vdso, laps)
+        let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
+        self.send_frozen(target, frozen, &agreed, laps)
     }
 
     /// The commit point: with the record COMMIT the job is the target's.
@@ -611,7 +634,20 @@ impl Mover {
             stopped(11, code, e.to_string())
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
-        Ok(Frozen { process: process?, states: Vec::new(), new_home: false })
+        self.frozen = process.is_ok();
+        let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
+        if let Err(e) = self.open_up(&mut frozen.process) {
+            self.thaw(&frozen);
+            return Err(own(format!("{e:#}")));
+        }
+        Ok(frozen)
+    }
+
+    /// Ends a freeze that was only for looking.
+    fn thaw_early(&mut self) {
+        if let Some(frozen) = self.early_freeze.take() {
+            self.thaw(&frozen);
+        }
     }
 
     /// The job goes on here as if nothing had happened.
@@ -626,15 +662,29 @@ impl Mover {
             self.home = None;
         }
         let running = self.sup.session.running_restarts();
-        for thread in &frozen.process.threads {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
-                tracing::debug!("thread {}: {e}", thread.tid);
-            }
-            let resumed = self.sup.session.go_on(thread, &frozen.process.scheduler_now, &running);
-            if let Err(e) = resumed {
+        let session = &mut self.sup.session;
+        let now = &frozen.process.scheduler_now;
+        let ways: Vec<_> = frozen
+            .process
+            .threads
+            .iter()
+            .map(|thread| {
+                if let Err(e) = raw::set_exitkill(thread.tid, false) {
+                    tracing::debug!("thread {}: {e}", thread.tid);
+                }
+                session.way_on(thread, now, &running)
+            })
+            .collect();
+        // Nothing of it is looked into from here on.
+        if let Err(e) = self.close_up(&frozen.process) {
+            tracing::error!("{e:#}");
+        }
+        for (thread, way) in frozen.process.threads.iter().zip(ways) {
+            if let Err(e) = way.and_then(|way| self.sup.session.go(thread.tid, way)) {
                 tracing::error!("thread {} was not resumed: {e}", thread.tid);
             }
         }
+        self.take_held();
     }
 
     /// Captures the frozen job, sends everything, and waits for READY.
@@ -642,8 +692,7 @@ impl Mover {
         &mut self,
         target: &Target,
         frozen: &mut Frozen,
-        forwarded: &Forwarded,
-        foreign_vdso: bool,
+        agreed: &Agreed,
         laps: &mut Laps,
     ) -> Step1<ProcessImage> {
         reached("frozen");
@@ -651,11 +700,11 @@ impl Mover {
         if !preflight::children(pid).is_empty() {
             return Err(stopped(11, "VOS-CHILDREN", "the job has started a child process"));
         }
-        if foreign_vdso {
+        if agreed.foreign_vdso {
             capture::leave_vdso(&mut frozen.process).map_err(own)?;
         }
         let files = self.files(pid).map_err(own)?;
-        let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
@@ -675,14 +724,24 @@ impl Mover {
                 processes: vec![process],
             },
             relays,
+            relays_lost: self.has_lost_relays(),
             streams,
+            signals_taken: self.forward.next(),
         };
+        let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
+        let ahead = files.all(|file| agreed.mapped.contains(file));
         self.send_parcel(target, &parcel)?;
+        if !ahead {
+            self.answer_unknown(target)?;
+        }
         self.send_bulk(target, &bulk)?;
         let Some(process) = parcel.image.processes.into_iter().next() else {
             return Err(own("an image without a process"));
         };
         self.send_memory(target, pid, &process)?;
+        if ahead {
+            self.expect_known(target)?;
+        }
         reached("image-sent");
         match self.answer(target, READY_PATIENCE)? {
             (Msg::Ready, _) => {}
@@ -700,7 +759,7 @@ impl Mover {
         frozen: &mut Frozen,
         files: &Files,
         is_forwarded: &dyn Fn(&FdView) -> bool,
-    ) -> Step1<(Vec<AwayState>, Vec<(u32, u32)>)> {
+    ) -> Step1<(Vec<AwayState>, Streams)> {
         let mut ends: BTreeMap<StreamKey, OwnedFd> = BTreeMap::new();
         let mut keys = Vec::new();
         for (object, view) in (0..).zip(&files.views.objects) {
@@ -742,9 +801,12 @@ impl Mover {
 
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
+        let pid = frozen.process.pid;
+        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
         let control = match self.sup.job.meta.attached {
-            true => JobControl::Of(frozen.process.pid),
-            false => JobControl::Own,
+            true => JobControl::Of(pid),
+            false if group == getpgrp() => JobControl::Own,
+            false => JobControl::OwnFor(group.as_raw()),
         };
         self.streams.clear();
         for (stream, (key, fd)) in (1..).zip(ends) {
@@ -767,6 +829,24 @@ impl Mover {
         for (n, piece) in bytes.chunks(CHUNK).enumerate() {
             self.send(target.key, &Msg::Image { last: n + 1 == pieces }, piece);
         }
+        Ok(())
+    }
+
+    /// After memory was sent without waiting for this answer: the target knew all files.
+    fn expect_known(&mut self, target: &Target) -> Step1<()> {
+        match self.answer(target, PATIENCE)? {
+            (Msg::Unknown(files), _) if files.is_empty() => Ok(()),
+            (Msg::Unknown(files), _) => {
+                let path = files.first().map_or("", |f| f.path.as_str());
+                let text = format!("{path} changed on {} during the move", target.name);
+                Err(stopped(11, "VOS-TARGET", text))
+            }
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    /// Ships the mapped files that the target does not know: opened since the preflight.
+    fn answer_unknown(&mut self, target: &Target) -> Step1<()> {
         match self.answer(target, PATIENCE)? {
             (Msg::Unknown(files), _) => {
                 self.ship(target, &files)?;
@@ -845,13 +925,12 @@ impl Mover {
         self.send(target.key, &Msg::Commit, &[]);
         let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
-        let processes = match self.await_done(id, target) {
-            Heard::Done(processes) => processes,
-            heard => return self.in_doubt(id, target, frozen, heard),
+        let (processes, resumed) = match self.await_done(id, target) {
+            Heard::Done(processes, resumed) => (processes, resumed),
+            heard => return self.in_doubt(id, target, frozen, image, heard),
         };
-        let frozen_at = laps.frozen.unwrap_or(laps.begin);
-        let pause_ms = millis(frozen_at.elapsed());
         laps.lap("commit");
+        let pause_ms = laps.pause(resumed);
         let wire = self.links.get(&target.key).map_or(0, |p| p.link.bytes_sent());
         self.progress(&to, Phase::Resume, format!("✔ paused {pause_ms:.0} ms"), None);
         let report = MoveReport {
@@ -867,9 +946,9 @@ impl Mover {
             parts: laps.parts.clone(),
             bytes_memory: image.memory.data_bytes(),
             bytes_wire: wire,
-            processes: processes.clone(),
+            processes,
         };
-        self.let_go(id, target, &frozen, processes, &report);
+        self.let_go(id, target, &frozen, &image, &report);
         reached("done");
         Ok(report)
     }
@@ -878,7 +957,9 @@ impl Mover {
     fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => return Heard::Done(processes),
+            Ok(Some((Msg::Done { processes, resumed_ns }, _))) => {
+                return Heard::Done(processes, Duration::from_nanos(resumed_ns));
+            }
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
         }
@@ -904,7 +985,7 @@ impl Mover {
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
         let heard = match self.next(key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes),
+            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes, Duration::ZERO),
             Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
             _ => Heard::Nothing,
         };
@@ -919,6 +1000,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: Frozen,
+        image: ProcessImage,
         heard: Heard,
     ) -> Step1<MoveReport> {
         let failure = self.doubt(id, target, &heard);
@@ -933,8 +1015,8 @@ impl Mover {
         self.sup.board.state = None;
         match resolved.map_err(own)? {
             Some(processes) => {
-                let report = self.plain_report(id, target, processes.clone());
-                self.let_go(id, target, &frozen, processes, &report);
+                let report = self.plain_report(id, target, processes);
+                self.let_go(id, target, &frozen, &image, &report);
                 Ok(report)
             }
             None => {
@@ -970,7 +1052,7 @@ impl Mover {
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
         let peer = (target.id, target.name.clone());
         loop {
-            if let Heard::Done(processes) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes, _) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);
@@ -1031,7 +1113,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: &Frozen,
-        processes: Vec<ProcessStatus>,
+        image: &ProcessImage,
         report: &MoveReport,
     ) {
         let peer = (target.id, target.name.clone());
@@ -1042,13 +1124,21 @@ impl Mover {
         self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
         let pid = frozen.process.pid;
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
+        // Nothing runs here any more that could take them.
+        let mut late = Vec::new();
         if stays {
-            self.standin = StandIn::make(&mut self.sup, &frozen.process)
-                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e}"))
+            self.standin = StandIn::make(&mut self.sup, &frozen.process, image)
+                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e:#}"))
                 .ok();
         } else {
+            late = signals::late(pid, image);
             self.kill_copy(&frozen.process);
         }
+        if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
+            late.push(libc::SIGKILL);
+        }
+        self.held.clear();
+        self.frozen = false;
         self.sup.session.leave();
         self.sup.end = None;
         self.init = None;
@@ -1061,8 +1151,10 @@ impl Mover {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         if self.is_home() {
-            self.become_agent(target, processes);
+            self.become_agent(target, report.processes.clone());
+            late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
+            late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
             self.say(Msg::Report(Box::new(report.clone())), &[]);
@@ -1083,6 +1175,7 @@ impl Mover {
         self.sup.board.remote = processes;
         self.relay_link = self.links.contains_key(&target.key).then_some(target.key);
         self.agent = Some(Agent::new(target.id, target.name.clone()));
+        self.forward.relinked();
     }
 
     /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end
@@ -1129,18 +1222,6 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
-}
-
-/// A process that is not dumpable belongs to root in /proc (proc(5)), whoever traces it.
-fn undumpable(pid: i32) -> Box<Stopped> {
-    let finding = crate::migrate::resource::blocker(
-        "VOS-DUMPABLE",
-        format!("process {pid}"),
-        "it is not dumpable, so that only root may look into it",
-        "run its supervisor as root, or configure the program to stay dumpable",
-    );
-    let text = format!("{}: {}", finding.object, finding.cause);
-    Box::new(Stopped { exit: 10, code: "VOS-DUMPABLE", text, findings: vec![finding] })
 }
 
 fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {

@@ -9,13 +9,17 @@ use std::collections::VecDeque;
 
 use anyhow::{Context, Result};
 
+use super::signals::forget;
 use crate::migrate::capture;
 use crate::migrate::freeze::FrozenProcess;
+use crate::migrate::image::ProcessImage;
+use crate::migrate::resource::signals::captured;
 use crate::migrate::resource::View;
 use crate::supervisor::Supervisor;
 use crate::tracer::inject::{sigbit, Arg, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::memory;
 use crate::tracer::raw;
+use crate::tracer::stop;
 use crate::tracer::{Exit, Stop};
 
 /// The stand-in of a job that was adopted on this node.
@@ -23,17 +27,24 @@ pub(super) struct StandIn {
     pid: i32,
     /// Where its `syscall` instruction is.
     insn: u64,
-    /// Signals that it got, for the job.
-    pub(super) signals: VecDeque<i32>,
+    /// Signals in its queue that the job has taken along.
+    known: Vec<Vec<u8>>,
+    /// It is about to stop by this signal, as the job did.
+    stopping: Option<i32>,
     gone: bool,
 }
 
 impl StandIn {
-    /// Makes the frozen process its own stand-in. Its other threads end.
+    /// Makes the frozen process, which was captured as `image`, its own stand-in. Its other
+    /// threads end.
     ///
     /// # Errors
     /// When a call in it fails; the process is as useless as after success.
-    pub(super) fn make(sup: &mut Supervisor, frozen: &FrozenProcess) -> Result<Self> {
+    pub(super) fn make(
+        sup: &mut Supervisor,
+        frozen: &FrozenProcess,
+        image: &ProcessImage,
+    ) -> Result<Self> {
         let pid = frozen.pid;
         let insn = capture::syscall_insn_now(pid)?;
         let view = View::read_process(pid).context("status")?;
@@ -53,32 +64,58 @@ impl StandIn {
         raw::set_exitkill(pid, false)?;
         sup.foreign.insert(pid, VecDeque::new());
         raw::cont(pid, 0)?;
-        Ok(Self { pid, insn: stub.syscall_insn(), signals: VecDeque::new(), gone: false })
+        let known = captured(image);
+        let mut standin =
+            Self { pid, insn: stub.syscall_insn(), known, stopping: None, gone: false };
+        if let Some(signal) = image.stopped {
+            standin.stop(signal);
+        }
+        Ok(standin)
     }
 
-    /// Takes its stops: each is a signal for the job.
-    pub(super) fn take(&mut self, sup: &mut Supervisor) {
-        let Some(stops) = sup.foreign.get_mut(&self.pid) else { return };
+    /// Stops it by `signal`, for whoever waits for it with WUNTRACED (waitpid(2)).
+    pub(super) fn stop(&mut self, signal: i32) {
+        self.stopping = Some(signal);
+        if let Err(e) = raw::kill(self.pid, signal) {
+            tracing::debug!("stand-in {}: {e}", self.pid);
+        }
+    }
+
+    /// Takes its stops; gives the signals for the job.
+    pub(super) fn take(&mut self, sup: &mut Supervisor) -> Vec<i32> {
+        let Some(stops) = sup.foreign.get_mut(&self.pid) else { return Vec::new() };
+        let mut signals = Vec::new();
         for stop in std::mem::take(stops) {
-            match stop {
-                Stop::Signal(signal) => self.signals.push_back(signal),
-                // SIGSTOP cannot be kept from stopping it: it goes on at once.
-                Stop::Group(signal) => self.signals.push_back(signal),
-                Stop::Exited(Exit::Signal(signal)) => {
+            let resumed = match stop {
+                Stop::Signal(signal) => self.take_signal(signal, &mut signals),
+                Stop::Group(_) => raw::listen(self.pid),
+                Stop::Exited(exit) => {
                     self.gone = true;
-                    self.signals.push_back(signal);
-                    continue;
+                    if let Exit::Signal(signal) = exit {
+                        signals.push(signal);
+                    }
+                    Ok(())
                 }
-                Stop::Exited(_) => {
-                    self.gone = true;
-                    continue;
-                }
-                _ => {}
-            }
-            if let Err(e) = raw::cont(self.pid, 0) {
+                _ => raw::cont(self.pid, 0),
+            };
+            if let Err(e) = resumed {
                 tracing::debug!("stand-in {}: {e}", self.pid);
             }
         }
+        signals
+    }
+
+    /// A signal that it was sent: the job gets it instead, if it has not got it already.
+    fn take_signal(&mut self, signal: i32, signals: &mut Vec<i32>) -> std::io::Result<()> {
+        let info = raw::siginfo(self.pid)?;
+        if self.stopping == Some(signal) && sender(&info) == std::process::id() as i32 {
+            self.stopping = None;
+            return raw::cont(self.pid, signal);
+        }
+        if !forget(&mut self.known, &info) {
+            signals.push(signal);
+        }
+        raw::cont(self.pid, 0)
     }
 
     /// Ends as the job ended.
@@ -93,38 +130,56 @@ impl StandIn {
     }
 
     fn try_end(&self, exit: Exit) -> Result<()> {
+        if exit == Exit::Signal(libc::SIGKILL) {
+            return Ok(raw::kill(self.pid, libc::SIGKILL)?);
+        }
+        if !self.interrupt()? {
+            return Ok(());
+        }
         match exit {
-            Exit::Signal(libc::SIGKILL) => Ok(raw::kill(self.pid, libc::SIGKILL)?),
             Exit::Signal(signal) => {
                 // Its disposition is default and its mask empty: let it be delivered.
                 raw::kill(self.pid, signal)?;
-                while let Some(wait) = crate::tracer::stop::wait(self.pid, true)? {
+                raw::cont(self.pid, 0)?;
+                while let Some(wait) = stop::wait(self.pid, true)? {
                     match wait.stop {
-                        Stop::Signal(signal) => raw::cont(self.pid, signal)?,
+                        Stop::Signal(got) if got == signal => raw::cont(self.pid, signal)?,
                         Stop::Exited(_) => break,
                         _ => raw::cont(self.pid, 0)?,
                     }
                 }
-                Ok(())
             }
             Exit::Code(code) => {
-                raw::interrupt(self.pid)?;
-                while let Some(wait) = crate::tracer::stop::wait(self.pid, true)? {
-                    match wait.stop {
-                        Stop::Interrupt => break,
-                        Stop::Exited(_) => return Ok(()),
-                        _ => raw::cont(self.pid, 0)?,
-                    }
-                }
                 let mut remote = Remote::open(self.pid, false)?;
                 let args = [code as u64, 0, 0, 0, 0, 0];
                 // The call ends the process instead of returning.
                 let _ = remote.call(self.insn, libc::SYS_exit_group, "exit_group", args);
                 remote.keep();
-                Ok(())
             }
         }
+        Ok(())
     }
+
+    /// Stops it where calls can be run in it; false when it has ended.
+    fn interrupt(&self) -> Result<bool> {
+        raw::interrupt(self.pid)?;
+        while let Some(wait) = stop::wait(self.pid, true)? {
+            match wait.stop {
+                Stop::Interrupt | Stop::Group(_) => break,
+                Stop::Exited(_) => return Ok(false),
+                _ => {
+                    raw::interrupt(self.pid)?;
+                    raw::cont(self.pid, 0)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// `si_pid` of a siginfo (sigaction(2)).
+fn sender(info: &raw::SigInfo) -> i32 {
+    i32::from_ne_bytes([info[16], info[17], info[18], info[19]])
 }
 
 /// Calls that leave nothing of the program: timers, handlers, descriptors, memory.

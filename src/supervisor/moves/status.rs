@@ -45,7 +45,11 @@ impl Mover {
     /// The blockers that can be known without a target.
     fn blockers(&mut self) -> Vec<Finding> {
         let elsewhere = self.agent.is_some() || self.sup.board.state.is_some();
-        if elsewhere || self.moving.is_some() || self.sup.session.root == 0 {
+        if elsewhere
+            || self.moving.is_some()
+            || self.early_freeze.is_some()
+            || self.sup.session.root == 0
+        {
             return Vec::new();
         }
         if let Some(looked) = self.looked.as_ref().filter(|l| l.is_fresh()) {

@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, Context, Result};
 
 use super::hook::reached;
+use super::signals::Forward;
 use super::{LinkKey, Mover, Side, StreamKey};
 use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{JobId, MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::capture;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, Parcel, PROTOCOL};
 use crate::migrate::preflight;
+use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, NewThread, Restoring};
@@ -27,7 +30,7 @@ use crate::node;
 use crate::proxy::{AwayEnd, Loopback, PtyPair};
 use crate::state::{JobMeta, StateDir};
 use crate::supervisor::job::{start_time, Job};
-use crate::supervisor::session::Session;
+use crate::supervisor::session::{Session, Way};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Mode, Supervisor};
 use crate::syscalls::handles::Handles;
@@ -220,6 +223,7 @@ struct Prepared {
     skeleton: Skeleton,
     threads: Vec<NewThread>,
     annotations: Vec<(i32, Vec<u8>)>,
+    signals_taken: u64,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
 }
@@ -414,9 +418,15 @@ impl Mover {
                     restoring
                         .ok_or_else(|| anyhow!("pages before the image"))?
                         .fill(&ranges, &payload)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.recycle(payload);
+                    }
                 }
                 Msg::PagesEnd => {
                     self.content_is_done(a)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.forget_recycled();
+                    }
                     return self.complete(a);
                 }
                 Msg::Abort(why) => bail!("given up by the source: {why}"),
@@ -521,7 +531,7 @@ impl Mover {
             }
             ends.insert(state.stream, end);
         }
-        self.away = Some(away);
+        self.away = (!parcel.relays_lost).then_some(away);
         self.idle_terminal = a.pty.take();
         self.streams.clear();
         let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
@@ -559,7 +569,7 @@ impl Mover {
     fn complete(&mut self, a: &mut Arriving) -> Result<Prepared> {
         let restoring = a.restoring.take().context("an image without its files")?;
         let parcel = a.parcel.take().context("no image")?;
-        let Parcel { image, annotations, .. } = parcel;
+        let Parcel { image, annotations, signals_taken, .. } = parcel;
         let process = image.processes.into_iter().next().context("no process")?;
         let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
         let threads = restoring.finish(&process, program.as_deref())?;
@@ -571,7 +581,7 @@ impl Mover {
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { process, skeleton, threads, annotations, arrived })
+        Ok(Prepared { process, skeleton, threads, annotations, signals_taken, arrived })
     }
 
     /// PREPARED: only the source's word counts, for ever.
@@ -641,7 +651,7 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations, arrived } = prepared;
+        let Prepared { process, skeleton, threads, annotations, signals_taken, arrived } = prepared;
         let pid = skeleton.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
         self.sup.job.meta.pid = process.ids.pid;
@@ -663,19 +673,26 @@ impl Mover {
         self.init = Some(skeleton.init);
         self.sup.session.leave();
         self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
+        self.sup.session.insn = capture::syscall_insn(pid, &process.memory).ok();
         for (fd, annotation) in annotations {
             if let Ok(watches) = postcard::from_bytes(&annotation) {
                 self.sup.session.handles.take_up(pid, fd, watches);
             }
         }
         self.join_relays(home, key, peer);
+        self.forward.taken(signals_taken);
+        let waiting = self.forward.rest();
+        self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.resume_all(&process, pid, &threads)?;
+        let resumed = Instant::now();
+        waiting.into_iter().for_each(|signal| self.signal_job(signal));
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
         let processes = self.statuses(&process, pid);
-        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns: 0 }, &[]);
+        let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
         self.note(self.own_report(id, peer, &process, processes, arrived));
         self.note_restored(pid);
         Ok(())
@@ -729,6 +746,9 @@ impl Mover {
             if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
                 self.drop_link(old);
             }
+            if self.away.is_none() {
+                self.lose_relays();
+            }
             if let (Some(home), Some(away)) = (&mut self.home, &mut self.away) {
                 home.disconnected();
                 self.loopback = Some(Loopback::join(home, away));
@@ -759,11 +779,24 @@ impl Mover {
         for thread in threads {
             raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
         }
+        let mut ways = Vec::with_capacity(threads.len());
         for thread in threads {
-            let resumed = match &thread.restart {
-                Some(restart) => self.sup.session.restart(thread.host_tid, *restart),
-                None => raw::cont(thread.host_tid, 0),
-            };
+            ways.push(match thread.restart {
+                Some(restart) => {
+                    let ready = self.sup.session.make_ready(thread.host_tid, restart);
+                    ready.with_context(|| format!("the call of thread {}", thread.tid))?;
+                    Way::Step(0)
+                }
+                None => Way::Cont(0),
+            });
+        }
+        if !is_dumpable(process) {
+            if let Err(e) = self.make_undumpable(pid) {
+                tracing::error!("process {} stays dumpable: {e:#}", process.ids.pid);
+            }
+        }
+        for (thread, way) in threads.iter().zip(ways) {
+            let resumed = self.sup.session.go(thread.host_tid, way);
             resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
         }
         Ok(())

@@ -1,0 +1,255 @@
+//! What adopting leaves alone, and jobs that lose their supervisor.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{ensure, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+
+use common::build::{self, Flavour};
+use common::gate::Gate;
+use common::hosts::Hosts;
+use common::job::{Job, Program, Start};
+use common::procs;
+use common::runner::{Cell, Worker};
+use common::{until, Who, SOON};
+
+/// All that /proc shows of a process, but counters and what a sleep is in at the moment.
+type Snapshot = BTreeMap<String, String>;
+
+/// Lines of proc_pid_status(5) that count (SigQ: for the whole user), or tell of the tracer.
+const COUNTERS: [&str; 12] = [
+    "State",
+    "SigQ",
+    "TracerPid",
+    "voluntary_ctxt_switches",
+    "nonvoluntary_ctxt_switches",
+    "VmRSS",
+    "VmHWM",
+    "VmPeak",
+    "VmPTE",
+    "RssAnon",
+    "RssFile",
+    "RssShmem",
+];
+
+/// Fields of proc_pid_stat(5) that count, or tell where a thread is at the moment: state, flags,
+/// faults and times, resident pages, registers, where it sleeps, processor, block I/O delays,
+/// guest times.
+const MOMENTARY: [usize; 18] =
+    [3, 9, 10, 11, 12, 13, 14, 15, 16, 17, 24, 29, 30, 35, 39, 42, 43, 44];
+
+fn status(text: &str) -> String {
+    let kept = |l: &&str| !COUNTERS.iter().any(|c| l.split(':').next() == Some(c));
+    text.lines().filter(kept).collect::<Vec<_>>().join("\n")
+}
+
+fn stat(text: &str) -> Result<String> {
+    let (comm, rest) = text.rsplit_once(") ").context("stat")?;
+    let fields = rest.split_whitespace().zip(3..).filter(|(_, n)| !MOMENTARY.contains(n));
+    Ok(format!("{comm}) {}", fields.map(|(f, _)| f).collect::<Vec<_>>().join(" ")))
+}
+
+fn snapshot(pid: i32) -> Result<Snapshot> {
+    let root = format!("/proc/{pid}");
+    let mut all = Snapshot::new();
+    for name in ["maps", "timers", "limits", "personality", "coredump_filter", "oom_score_adj"] {
+        all.insert(name.into(), fs::read_to_string(format!("{root}/{name}"))?);
+    }
+    for entry in fs::read_dir(format!("{root}/fd"))? {
+        let fd = entry?.file_name().to_string_lossy().into_owned();
+        let link = fs::read_link(format!("{root}/fd/{fd}"))?;
+        all.insert(format!("fd/{fd}"), link.display().to_string());
+        let info = fs::read_to_string(format!("{root}/fdinfo/{fd}"))?;
+        all.insert(format!("fdinfo/{fd}"), info);
+    }
+    for entry in fs::read_dir(format!("{root}/task"))? {
+        let tid = entry?.file_name().to_string_lossy().into_owned();
+        let task = format!("{root}/task/{tid}");
+        all.insert(format!("status {tid}"), status(&fs::read_to_string(format!("{task}/status"))?));
+        all.insert(format!("stat {tid}"), stat(&fs::read_to_string(format!("{task}/stat"))?)?);
+        let asleep = procs::state(tid.parse()?) == Some('S');
+        all.insert(format!("sleeps {tid}"), asleep.to_string());
+    }
+    Ok(all)
+}
+
+/// The process comes to look as before; the first difference otherwise.
+fn await_same(pid: i32, before: &Snapshot) -> Result<()> {
+    let mut differs = String::new();
+    let same = until(SOON, "the process looks as before", || {
+        let now = snapshot(pid)?;
+        let names = before.keys().chain(now.keys());
+        let other = names.clone().find(|name| before.get(*name) != now.get(*name));
+        let Some(name) = other else { return Ok(Some(())) };
+        differs = format!("{name}: {:?}, then {:?}", before.get(name), now.get(name));
+        Ok(None)
+    });
+    same.with_context(|| differs)
+}
+
+/// A process in its first sleeps, which is not adopted yet.
+fn sleeping<'h>(hosts: &'h Hosts, args: &[&str]) -> Result<(Job<'h>, i32, Snapshot)> {
+    let program = Program::new(build::guest("untouched", Flavour::Plain)?).args(args);
+    let mut job = Job::start_early(hosts, Start::Attached, program)?;
+    job.await_ready()?;
+    let pid = job.program_pid().context("the program")?;
+    until(SOON, "all threads sleep", || {
+        let states = procs::thread_states(pid);
+        Ok((states.len() == 5 && states.iter().all(|s| *s == 'S')).then_some(()))
+    })?;
+    Ok((job, pid, snapshot(pid)?))
+}
+
+fn attach(hosts: &Hosts) -> Result<()> {
+    let (job, pid, before) = sleeping(hosts, &[])?;
+    job.attach()?;
+    await_same(pid, &before)?;
+    job.finish().map(drop)
+}
+
+fn check(hosts: &Hosts) -> Result<()> {
+    let (job, pid, before) = sleeping(hosts, &[])?;
+    job.attach()?;
+    hosts.run(0, &["check", &job.name, "--to", "b"])?.good("check")?;
+    await_same(pid, &before)?;
+    job.finish().map(drop)
+}
+
+fn refused(hosts: &Hosts) -> Result<()> {
+    let (job, pid, before) = sleeping(hosts, &["socket"])?;
+    job.attach()?;
+    let done = job.try_migrate(1)?;
+    ensure!(done.code() == 10, "exit {}: {}", done.code(), done.stderr);
+    await_same(pid, &before)?;
+    job.finish().map(drop)
+}
+
+/// The supervisor of a job that came to a host: the receiver that the daemon has started.
+fn receiver(hosts: &Hosts, index: usize) -> Result<i32> {
+    let node = hosts.node_pid(index).context("no node")?;
+    let mut receivers = procs::descendants(node);
+    receivers.retain(|pid| procs::command_line(*pid).contains("__receive"));
+    receivers.first().copied().context("no receiver")
+}
+
+/// Killed after the whole image was sent.
+fn aborted(hosts: &Hosts) -> Result<()> {
+    let (job, pid, before) = sleeping(hosts, &[])?;
+    let mut gate = Gate::new("image-sent")?;
+    job.attach_with(&[gate.variable()])?;
+    let mut command = hosts.vosrun(0);
+    command.args(["migrate", &job.name, "--to", "b"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut mover = command.spawn()?;
+    gate.reached()?;
+    kill(Pid::from_raw(receiver(hosts, 1)?), Signal::SIGKILL)?;
+    gate.release()?;
+    let code = procs::exit_code(procs::wait(&mut mover, SOON, "migrate")?);
+    ensure!(code == 11, "migrate ended with {code}");
+    await_same(pid, &before)?;
+    job.finish().map(drop)
+}
+
+fn obedient<'h>(hosts: &'h Hosts, start: Start) -> Result<Job<'h>> {
+    let mut job =
+        Job::start(hosts, start, Program::new(build::guest("obedient", Flavour::Plain)?))?;
+    job.await_ready()?;
+    Ok(job)
+}
+
+fn signals_seen(job: &Job<'_>, count: u32) -> Result<()> {
+    let path = job.dir.join("status.usr1");
+    let text = until(SOON, &format!("signal {count}"), || {
+        let text = fs::read_to_string(&path)?;
+        let seen: u32 = text.lines().next().unwrap_or("0").parse()?;
+        Ok((seen >= count).then_some(seen))
+    })?;
+    ensure!(text == count, "signals came twice: {text}");
+    Ok(())
+}
+
+fn signal(job: &Job<'_>, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(job.child.id() as i32), signal)?)
+}
+
+/// Kills a supervisor and waits until it is gone.
+fn kill_supervisor(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    until(SOON, "the supervisor's end", || {
+        Ok(procs::state(pid).is_none_or(|s| s == 'Z').then_some(()))
+    })
+}
+
+/// The supervisor at home dies at rest, before any move.
+fn orphaned_at_home(hosts: &Hosts) -> Result<()> {
+    let mut job = obedient(hosts, Start::Attached)?;
+    let pid = job.child.id() as i32;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+    kill_supervisor(tracer.context("no TracerPid")?.trim().parse()?)?;
+    job.await_progress(2)?;
+    hosts.run(0, &["adopt", &job.name])?.good("adopt")?;
+    for to in [1, 2, 0, 1] {
+        job.migrate(to)?;
+        job.await_progress(2)?;
+    }
+    signal(&job, Signal::SIGUSR1)?;
+    signals_seen(&job, 1)?;
+    signal(&job, Signal::SIGTERM)?;
+    let code = job.end(SOON)?;
+    ensure!(code == 7, "the parent sees {code}: {}", job.said());
+    job.await_nothing_left()
+}
+
+/// The supervisor of the host that the job has moved to dies: the job goes on there, can be
+/// adopted there, moves on and comes home.
+fn orphaned_away(hosts: &Hosts, start: Start, places: &[usize]) -> Result<()> {
+    let mut job = obedient(hosts, start)?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    kill_supervisor(receiver(hosts, 1)?)?;
+    job.await_progress(2)?;
+    hosts.run(1, &["adopt", &job.name])?.good("adopt")?;
+    job.await_progress(2)?;
+    for (n, to) in (1..).zip(places) {
+        job.migrate(*to).with_context(|| hosts.diagnosis())?;
+        job.await_progress(2)?;
+        signal(&job, Signal::SIGUSR1)?;
+        signals_seen(&job, n)?;
+    }
+    signal(&job, Signal::SIGTERM)?;
+    let code = job.end(SOON)?;
+    ensure!(code == 7, "the parent sees {code}: {}", job.said());
+    job.await_nothing_left()
+}
+
+fn cells() -> Vec<Cell> {
+    let cell = |name: &'static str, run: fn(&Hosts) -> Result<()>| {
+        Cell::new(name, move |w: &mut Worker| run(w.hosts(Who::User)?))
+    };
+    let mut cells = vec![
+        cell("untouched/attach", attach),
+        cell("untouched/check", check),
+        cell("untouched/refused", refused),
+        cell("untouched/aborted", aborted),
+        cell("orphaned/home", orphaned_at_home),
+    ];
+    let starts = [("launched", Start::Launched), ("attached", Start::Attached)];
+    let routes: [(&str, &'static [usize]); 3] =
+        [("stays", &[]), ("home", &[0]), ("on", &[2, 0, 1])];
+    for (word, start) in starts {
+        for (route, places) in routes {
+            let run = move |w: &mut Worker| orphaned_away(w.hosts(Who::User)?, start, places);
+            cells.push(Cell::new(format!("orphaned/away/{word}/{route}"), run));
+        }
+    }
+    cells
+}
+
+fn main() -> ExitCode {
+    common::runner::main(cells())
+}
