@@ -169,7 +169,7 @@ fn put_filter(remote: &mut Remote, stub: &Stub) -> anyhow::Result<()> {
         let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1].map(Arg::Num);
         program.call(libc::SYS_prctl, "PR_SET_NO_NEW_PRIVS", &args);
     }
-    let flags = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC as u64);
+    let flags = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC);
     let args = [Arg::Num(SECCOMP_SET_MODE_FILTER), flags, Arg::Data(head)];
     let row = program.call(libc::SYS_seccomp, "seccomp", &args);
     let outcome = remote.run(stub, program)?;

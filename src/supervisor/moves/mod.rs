@@ -449,7 +449,7 @@ impl Mover {
     /// Sends what waits for the job, if it can be reached.
     fn send_signals(&mut self) {
         while let Some(key) = self.relay_link.filter(|_| self.agent.is_some()) {
-            let Some((seq, signal)) = self.forward.to_send() else { return };
+            let Some((seq, signal)) = self.forward.next_to_send() else { return };
             self.send(key, &Msg::Signal { seq, signal }, &[]);
         }
     }

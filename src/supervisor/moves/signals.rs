@@ -48,7 +48,7 @@ impl Forward {
     }
 
     /// The next signal to send, with its number.
-    pub(super) fn to_send(&mut self) -> Option<(u64, i32)> {
+    pub(super) fn next_to_send(&mut self) -> Option<(u64, i32)> {
         let signal = *self.queue.get(self.sent)?;
         self.sent += 1;
         Some((self.next + self.sent as u64 - 1, signal))
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn sent(forward: &mut Forward) -> Vec<(u64, i32)> {
-        std::iter::from_fn(|| forward.to_send()).collect()
+        std::iter::from_fn(|| forward.next_to_send()).collect()
     }
 
     #[test]
