@@ -7,6 +7,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -262,6 +263,23 @@ pub fn read_frame<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> io::Resul
     postcard::from_bytes(&body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
+/// Reads what a supervisor says. One that stops with its job just before it sees its client is
+/// woken again.
+struct Waking<'a>(&'a UnixStream);
+
+impl Read for Waking<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    crate::supervisor::wake(self.0);
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
 /// Connects to a supervisor's socket, whatever the length of its path (unix(7) limits
 /// `sun_path` to 108 bytes; `/proc/self/fd` gives a short name for the folder).
 ///
@@ -299,8 +317,9 @@ pub fn ask(
 ) -> io::Result<Reply> {
     let mut stream = connect(socket)?;
     write_frame(&mut stream, request)?;
+    stream.set_read_timeout(Some(Duration::from_millis(250)))?;
     loop {
-        match read_frame(&mut stream)? {
+        match read_frame(&mut Waking(&stream))? {
             Reply::Progress(event) => on_progress(event),
             reply => return Ok(reply),
         }

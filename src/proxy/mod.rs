@@ -176,6 +176,8 @@ impl Relays {
             return false;
         };
         half.ready();
+        // Keys typed after a change of the window's size shall not arrive before it.
+        measure(half);
         half.pump(&self.registry, self.linked, out);
         true
     }
