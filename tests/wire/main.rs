@@ -267,7 +267,7 @@ fn look_at(parcel: &Parcel) {
     let process = &parcel.image.processes[0];
     assert!(!process.threads.is_empty());
     assert!((process.memory.exe as usize) < process.memory.files.len());
-    assert!(process.memory.mappings.iter().all(|m| m.len() > 0));
+    assert!(process.memory.mappings.iter().all(|m| !m.is_empty()));
     for object in &process.files.objects {
         if let Some(kind) = by_name(&object.kind) {
             let _ = kind.bulk_id(&object.state);
@@ -290,11 +290,12 @@ fn good_bytes_are_read() {
 
 #[test]
 fn images_that_would_be_believed_are_refused() {
-    let spoil: [(&str, fn(&mut ProcessImage)); 8] = [
+    type Spoil = (&'static str, fn(&mut ProcessImage));
+    let spoil: [Spoil; 8] = [
         ("no thread", |p| p.threads.clear()),
         ("no executable", |p| p.memory.exe = 2),
         ("end before start", |p| p.memory.mappings[0].end = 0x1000),
-        ("beyond all addresses", |p| p.memory.mappings[0].end = u64::MAX & !0xfff),
+        ("beyond all addresses", |p| p.memory.mappings[0].end = !0xfff),
         ("no such file", |p| p.memory.mappings[0].backing = Backing::File(9)),
         ("no such object", |p| p.memory.mappings[2].backing = Backing::Object(1)),
         ("a huge object", |p| p.memory.objects[0].size = u64::MAX),
