@@ -597,7 +597,10 @@ fn two_moves(worker: &mut Worker, who: Who) -> Result<()> {
 }
 
 /// What a member sends that does not keep to the protocol, after a good greeting.
-fn garbage_messages() -> Vec<(&'static str, Vec<(Msg, Vec<u8>)>)> {
+/// What a source says: messages with their payloads.
+type Said = Vec<(Msg, Vec<u8>)>;
+
+fn garbage_messages() -> Vec<(&'static str, Said)> {
     let image = |last| Msg::Image { last };
     let noise: Vec<u8> =
         (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

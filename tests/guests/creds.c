@@ -151,11 +151,12 @@ int main(void)
     change_all();
     note_all(before);
     guest_ready();
-    do {
-        note_all(after);
-        for (int i = 0; i < lines; i++)
-            CHECK(!strcmp(before[i], after[i]), "was: %s, is: %s", before[i], after[i]);
-    } while (guest_running());
+    /* A file of /proc that is open keeps a job from moving, so it is read after the moves. */
+    while (guest_running())
+        ;
+    note_all(after);
+    for (int i = 0; i < lines; i++)
+        CHECK(!strcmp(before[i], after[i]), "was: %s, is: %s", before[i], after[i]);
     char cwd[400];
     CHECK(getcwd(cwd, sizeof(cwd)), "getcwd: %s", strerror(errno));
     SYS(rmdir(cwd));

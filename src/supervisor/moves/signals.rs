@@ -80,11 +80,18 @@ impl Forward {
     }
 }
 
+/// Was the signal sent by a process (kill(2), sigqueue(3), tgkill(2))? The others are the
+/// kernel's own, of timers and the like, which the job's new copy has as well.
+fn was_sent(info: &raw::SigInfo) -> bool {
+    let code = i32::from_le_bytes([info[8], info[9], info[10], info[11]]);
+    [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code)
+}
+
 /// Signals that were sent to a frozen copy after it was captured as `image`.
 pub(super) fn late(pid: i32, image: &ProcessImage) -> Vec<i32> {
     let mut known = captured(image);
     let queued = raw::queued_signals(pid, true).unwrap_or_default();
-    let new = queued.into_iter().filter(|info| !forget(&mut known, info));
+    let new = queued.into_iter().filter(|info| !forget(&mut known, info) && was_sent(info));
     new.map(|info| number(&info)).collect()
 }
 
