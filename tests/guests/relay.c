@@ -20,6 +20,7 @@ int main(void)
             done += n;
         }
     }
-    CHECK(!open_in, "told to end before the end of the input");
+    /* All bytes are through, but their end may not have been read yet. */
+    CHECK(!open_in || read(0, buffer, sizeof(buffer)) == 0, "told to end before the end of the input");
     guest_success_quietly();
 }

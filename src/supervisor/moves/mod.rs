@@ -5,7 +5,7 @@
 //! receive ─► Host ──migrate──► ends, leaving its journal
 //! ```
 //! [`Mover`] wraps the [`Supervisor`] and adds links to other supervisors and the relays.
-//! A move runs as straight code ([`source`], [`target`]) that calls [`Mover::pump`] while it
+//! A move runs as straight code (`source`, `target`) that calls `Mover::pump` while it
 //! waits, so that the job, its relays and its clients are served all the time.
 
 mod agent;
