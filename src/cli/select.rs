@@ -23,7 +23,7 @@ use crate::state::{JobDir, JobMeta, StateDir};
 use crate::supervisor::job::{self, Presence};
 
 /// How long a supervisor may take to answer a question.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of a job right now.
 #[derive(Debug, Clone)]

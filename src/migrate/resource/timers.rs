@@ -141,6 +141,13 @@ fn parse(text: &str) -> Option<Vec<Timer>> {
     Some(timers)
 }
 
+/// Ids of a process's POSIX timers.
+#[must_use]
+pub fn ids(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+    parse(&text).unwrap_or_default().iter().map(|timer| timer.id).collect()
+}
+
 impl Part for Posix {
     fn name(&self) -> &'static str {
         "posix timers"

@@ -112,7 +112,9 @@ impl StandIn {
             self.stopping = None;
             return raw::cont(self.pid, signal);
         }
-        if !forget(&mut self.known, &info) {
+        // A timer of the program that expired here has gone on with the job.
+        let of_timer = i32::from_le_bytes([info[8], info[9], info[10], info[11]]) == libc::SI_TIMER;
+        if !forget(&mut self.known, &info) && !of_timer {
             signals.push(signal);
         }
         raw::cont(self.pid, 0)
@@ -193,6 +195,9 @@ fn emptying(pid: i32, stub: &Stub) -> Result<Program> {
     let none = program.data(&[0; 32]);
     for which in 0..3 {
         program.call(libc::SYS_setitimer, "setitimer", &[Arg::Num(which), Arg::Data(none)]);
+    }
+    for id in crate::migrate::resource::timers::ids(pid) {
+        program.call(libc::SYS_timer_delete, "timer_delete", &[Arg::Num(id as u64)]);
     }
     let default = program.data(&[0; 32]);
     for signal in
