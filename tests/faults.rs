@@ -142,7 +142,7 @@ impl<'h> Scene<'h> {
             })
             .map(|pid| {
                 let frozen = |s: &char| matches!(s, 't' | 'T' | 'Z' | 'X');
-                (pid, !procs::thread_states(pid).iter().all(frozen))
+                (pid, !procs::is_killed(pid) && !procs::thread_states(pid).iter().all(frozen))
             })
             .collect()
     }
@@ -162,6 +162,8 @@ impl<'h> Scene<'h> {
             if running.len() <= 1 {
                 break;
             }
+            // A copy that is being built or killed is through with that in less time.
+            std::thread::sleep(Duration::from_millis(25));
             let again = self.running();
             running.retain(|pid| again.contains(pid));
         }

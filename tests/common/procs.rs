@@ -169,6 +169,17 @@ pub fn state(pid: i32) -> Option<char> {
     stat(pid).map(|(_, state)| state)
 }
 
+/// Has SIGKILL been sent to it? It runs no instruction of its own any more.
+pub fn is_killed(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let kill = 1 << (nix::libc::SIGKILL - 1);
+    ["SigPnd:", "ShdPnd:"].iter().any(|name| pending(name).is_some_and(|set| set & kill != 0))
+}
+
 /// State letters of all threads of a process.
 pub fn thread_states(pid: i32) -> Vec<char> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
