@@ -699,7 +699,21 @@ impl Mover {
             }
         }
         self.sup.pending = later;
+        self.answer_waiting_asks();
         Ok(())
+    }
+
+    /// A copy that was left behind by an earlier move asks for its decision: until it has it,
+    /// its node takes no new copy. Nothing else is taken from a link here.
+    fn answer_waiting_asks(&mut self) {
+        for key in self.links.keys().copied().collect::<Vec<_>>() {
+            let first = self.links.get(&key).and_then(|p| p.inbox.front());
+            if let Some((Msg::Ask(id), _)) = first {
+                let id = *id;
+                self.pop(key);
+                self.tell_decision(key, id);
+            }
+        }
     }
 
     /// A connection that the node daemon hands over.
