@@ -101,7 +101,7 @@ pub struct Board {
     pub remote: Vec<crate::control::ProcessStatus>,
 }
 
-/// Why [`Supervisor::run`] returned.
+/// Why the supervision ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The first process ended.
@@ -245,32 +245,10 @@ impl Supervisor {
         self.poll.registry().deregister(&mut SourceFd(&fd))
     }
 
-    /// Serves until the job has ended. `on_request` gets what [`Supervisor::step`] cannot
-    /// answer.
-    ///
-    /// # Errors
-    /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
-    pub fn run(
-        &mut self,
-        mut on_request: impl FnMut(&mut Self, Pending) -> Result<()>,
-    ) -> Result<End> {
-        self.drain_waits()?;
-        loop {
-            if let Some(end) = self.end {
-                return Ok(end);
-            }
-            while let Some(pending) = self.pending.pop_front() {
-                on_request(self, pending)?;
-            }
-            self.stop_with_job()?;
-            self.step(None)?;
-        }
-    }
-
     /// One round: waits for events, at most `timeout` (`None`: for ever), and takes them.
     ///
     /// # Errors
-    /// As [`Supervisor::run`].
+    /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
     pub fn step(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(64));
         let polled = self.poll.poll(&mut events, timeout);
@@ -443,7 +421,7 @@ impl Supervisor {
         }
     }
 
-    /// After [`Supervisor::run`]: tells the clients, ends the witness and, if the job has
+    /// After the supervision: tells the clients, ends the witness and, if the job has
     /// ended, removes its folder.
     pub fn close(mut self, end: End) {
         let sentence = match end {

@@ -62,6 +62,11 @@ struct Queued {
     process: Vec<Vec<u8>>,
 }
 
+/// The `si_code` of a siginfo.
+pub(crate) fn code(info: &[u8]) -> i32 {
+    i32::from_le_bytes([info[8], info[9], info[10], info[11]])
+}
+
 /// The signal number of a siginfo.
 pub(crate) fn number(info: &[u8]) -> i32 {
     i32::from_le_bytes([info[0], info[1], info[2], info[3]])

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use crate::migrate::image::ProcessImage;
-use crate::migrate::resource::signals::{captured, number};
+use crate::migrate::resource::signals::{captured, code, number};
 use crate::tracer::raw;
 
 /// Signals on their way from home to the job, and how far the job has got with them.
@@ -83,8 +83,7 @@ impl Forward {
 /// Was the signal sent by a process (kill(2), sigqueue(3), tgkill(2))? The others are the
 /// kernel's own, of timers and the like, which the job's new copy has as well.
 fn was_sent(info: &raw::SigInfo) -> bool {
-    let code = i32::from_le_bytes([info[8], info[9], info[10], info[11]]);
-    [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code)
+    [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code(info))
 }
 
 /// Signals that were sent to a frozen copy after it was captured as `image`.
