@@ -1,8 +1,7 @@
 //! The traced threads of one job, and what each stop does to them.
 //!
 //! ```text
-//! Wait ─► note (who is there) ─► hold? ─ yes ─► Held(stop), until thaw
-//!                                  └─ no ─► resume: cont / deliver / listen / step to exit
+//! Wait ─► note (who is there) ─► resume: cont / deliver / listen / step to exit
 //! ```
 //! A stop is answered at once: a job never waits for anything but a move.
 //!
@@ -31,8 +30,6 @@ pub enum TaskState {
     Running,
     /// In group-stop by this signal, listened to (PTRACE_LISTEN).
     Group(i32),
-    /// Stopped and kept so; the stop is answered at [`Session::thaw`].
-    Held(Stop),
 }
 
 /// One traced thread.
@@ -98,7 +95,6 @@ pub struct Session {
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
     pub root_stopped: Option<i32>,
-    hold: bool,
     /// Calls started again by [`Session::make_ready`].
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
@@ -117,7 +113,6 @@ impl Session {
             handles,
             ended: None,
             root_stopped: None,
-            hold: false,
             in_flight: BTreeMap::new(),
             early_dead: BTreeSet::new(),
         }
@@ -149,8 +144,8 @@ impl Session {
     pub fn root_in_stop(&self) -> Option<i32> {
         let mut threads = self.tasks.values().filter(|t| t.pid == self.root).map(|t| t.state);
         let signal = |state| match state {
-            TaskState::Group(signal) | TaskState::Held(Stop::Group(signal)) => Some(signal),
-            _ => None,
+            TaskState::Group(signal) => Some(signal),
+            TaskState::Running => None,
         };
         let first = threads.next().and_then(signal)?;
         threads.all(|state| signal(state).is_some()).then_some(first)
@@ -168,47 +163,12 @@ impl Session {
             return Ok(());
         }
         self.note(tid, stop);
-        if self.hold && matches!(stop, Stop::Interrupt | Stop::Signal(_) | Stop::Group(_)) {
-            self.set_state(tid, TaskState::Held(stop));
-            return Ok(());
-        }
         let answered = self.resume(tid, stop);
         if let (Stop::Group(signal), Some(_)) = (stop, self.root_in_stop()) {
             let of_root = self.tasks.get(&tid).is_some_and(|t| t.pid == self.root);
             self.root_stopped = self.root_stopped.or(of_root.then_some(signal));
         }
         forgive(answered)
-    }
-
-    /// Begins to stop every thread. They stop one by one as their waits are taken; see
-    /// [`Session::frozen`].
-    ///
-    /// # Errors
-    /// As [`Session::take`].
-    pub fn freeze(&mut self) -> io::Result<()> {
-        self.hold = true;
-        let held = |t: &&Task| matches!(t.state, TaskState::Held(_));
-        self.tasks.values().filter(|t| !held(t)).try_for_each(|t| forgive(raw::interrupt(t.tid)))
-    }
-
-    /// Is every thread held?
-    #[must_use]
-    pub fn frozen(&self) -> bool {
-        self.tasks.values().all(|t| matches!(t.state, TaskState::Held(_)))
-    }
-
-    /// Answers every held stop and lets the job run on.
-    ///
-    /// # Errors
-    /// As [`Session::take`].
-    pub fn thaw(&mut self) -> io::Result<()> {
-        self.hold = false;
-        let held = |t: &Task| match t.state {
-            TaskState::Held(stop) => Some((t.tid, stop)),
-            _ => None,
-        };
-        let held: Vec<_> = self.tasks.values().filter_map(held).collect();
-        held.into_iter().try_for_each(|(tid, stop)| forgive(self.resume(tid, stop)))
     }
 
     /// The job has left: its threads are not here any more.
@@ -416,11 +376,6 @@ impl Session {
             return raw::listen(tid);
         }
         self.set_state(tid, TaskState::Running);
-        if self.hold {
-            // The stop that is left now has used up the interruption; see ptrace_stop() in
-            // kernel/signal.c.
-            raw::interrupt(tid)?;
-        }
         match stop {
             Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),

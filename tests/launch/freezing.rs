@@ -1,9 +1,11 @@
 //! A session stops every thread of a program that makes threads all the time, and lets
 //! them go again.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use vosrun::supervisor::session::{Session, TaskState};
+use vosrun::migrate::freeze;
+use vosrun::supervisor::session::Session;
 use vosrun::syscalls::handles::Handles;
 use vosrun::tracer::{attach, stop};
 
@@ -38,15 +40,14 @@ fn every_thread_is_held_and_let_go() {
     session.begin(pid, tids);
     let deadline = Instant::now() + DEADLINE;
     for _ in 0..50 {
-        session.freeze().unwrap();
-        while !session.frozen() {
-            take_stops(&mut session);
-            assert!(Instant::now() < deadline, "{:?}", session.tasks);
+        let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
+        let frozen = frozen.unwrap();
+        assert!(all_stopped(pid), "{frozen:?}");
+        assert_eq!(threads(pid).len(), frozen.threads.len());
+        for thread in &frozen.threads {
+            let way = session.way_on(thread, &frozen.scheduler_now, &BTreeMap::new()).unwrap();
+            session.go(thread.tid, way).unwrap();
         }
-        assert!(all_stopped(pid), "{:?}", session.tasks);
-        let held = |state: &TaskState| matches!(state, TaskState::Held(_));
-        assert!(session.tasks.values().all(|t| held(&t.state) && t.pid == pid));
-        session.thaw().unwrap();
         job.say("x");
         while !session.tasks.is_empty() && Instant::now() < deadline {
             take_stops(&mut session);
