@@ -1,7 +1,8 @@
 //! The matrix: each guest × how it starts × as whom × how it moves.
 //!
-//! Cells are called `native/root/GUEST`, `still/user/GUEST`, `one/root/GUEST`, `ten/user/GUEST`, `random/user/GUEST`
-//! and `attached/user/GUEST`; arguments choose cells by substrings.
+//! Cells are called `native/root/GUEST`, `still/user/GUEST`, `one/root/GUEST`,
+//! `ten/user/GUEST`, `random/user/GUEST` and `attached/user/GUEST`, and `placed/root/PLACE`;
+//! arguments choose cells by substrings.
 
 mod common;
 
@@ -379,6 +380,44 @@ fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
     Ok(())
 }
 
+/// Who leads the session and the group of a job, and who is its parent: words that start it so.
+/// On hosts with namespaces the session is led from outside of them, by nobody that the job sees.
+const PLACES: [(&str, &[&str]); 8] = [
+    ("nobodys-session", &[]),
+    ("group-of-parent", &["perl", "-e", "setpgrp(0, 0); exec @ARGV"]),
+    ("group-of-other", &["timeout", "1000"]),
+    ("session-of-other", &["setsid", "-w", "sh", "-c", "\"$@\"; exit $?", "sh"]),
+    ("session-and-group", &["setsid", "-w", "sh", "-c", "timeout 1000 \"$@\"; exit $?", "sh"]),
+    ("group-of-pid-1", &["unshare", "-p", "-f", "--mount-proc", "timeout", "1000"]),
+    ("session-of-pid-1", &["unshare", "-p", "-f", "--mount-proc", "setsid", "timeout", "1000"]),
+    (
+        "session-of-pid-1-and-group",
+        &[
+            "unshare",
+            "-p",
+            "-f",
+            "--mount-proc",
+            "setsid",
+            "sh",
+            "-c",
+            "timeout 1000 \"$@\"; exit $?",
+            "sh",
+        ],
+    ),
+];
+
+/// Numbers of groups and sessions stay, whoever leads them.
+fn placed(via: &'static [&'static str], who: Who, worker: &mut Worker) -> Result<()> {
+    let ids = guest("ids");
+    let mut job = Job::start(worker.hosts(who)?, Start::Launched, ids.program()?.via(via))?;
+    job.await_ready()?;
+    for to in [1, 2, 0, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(ids, &job.finish()?)
+}
+
 /// The hosts themselves: names, clocks and links are what the tests take them for.
 fn hosts_differ(worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_three(Who::Root)?;
@@ -409,6 +448,15 @@ fn cells() -> Vec<Cell> {
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
         cells.push(Cell::new(format!("asked/{}/fd_pipe", who.word()), run));
+    }
+    for (name, via) in PLACES {
+        for who in [Who::Root, Who::User] {
+            let privileged = via.first() == Some(&"unshare");
+            if who == Who::Root || !privileged {
+                let run = move |w: &mut Worker| placed(via, who, w);
+                cells.push(Cell::new(format!("placed/{}/{name}", who.word()), run));
+            }
+        }
     }
     for guest in GUESTS.iter().copied() {
         let name = guest.name();

@@ -73,12 +73,14 @@ pub fn capture(
     })
 }
 
-/// Numbers of the process as the job sees them.
+/// Numbers of the process as the job sees them. A session that is led from outside of the pid
+/// namespace has no number there (0); on the target it can have no terminal, so one that has is
+/// led by pid 1 from the move on.
 ///
 /// # Errors
 /// When its status has none.
 pub fn ids(leader: &View) -> Result<Ids, PartError> {
-    let last = |name: &str| {
+    let last = |name: &str| -> Result<i32, PartError> {
         let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
         word.ok_or(PartError::State("ids of /proc status"))
     };
@@ -89,7 +91,17 @@ pub fn ids(leader: &View) -> Result<Ids, PartError> {
         Ok(parent) if depth(&parent) >= depth(leader) => parent.job_pid,
         _ => 0,
     };
-    Ok(Ids { pid: last("NStgid:")?, ppid, pgid: last("NSpgid:")?, sid: last("NSsid:")? })
+    let (mut pgid, mut sid) = (last("NSpgid:")?, last("NSsid:")?);
+    if sid == 0 && has_terminal(leader.number("Pid:") as i32) {
+        (pgid, sid) = (pgid.max(1), 1);
+    }
+    Ok(Ids { pid: last("NStgid:")?, ppid, pgid, sid })
+}
+
+/// Has the process a controlling terminal (proc_pid_stat(5), `tty_nr`)?
+fn has_terminal(pid: i32) -> bool {
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat());
+    stat.is_ok_and(|s| s.tty_nr != 0)
 }
 
 /// A thread while it is being asked.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use nix::mount::{mount, MsFlags};
 use nix::unistd::{setpgid, setsid, Pid};
 
-use super::image::Clocks;
+use super::image::{Clocks, Ids};
 use super::raw;
 use super::resource::fd::{self, RestoreCx};
 use super::skeleton::{offsets, receive, send, Build, Built, Plan, Request, Word};
@@ -27,6 +27,27 @@ impl Ends {
     fn fail(&self, what: &str, error: &dyn std::fmt::Display) -> ! {
         let _ = send(self.control.as_fd(), &Word::Failed(format!("{what}: {error}")), &[]);
         raw::exit_now(1)
+    }
+
+    /// This process leads a new session, which gets the terminal if there is one.
+    fn lead_session(&mut self) {
+        self.must("setsid", setsid());
+        if let Some(tty) = self.tty.take() {
+            self.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
+        }
+    }
+
+    /// G: a stand-in for the leader of the process's group, if that is none of the others.
+    fn make_group(&self, ids: Ids) {
+        if ids.pgid <= 1 || [ids.pid, ids.sid, ids.ppid].contains(&ids.pgid) {
+            return;
+        }
+        let group = self.must("group leader", raw::fork(Some(ids.pgid)));
+        if group == 0 {
+            group_leader();
+        }
+        let own = setpgid(Pid::from_raw(group), Pid::from_raw(group));
+        self.must("group of the stand-in", own);
     }
 
     /// The value, or the end of this process.
@@ -107,8 +128,9 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
     )
 }
 
-/// I: pid 1 of the job's namespace.
-fn init(plan: &Plan, ends: Ends) -> ! {
+/// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
+/// job comes from; a session or group of 0 is led by nobody in the namespace.
+fn init(plan: &Plan, mut ends: Ends) -> ! {
     let none: Option<&str> = None;
     let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
     ends.must("mount propagation", slave);
@@ -116,8 +138,16 @@ fn init(plan: &Plan, ends: Ends) -> ! {
     let without_proc = mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err();
     ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
     let ids = plan.ids;
+    if ids.sid == 1 {
+        ends.lead_session();
+    } else if ids.pgid == 1 {
+        ends.must("group of pid 1", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
+    }
     // The session leader, where it is neither the process itself nor us.
     let session = (ids.sid > 1 && ids.sid != ids.pid).then_some(ids.sid);
+    if session.is_none() {
+        ends.make_group(ids);
+    }
     let parent_is_us = ids.ppid <= 1;
     let first = match session {
         Some(sid) => match ends.must("session leader", raw::fork(Some(sid))) {
@@ -133,6 +163,9 @@ fn init(plan: &Plan, ends: Ends) -> ! {
             pid => pid,
         },
     };
+    if ids.sid == 1 {
+        serve_terminal(ends.leader.as_fd());
+    }
     // Holds nothing: a socket's end must go with the process it belongs to.
     close_others(&[]);
     let last = if parent_is_us { ids.pid } else { first };
@@ -158,20 +191,9 @@ fn reap_until(pid: i32) {
 
 /// L: leads the session in the place of the shell that stayed at home.
 fn session_leader(plan: &Plan, mut ends: Ends, orphan: bool) -> ! {
-    ends.must("setsid", setsid());
-    if let Some(tty) = ends.tty.take() {
-        ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
-    }
+    ends.lead_session();
     let ids = plan.ids;
-    let in_other_group = ids.pgid > 1 && ![ids.pid, ids.sid, ids.ppid].contains(&ids.pgid);
-    if in_other_group {
-        let group = ends.must("group leader", raw::fork(Some(ids.pgid)));
-        if group == 0 {
-            group_leader();
-        }
-        let own = setpgid(Pid::from_raw(group), Pid::from_raw(group));
-        ends.must("group of the stand-in", own);
-    }
+    ends.make_group(ids);
     let child = if orphan {
         // Its parent is pid 1: through one that ends at once.
         match ends.must("fork", raw::fork(None)) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, mount; offsets, name
-//!                    └─► I   pid 1: mounts proc, reaps
+//!                    └─► I   pid 1: mounts proc, reaps; leads what pid 1 led before
 //!                        └─► L   stands in for the session leader   (pid = sid)
 //!                            ├─► G   stands in for the group leader (pid = pgid)
 //!                            └─► Q   stands in for the parent       (pid = ppid)

@@ -33,6 +33,8 @@ pub struct Program {
     pub path: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// Words of a command that starts it.
+    pub via: &'static [&'static str],
     pub stdin: Stdio,
     /// None: a pipe that the test reads.
     pub stdout: Option<Stdio>,
@@ -42,13 +44,19 @@ impl Program {
     /// The program with no arguments and no input.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { path, args: Vec::new(), env: Vec::new(), stdin: Stdio::null(), stdout: None }
+        let (args, env) = (Vec::new(), Vec::new());
+        Self { path, args, env, via: &[], stdin: Stdio::null(), stdout: None }
     }
 
     /// With these arguments.
     pub fn args<S: ToString>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(|a| a.to_string()));
         self
+    }
+
+    /// Started by these words, which stand before it.
+    pub fn via(self, via: &'static [&'static str]) -> Self {
+        Self { via, ..self }
     }
 
     /// With a variable more in its environment.
@@ -122,7 +130,7 @@ impl<'h> Job<'h> {
         let name = format!("{label}-{}", unique());
         let dir = hosts.fresh_dir(&label)?;
         let before = procs::descendants(std::process::id() as i32);
-        let via: &[&str] = if tty.is_some() { &["setsid", "--ctty", "--wait"] } else { &[] };
+        let via = if tty.is_some() { &["setsid", "--ctty", "--wait"] } else { program.via };
         let mut command = match start {
             Start::Launched | Start::Still => {
                 let mut command = hosts.vosrun_in(0, &dir, via);
