@@ -71,6 +71,12 @@ const GUESTS: &[Guest] = &[
     guest("futexes"),
     guest("sigmask"),
     guest("sigactions"),
+    guest("traps"),
+    with("traps", &["ignored"]),
+    Guest {
+        args: &["undumpable"],
+        ..launched_only("traps", "a process that is not dumpable belongs to root")
+    },
     guest("sigaltstack"),
     guest("sig_pending"),
     guest("itimers"),

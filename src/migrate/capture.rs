@@ -162,16 +162,15 @@ impl Asked {
             parts: Vec::new(),
         };
         let signal = match thread.stop {
-            Stop::Signal(signal) => {
-                let info =
-                    trace::siginfo(tid).map_err(io_error(format!("siginfo of thread {tid}")));
-                Some((signal, info?))
+            Stop::Signal(_) => {
+                let info = trace::siginfo(tid);
+                Some(info.map_err(io_error(format!("siginfo of thread {tid}")))?)
             }
             _ => None,
         };
         let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
-        if let Some((signal, info)) = signal {
-            requeue(&mut remote, &view, insn, signal, &info)?;
+        if let Some(info) = signal {
+            requeue(&mut remote, insn, &info)?;
         }
         Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
     }
@@ -227,21 +226,11 @@ impl Asked {
 ///
 /// # Errors
 /// When a call in the thread fails.
-pub fn requeue(
-    remote: &mut Remote,
-    view: &View,
-    insn: u64,
-    signal: i32,
-    info: &trace::SigInfo,
-) -> Result<(), PartError> {
+pub fn requeue(remote: &mut Remote, insn: u64, info: &trace::SigInfo) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
-    let mut program = Program::default();
-    let at = Arg::Data(program.data(info));
-    let (pid, thread) = (Arg::Num(view.job_pid as u64), Arg::Num(view.job_tid as u64));
-    let args = [pid, thread, Arg::Num(signal as u64), at];
-    program.call(libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", &args);
-    remote.run(&stub, program)?.all_ok()?;
-    unmap(remote, insn, &stub)
+    let queued = remote.queue(&stub, info, true);
+    unmap(remote, insn, &stub)?;
+    Ok(queued?)
 }
 
 fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {

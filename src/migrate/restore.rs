@@ -16,6 +16,7 @@ use super::near::Near;
 use super::resource::memory::{Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
+use super::resource::signals::traps_matter;
 use super::resource::{part, PartError, Scope, Told, View, PARTS};
 use super::skeleton::Built;
 use super::vdso::{with_jumps, Vdso};
@@ -237,6 +238,9 @@ impl Restoring {
             remotes.push(Remote::open(view.tid, false)?);
         }
         for (remote, (view, thread)) in remotes.iter_mut().zip(&found) {
+            if traps_matter(image, thread) {
+                remote.avoid_traps();
+            }
             tell(remote, &self.stub, image, thread, view)?;
         }
         let insn = super::capture::syscall_insn(self.pid, &image.memory)?;

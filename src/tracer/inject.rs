@@ -6,13 +6,14 @@
 //!              ─► close  registers and signal mask as before, in a signal-stop, so that an
 //!                        interrupted system call still restarts (see `settle`)
 //! ```
-//! While a thread is borrowed all its signals but SIGTRAP are blocked, so that none is
-//! delivered in the middle.
+//! While a thread is borrowed all its signals are blocked, so that none is delivered in the
+//! middle; but for SIGTRAP while a batch runs that is to end by one. A SIGTRAP that is not of
+//! the batch (another si_code, or another place) is the program's, and is queued again.
 //!
 //! # Failed ideas
 //! 1. Ending a single call by single-stepping: SIGTRAP is forced (force_sig_info_to_task,
 //!    kernel/signal.c), which resets a job's ignored SIGTRAP to default. Syscall-stops are no
-//!    signals. The batch ends with `int3`, and a job that ignores SIGTRAP gets its batches
+//!    signals. The batch ends with `int3`, and where SIGTRAP is ignored or pending it is
 //!    stepped by syscall-stops instead.
 //! 2. Putting registers back at a syscall-exit-stop: the kernel restarts interrupted calls in
 //!    get_signal only, so the job would see ERESTARTSYS. Hence the interrupt in `close`.
@@ -50,10 +51,12 @@ const STUB: [u8; 60] = [
 ];
 /// Offset of the `syscall` instruction of the batch loop.
 const STUB_SYSCALL: u64 = 0x22;
-/// Offset of the loop that pauses for ever.
+/// Offset of the loop that pauses for ever, right behind the `int3`.
 const STUB_IDLE: u64 = 0x33;
+/// Room for a siginfo.
+const STUB_INFO: u64 = 64;
 /// Where data and table begin.
-pub const STUB_DATA: u64 = 64;
+pub const STUB_DATA: u64 = STUB_INFO + 128;
 
 /// Bytes of a stub mapping.
 pub const STUB_LEN: u64 = 256 << 10;
@@ -269,9 +272,12 @@ impl Stub {
 #[derive(Debug)]
 #[must_use]
 pub struct Started {
+    stub: Stub,
     program: Program,
     data_at: u64,
     table_at: u64,
+    /// By syscall-stops, instead of running to a trap.
+    stepped: bool,
 }
 
 /// A stopped thread, borrowed to run calls in it.
@@ -284,7 +290,7 @@ pub struct Remote {
     pub mask: u64,
     /// Signals that arrived although blocked (SIGSTOP); sent again at the end.
     deferred: Vec<i32>,
-    /// SIGTRAP is ignored: `int3` would reset that, so step instead.
+    /// No `int3`: it would reset an ignored SIGTRAP.
     steps: bool,
     open: bool,
 }
@@ -305,8 +311,7 @@ impl Remote {
     /// # Errors
     /// As [`Remote::open`].
     pub fn open_with(tid: i32, regs: Regs, mask: u64, ignores_sigtrap: bool) -> Result<Self> {
-        let blocked = !sigbit(libc::SIGTRAP);
-        trace(tid, "set signal mask", raw::set_sigmask(tid, blocked))?;
+        trace(tid, "set signal mask", raw::set_sigmask(tid, u64::MAX))?;
         Ok(Self { tid, regs, mask, deferred: Vec::new(), steps: ignores_sigtrap, open: true })
     }
 
@@ -314,6 +319,12 @@ impl Remote {
     #[must_use]
     pub fn tid(&self) -> i32 {
         self.tid
+    }
+
+    /// Lets no batch end by a SIGTRAP from here on, because a call in one queues that signal
+    /// or has it ignored.
+    pub fn avoid_traps(&mut self) {
+        self.steps = true;
     }
 
     fn enter(&self, rip: u64, change: impl FnOnce(&mut Regs)) -> Result<()> {
@@ -376,10 +387,22 @@ impl Remote {
             r.r12 = table_at;
             r.r13 = program.len() as u64;
         })?;
-        if !self.steps {
+        let stepped = self.steps || self.has_queued_trap()?;
+        if !stepped {
+            let mask = !sigbit(libc::SIGTRAP);
+            trace(self.tid, "set signal mask", raw::set_sigmask(self.tid, mask))?;
             trace(self.tid, "resume", raw::cont(self.tid, 0))?;
         }
-        Ok(Started { program, data_at, table_at })
+        Ok(Started { stub: *stub, program, data_at, table_at, stepped })
+    }
+
+    /// Waits a SIGTRAP of the program for being unblocked?
+    fn has_queued_trap(&self) -> Result<bool> {
+        let queued = |shared| {
+            let all = trace(self.tid, "signals queued", raw::queued_signals(self.tid, shared))?;
+            Ok(all.iter().any(|info| raw::number_of(info) == libc::SIGTRAP))
+        };
+        Ok(queued(false)? || queued(true)?)
     }
 
     /// Waits for the end of a program.
@@ -388,7 +411,7 @@ impl Remote {
     /// When the thread dies or stops otherwise; not for calls that failed.
     pub fn finish(&mut self, started: Started) -> Result<Outcome> {
         let tid = self.tid;
-        if self.steps {
+        if started.stepped {
             for _stop in 0..2 * started.program.len() {
                 self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)?;
             }
@@ -397,7 +420,7 @@ impl Remote {
             let last = started.table_at + 64 * (started.program.len() as u64 - 1) + 56;
             trace(tid, "write into the stub", write_all(tid, last, &rax.to_le_bytes()))?;
         } else {
-            self.wait_trap()?;
+            self.wait_trap(&started.stub)?;
         }
         let mut bytes = vec![0; started.program.size()];
         trace(tid, "read the stub", read_exact(tid, started.data_at, &mut bytes))?;
@@ -413,13 +436,52 @@ impl Remote {
         Ok(Outcome { tid, results, data: bytes })
     }
 
-    /// Waits for the trap at the end of a batch that already runs.
-    fn wait_trap(&mut self) -> Result<()> {
+    /// Waits for the trap at the end of a batch that already runs. SIGTRAPs of the program
+    /// that come meanwhile wait in their queue again afterwards.
+    fn wait_trap(&mut self, stub: &Stub) -> Result<()> {
+        let tid = self.tid;
         let first = std::cell::Cell::new(true);
-        self.run_to(
-            |tid| if first.replace(false) { Ok(()) } else { raw::cont(tid, 0) },
-            |s| s == Stop::Signal(libc::SIGTRAP),
-        )
+        let mut foreign = Vec::new();
+        loop {
+            self.run_to(
+                |tid| if first.replace(false) { Ok(()) } else { raw::cont(tid, 0) },
+                |s| s == Stop::Signal(libc::SIGTRAP),
+            )?;
+            let info = trace(tid, "read siginfo", raw::siginfo(tid))?;
+            let ended = trace(tid, "read registers", raw::regs(tid))?.rip == stub.idle();
+            // The signal of `int3` is not queued where one that was sent to the thread still
+            // waits (legacy_queue, kernel/signal.c): then that one stands for both.
+            if !ended || raw::code_of(&info) != libc::SI_KERNEL {
+                foreign.push(info);
+            }
+            if ended {
+                break;
+            }
+        }
+        trace(tid, "set signal mask", raw::set_sigmask(tid, u64::MAX))?;
+        foreign.iter().try_for_each(|info| self.queue(stub, info, false))
+    }
+
+    /// Queues a signal with its siginfo, as it had been queued: by the thread itself, which
+    /// alone may give any si_code (rt_sigqueueinfo(2)). It goes to the thread if `directed` or
+    /// if tgkill(2) has sent it, else to the process.
+    ///
+    /// # Errors
+    /// When a call in the thread fails.
+    pub fn queue(&mut self, stub: &Stub, info: &raw::SigInfo, directed: bool) -> Result<()> {
+        stub.write(STUB_INFO, info)?;
+        let (insn, at) = (stub.syscall_insn(), stub.base + STUB_INFO);
+        let signal = raw::number_of(info) as u64;
+        let pid = self.call(insn, libc::SYS_getpid, "getpid", [0; 6])?;
+        let tid = self.call(insn, libc::SYS_gettid, "gettid", [0; 6])?;
+        // Of the process's threads only the first may queue what kill(2) has sent.
+        let own = directed || raw::code_of(info) == libc::SI_TKILL || pid != tid;
+        let (nr, what, args) = if own {
+            (libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo", [pid, tid, signal, at, 0, 0])
+        } else {
+            (libc::SYS_rt_sigqueueinfo, "rt_sigqueueinfo", [pid, signal, at, 0, 0, 0])
+        };
+        self.call(insn, nr, what, args).map(drop)
     }
 
     /// Runs a program to its end.
@@ -465,9 +527,9 @@ impl Remote {
     /// # Errors
     /// When the thread is gone.
     pub fn enter_signal_stop(&mut self) -> Result<()> {
-        trace(self.tid, "interrupt", raw::interrupt(self.tid))?;
         self.run_to(
-            |tid| raw::cont(tid, 0),
+            // Any other stop would use the interruption up (ptrace_stop, kernel/signal.c).
+            |tid| raw::interrupt(tid).and_then(|()| raw::cont(tid, 0)),
             |s| s == Stop::Interrupt || matches!(s, Stop::Group(_)),
         )
     }

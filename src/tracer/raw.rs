@@ -171,6 +171,23 @@ pub fn set_sigmask(tid: i32, mask: u64) -> io::Result<()> {
 /// A `siginfo_t` as its 128 bytes.
 pub type SigInfo = [u8; 128];
 
+fn word_of(info: &[u8], at: usize) -> i32 {
+    let word = info.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    word.map_or(0, i32::from_ne_bytes)
+}
+
+/// The signal number of a siginfo.
+#[must_use]
+pub fn number_of(info: &[u8]) -> i32 {
+    word_of(info, 0)
+}
+
+/// The `si_code` of a siginfo.
+#[must_use]
+pub fn code_of(info: &[u8]) -> i32 {
+    word_of(info, 8)
+}
+
 /// PTRACE_GETSIGINFO: of the signal about to be delivered.
 ///
 /// # Errors

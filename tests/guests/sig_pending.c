@@ -42,9 +42,11 @@ static void take(const struct entry *want, size_t count, const char *who)
 }
 
 static const struct entry thread_wants[] = {
-    {SIGUSR2, SI_TKILL, 0, 0}, {36, SI_QUEUE, 71, 0}, {36, SI_QUEUE, 72, 0}, {40, SI_QUEUE, 73, 0},
+    {SIGTRAP, SI_QUEUE, 70, 0}, {SIGUSR2, SI_TKILL, 0, 0},  {36, SI_QUEUE, 71, 0},
+    {36, SI_QUEUE, 72, 0},      {40, SI_QUEUE, 73, 0},
 };
 static const struct entry process_wants[] = {
+    {SIGTRAP, SI_QUEUE, 10, 0},   /* the kernel gives it before the others */
     {SIGHUP, SI_USER, 0, 0},      {SIGUSR1, SI_QUEUE, 11, 0}, {SIGTERM, SI_USER, 0, 0},
     {SIGCHLD, SI_USER, 0, 0},     {35, SI_QUEUE, 21, 0},      {35, SI_QUEUE, 22, 0},
     {35, SI_QUEUE, 23, 0},        {50, SI_QUEUE, 24, 0},      {64, SI_QUEUE, 25, 0},
@@ -62,6 +64,7 @@ static void check_pending(const struct entry *want, size_t count)
 static void *thread(void *unused)
 {
     queue_thread(36, 71);
+    queue_thread(SIGTRAP, 70);
     queue_thread(36, 72);
     queue_thread(40, 73);
     pthread_kill(pthread_self(), SIGUSR2);
@@ -84,6 +87,7 @@ int main(void)
     CHECK_EQ(pthread_create(&id, NULL, thread, NULL), 0, "pthread_create");
     pthread_barrier_wait(&sent);
     queue(64, 25);
+    queue(SIGTRAP, 10);
     queue(35, 21);
     SYS(kill(getpid(), SIGTERM));
     queue(35, 22);

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod freezing;
+mod injecting;
 mod programs;
 mod signals;
 mod support;

@@ -1,9 +1,9 @@
 //! Signal actions and pending signals (signal(7)).
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
-use crate::migrate::image::ProcessImage;
+use crate::migrate::image::{ProcessImage, ThreadImage};
 use crate::tracer::inject::{sigbit, Arg, Program};
-use crate::tracer::raw;
+use crate::tracer::raw::{self, number_of as number};
 
 /// `struct kernel_sigaction` of x86-64: handler, flags, restorer, mask.
 const ACTION_LEN: usize = 32;
@@ -62,22 +62,25 @@ struct Queued {
     process: Vec<Vec<u8>>,
 }
 
-/// The `si_code` of a siginfo.
-pub(crate) fn code(info: &[u8]) -> i32 {
-    i32::from_le_bytes([info[8], info[9], info[10], info[11]])
-}
-
-/// The signal number of a siginfo.
-pub(crate) fn number(info: &[u8]) -> i32 {
-    i32::from_le_bytes([info[0], info[1], info[2], info[3]])
-}
-
 /// The siginfos of all signals of an image that its first thread had pending.
 pub(crate) fn captured(image: &ProcessImage) -> Vec<Vec<u8>> {
-    let parts = image.threads.first().map(|t| &t.parts);
-    let pending = parts.and_then(|parts| parts.iter().find(|p| p.name == Pending.name()));
+    image.threads.first().map(queued).unwrap_or_default()
+}
+
+fn queued(thread: &ThreadImage) -> Vec<Vec<u8>> {
+    let pending = thread.parts.iter().find(|p| p.name == Pending.name());
     let queued = pending.and_then(|p| decode::<Queued>(Pending.name(), &p.state).ok());
     queued.map(|q| q.own.into_iter().chain(q.process).collect()).unwrap_or_default()
+}
+
+/// Is SIGTRAP ignored, or will the thread have it pending? Then no SIGTRAP may end the calls
+/// that tell it so.
+pub(crate) fn traps_matter(image: &ProcessImage, thread: &ThreadImage) -> bool {
+    let at = (libc::SIGTRAP as usize - 1) * ACTION_LEN;
+    let actions = image.parts.iter().find(|p| p.name == Actions.name());
+    let handler = actions.and_then(|p| p.state.get(at..at + 8));
+    let ignored = (libc::SIG_IGN as u64).to_le_bytes();
+    handler == Some(&ignored[..]) || queued(thread).iter().any(|i| number(i) == libc::SIGTRAP)
 }
 
 impl Part for Pending {

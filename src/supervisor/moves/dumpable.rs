@@ -46,7 +46,7 @@ impl Mover {
         let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
         let leader = &mut process.threads[0];
         let signal = match leader.stop {
-            Stop::Signal(signal) => Some((signal, raw::siginfo(pid)?)),
+            Stop::Signal(_) => Some(raw::siginfo(pid)?),
             _ => None,
         };
         let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
@@ -57,8 +57,8 @@ impl Mover {
         );
         prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 1)?;
         process.opened = true;
-        if let Some((signal, info)) = signal {
-            requeue(&mut remote, &view, insn, signal, &info)?;
+        if let Some(info) = signal {
+            requeue(&mut remote, insn, &info)?;
             leader.stop = Stop::Interrupt;
         }
         Ok(remote.close()?)

@@ -12,8 +12,8 @@
 use std::collections::VecDeque;
 
 use crate::migrate::image::ProcessImage;
-use crate::migrate::resource::signals::{captured, code, number};
-use crate::tracer::raw;
+use crate::migrate::resource::signals::captured;
+use crate::tracer::raw::{self, code_of as code, number_of as number};
 
 /// Signals on their way from home to the job, and how far the job has got with them.
 #[derive(Debug, Default)]

@@ -14,7 +14,6 @@ use crate::migrate::capture;
 use crate::migrate::freeze::FrozenProcess;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::signals::captured;
-use crate::migrate::resource::signals::code;
 use crate::migrate::resource::View;
 use crate::supervisor::Supervisor;
 use crate::tracer::inject::{sigbit, Arg, Program, Remote, Stub, STUB_LEN};
@@ -114,7 +113,7 @@ impl StandIn {
             return raw::cont(self.pid, signal);
         }
         // A timer of the program that expired here has gone on with the job.
-        let of_timer = code(&info) == libc::SI_TIMER;
+        let of_timer = raw::code_of(&info) == libc::SI_TIMER;
         if !forget(&mut self.known, &info) && !of_timer {
             signals.push(signal);
         }
