@@ -480,6 +480,25 @@ fn unmovable(who: Who) -> Result<()> {
     scene.finish()
 }
 
+/// The target's kernel lets its node make no namespaces: `check` and `migrate` say so, the job
+/// is not touched.
+fn no_namespaces(who: Who) -> Result<()> {
+    let without = "echo 0 > /proc/sys/user/max_user_namespaces; exec \
+                   setpriv --inh-caps=-all --bounding-set=-all \"$@\"";
+    let hosts = two_hosts(who, None)?;
+    hosts.kill_node(1)?;
+    hosts.start_node_via(1, &["unshare", "-U", "-r", "sh", "-c", without, "sh"], &|_, _| {})?;
+    let scene = Scene::start(&hosts, "ledger", None)?;
+    let check = hosts.run(0, &["check", &scene.job.name, "--to", "b"])?;
+    expect(&check, &[REFUSED])?;
+    ensure!(check.stdout.contains("VOS-USERNS"), "check does not tell: {}", check.stdout);
+    let done = scene.ended(scene.migrate("b")?)?;
+    expect(&done, &[REFUSED])?;
+    ensure!(done.stdout.contains("VOS-USERNS"), "migrate does not tell: {}", done.stdout);
+    scene.await_running()?;
+    scene.finish()
+}
+
 /// The pid of a host's daemon, where it is a child of this process.
 fn limit_node(hosts: &Hosts, option: &str) -> Result<()> {
     let pid = hosts.node_pid(1).context("no node")?;
@@ -727,12 +746,13 @@ const SOURCE_POINTS: [&str; 7] =
 /// Cells that are the same with hosts of both kinds.
 fn cells_as(who: Who) -> Vec<Cell> {
     type Run = fn(Who) -> Result<()>;
-    let plain: [(&str, Run); 9] = [
+    let plain: [(&str, Run); 10] = [
         ("rest/source-killed", killed_at_rest),
         ("rest/target-killed", killed_at_rest_away),
         ("refused/no-such-node", no_such_node),
         ("refused/node-down", node_down),
         ("refused/unmovable", unmovable),
+        ("refused/no-namespaces", no_namespaces),
         ("job/exits/before-hello", |who| job_exits(who, "before-hello")),
         ("job/exits/frozen", |who| job_exits(who, "frozen")),
         ("job/execs", |who| job_turns(who, "exec")),

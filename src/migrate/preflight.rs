@@ -351,6 +351,15 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
             "raise kernel.pid_max on the target",
         ));
     }
+    if let Err(e) = super::skeleton::try_namespaces() {
+        let user = nix::unistd::geteuid();
+        verdict.findings.push(blocker(
+            "VOS-USERNS",
+            format!("namespaces of user {user}: {e}"),
+            "the target does not let the user that its node runs as make them",
+            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
+        ));
+    }
     if kernel() != hello.kernel {
         verdict.findings.push(warning(
             "VOS-KERNEL",

@@ -198,6 +198,24 @@ pub fn offsets(pid: &str) -> io::Result<(i128, i128)> {
     Ok((get("monotonic").ok_or_else(bad)?, get("boottime").ok_or_else(bad)?))
 }
 
+/// Can the namespaces of a job be made here, by this user (user_namespaces(7))? The caller has
+/// one thread.
+///
+/// # Errors
+/// What the kernel answers when they are tried.
+pub fn try_namespaces() -> io::Result<()> {
+    use nix::sys::wait::{waitpid, WaitStatus};
+    let child = raw::fork(None)?;
+    if child == 0 {
+        newborn::probe();
+    }
+    match waitpid(nix::unistd::Pid::from_raw(child), None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+        other => Err(io::Error::other(format!("the process that tried it: {other:?}"))),
+    }
+}
+
 impl Skeleton {
     /// Makes the processes. The caller has one thread. A session leader that is not the
     /// process itself takes `tty` as its controlling terminal at once: the others get it by

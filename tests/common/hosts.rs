@@ -228,11 +228,21 @@ impl Hosts {
 
     /// Starts the daemon of a host; all but the first join the first.
     pub fn start_node(&self, index: usize, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
+        self.start_node_via(index, &[], alter)
+    }
+
+    /// As [`Hosts::start_node`]; the words `via` stand before the daemon.
+    pub fn start_node_via(
+        &self,
+        index: usize,
+        via: &[&str],
+        alter: &impl Fn(usize, &mut Command),
+    ) -> Result<()> {
         let token = match index {
             0 => None,
             _ => Some(self.token().with_context(|| self.log(0))?),
         };
-        let mut child = self.spawn_node(index, token.as_deref(), alter)?;
+        let mut child = self.spawn_node(index, via, token.as_deref(), alter)?;
         let own = self.hosts[index].name;
         let ready = until(SOON, &format!("node {own} is ready"), || {
             if let Some(end) = child.try_wait()? {
@@ -269,13 +279,14 @@ impl Hosts {
     fn spawn_node(
         &self,
         index: usize,
+        via: &[&str],
         token: Option<&str>,
         alter: &impl Fn(usize, &mut Command),
     ) -> Result<Child> {
         let host = &self.hosts[index];
         let listen = format!("{}:{PORT}", host.address);
         let log = fs::File::options().create(true).append(true).open(self.log_path(index))?;
-        let mut command = self.vosrun(index);
+        let mut command = self.vosrun_in(index, &self.dir, via);
         command.args(["node", "--name", host.name, "--listen", &listen]);
         if let Some(token) = token {
             command.args(["--join", token]);
