@@ -13,7 +13,7 @@ use nix::unistd::{setpgid, setsid, Pid};
 use super::image::{Clocks, Ids};
 use super::raw;
 use super::resource::fd::{self, RestoreCx};
-use super::skeleton::{offsets, receive, send, Build, Built, Plan, Request, Word};
+use super::skeleton::{coarse_tick, offsets, receive, send, Build, Built, Plan, Request, Word};
 
 /// Ends of the sockets that the new processes hold.
 struct Ends {
@@ -113,16 +113,18 @@ fn unshare() -> io::Result<()> {
 }
 
 /// Sets the offsets so that the job's clocks go on from where they were when the plan was
-/// sent. Offsets count from the initial time namespace, ours may be another.
+/// sent, and by [`coarse_tick`] ahead of that. Offsets count from the initial time namespace,
+/// ours may be another.
 fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
     let own = offsets("self")?;
+    let tick = coarse_tick()?;
     let text = |name: &str, nanoseconds: i128| {
         let (sec, nsec) =
             (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
         format!("{name} {sec} {nsec}\n")
     };
     let ahead = |theirs: i128, now: i128, own: i128| {
-        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own));
+        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own + tick));
         offset.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     };
     let monotonic = ahead(plan.clocks.monotonic, now.monotonic, own.0)?;

@@ -182,6 +182,17 @@ pub fn own_clocks() -> io::Result<Clocks> {
     Ok(Clocks { monotonic: clock(libc::CLOCK_MONOTONIC)?, boottime: clock(libc::CLOCK_BOOTTIME)? })
 }
 
+/// By how much the coarse clocks here may be behind the fine ones, nanoseconds
+/// (CLOCK_MONOTONIC_COARSE of clock_getres(2)). A job's clock that is ahead by this shows no
+/// coarse time that is older than one the job has seen.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn coarse_tick() -> io::Result<i128> {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(i128::from(tick.tv_sec()) * 1_000_000_000 + i128::from(tick.tv_nsec()))
+}
+
 /// Offsets of a time namespace (`/proc/PID/timens_offsets`, time_namespaces(7)): monotonic and
 /// boot time, nanoseconds.
 ///

@@ -24,7 +24,7 @@ use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, NewThread, Restoring};
-use crate::migrate::skeleton::{own_clocks, Build, Skeleton};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Build, Skeleton};
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::{AwayEnd, Loopback, PtyPair};
@@ -860,10 +860,11 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
     Ok(())
 }
 
-/// Waits until the job's monotonic clock has passed `reached`.
+/// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
 fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
-    let own = crate::migrate::skeleton::offsets("self").context("time namespace")?;
-    let theirs = crate::migrate::skeleton::offsets(&pid.to_string()).context("time namespace")?;
+    let own = offsets("self").context("time namespace")?;
+    let theirs = offsets(&pid.to_string()).context("time namespace")?;
+    let reached = reached + coarse_tick().context("clock_getres")?;
     let now = own_clocks()?.monotonic + theirs.0 - own.0;
     if now < reached {
         let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
