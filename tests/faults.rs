@@ -499,14 +499,6 @@ fn no_namespaces(who: Who) -> Result<()> {
     scene.finish()
 }
 
-/// The pid of a host's daemon, where it is a child of this process.
-fn limit_node(hosts: &Hosts, option: &str) -> Result<()> {
-    let pid = hosts.node_pid(1).context("no node")?;
-    let mut command = hosts.command(1, Path::new("/usr/bin/prlimit"));
-    command.args(["--pid", &pid.to_string(), option]);
-    procs::run(&mut command, SOON)?.good("prlimit").map(drop)
-}
-
 fn still_at_home(guest: &str, hosts: &Hosts, limit: impl FnOnce() -> Result<()>) -> Result<()> {
     let scene = Scene::start(hosts, guest, None)?;
     limit()?;
@@ -520,7 +512,7 @@ fn still_at_home(guest: &str, hosts: &Hosts, limit: impl FnOnce() -> Result<()>)
 /// The target's files may not grow.
 fn disk_full_limit() -> Result<()> {
     let hosts = two_hosts(Who::User, None)?;
-    still_at_home("ledger", &hosts, || limit_node(&hosts, "--fsize=0:0"))
+    still_at_home("ledger", &hosts, || hosts.limit_node(1, "--fsize=0:0"))
 }
 
 /// The target's state folder is on a file system without a free block.
@@ -549,7 +541,7 @@ fn no_memory() -> Result<()> {
         let size = status.lines().find_map(|l| l.strip_prefix("VmSize:")).context("VmSize")?;
         let kib: u64 = size.trim().trim_end_matches(" kB").parse()?;
         let bytes = (kib << 10) + (40 << 20);
-        limit_node(&hosts, &format!("--as={bytes}:{bytes}"))
+        hosts.limit_node(1, &format!("--as={bytes}:{bytes}"))
     })
 }
 

@@ -12,6 +12,8 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 
 use common::build::{self, Flavour};
 use common::job::{Job, Program, Start};
@@ -418,6 +420,83 @@ fn placed(via: &'static [&'static str], who: Who, worker: &mut Worker) -> Result
     check_output(ids, &job.finish()?)
 }
 
+/// What wakes a sleeping call before the job moves, without ending it.
+#[derive(Debug, Clone, Copy)]
+enum Disturbance {
+    /// A signal that is ignored.
+    Ignored,
+    /// SIGSTOP, then SIGCONT.
+    Stopped,
+    /// A move that is given up in its freeze.
+    GivenUp,
+    /// The move before.
+    Moved,
+}
+
+/// Calls with a timeout that signal(7) knows to go on after a stop.
+const RESTARTED: [&str; 5] =
+    ["nanosleep", "clock_nanosleep-relative", "poll", "futex-relative", "futex-bitset"];
+
+fn stop_and_continue(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+    common::until(common::SOON, "the stop", || {
+        // A traced process is in a tracing stop then.
+        let states = procs::thread_states(pid);
+        Ok(states.iter().all(|s| ['t', 'T'].contains(s)).then_some(()))
+    })?;
+    Ok(kill(Pid::from_raw(pid), Signal::SIGCONT)?)
+}
+
+/// A call that was woken already ends neither with an error nor early when the job moves.
+fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::User)?;
+    let program = Program::new(build::guest("sleepers", Flavour::Plain)?).args([call]);
+    // Attached: no shell's vosrun stops along with it.
+    let mut job = Job::start(hosts, Start::Attached, program)?;
+    job.await_ready()?;
+    job.await_progress(5)?;
+    for to in [1, 2, 0, 1, 2, 0] {
+        match how {
+            Disturbance::Ignored => kill(Pid::from_raw(job.host_pid()?), Signal::SIGWINCH)?,
+            Disturbance::Stopped => stop_and_continue(job.host_pid()?)?,
+            // At home no new process takes it, which would have the limit.
+            Disturbance::GivenUp if to == 0 => {}
+            Disturbance::GivenUp => {
+                hosts.limit_node(to, "--fsize=0:")?;
+                let given_up = job.try_migrate(to);
+                hosts.limit_node(to, "--fsize=unlimited:")?;
+                let code = given_up?.code();
+                anyhow::ensure!(code == 11, "a move that should be given up ended with {code}");
+            }
+            Disturbance::Moved => {}
+        }
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        // How long it has slept is not known after a wake-up that was none of the supervisor's.
+        if matches!(how, Disturbance::Ignored | Disturbance::Stopped) {
+            job.excuse(3000.0)?;
+        }
+    }
+    job.await_progress(5)?;
+    job.finish().map(drop)
+}
+
+fn disturbed_cells() -> Vec<Cell> {
+    let kinds = [
+        ("ignored", Disturbance::Ignored),
+        ("stopped", Disturbance::Stopped),
+        ("given-up", Disturbance::GivenUp),
+        ("moved", Disturbance::Moved),
+    ];
+    let mut cells = Vec::new();
+    for (word, how) in kinds {
+        for call in RESTARTED {
+            let run = move |w: &mut Worker| disturbed(how, call, w);
+            cells.push(Cell::new(format!("disturbed/{word}/{call}"), run));
+        }
+    }
+    cells
+}
+
 /// The hosts themselves: names, clocks and links are what the tests take them for.
 fn hosts_differ(worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_three(Who::Root)?;
@@ -444,6 +523,7 @@ fn hosts_differ(worker: &mut Worker) -> Result<()> {
 
 fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
+    cells.extend(disturbed_cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);

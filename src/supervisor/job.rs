@@ -238,6 +238,8 @@ pub fn start_log(dir: &JobDir) -> anyhow::Result<()> {
     let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
     let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
+    // A log that cannot be written is no reason to panic.
+    let log = log.log_internal_errors(false);
     // A subscriber that is there already stays.
     let _ = log.with_writer(Mutex::new(file)).try_init();
     Ok(())

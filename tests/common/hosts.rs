@@ -276,6 +276,14 @@ impl Hosts {
         }
     }
 
+    /// Changes a limit of a host's daemon, by an option of prlimit(1); without namespaces only.
+    pub fn limit_node(&self, index: usize, option: &str) -> Result<()> {
+        let pid = self.node_pid(index).context("no node")?;
+        let mut command = self.command(index, Path::new("/usr/bin/prlimit"));
+        command.args(["--pid", &pid.to_string(), option]);
+        procs::run(&mut command, SOON)?.good("prlimit").map(drop)
+    }
+
     fn spawn_node(
         &self,
         index: usize,

@@ -533,7 +533,10 @@ impl Mover {
                 tracing::warn!("thread {}: {e}", wait.tid);
             }
         });
-        let process = frozen.map_err(|e| {
+        let process = frozen.map_err(|failed| {
+            let ways = session.ways_on(&failed.threads, &failed.scheduler_now);
+            session.go_all(ways);
+            let e = failed.error;
             let code = match e {
                 FreezeError::Exited(_) => "VOS-EXITED",
                 FreezeError::Forked(_) => "VOS-CHILDREN",
@@ -570,29 +573,18 @@ impl Mover {
         if frozen.new_home {
             self.home = None;
         }
-        let running = self.sup.session.running_restarts();
-        let session = &mut self.sup.session;
-        let now = &frozen.process.scheduler_now;
-        let ways: Vec<_> = frozen
-            .process
-            .threads
-            .iter()
-            .map(|thread| {
-                if let Err(e) = raw::set_exitkill(thread.tid, false) {
-                    tracing::debug!("thread {}: {e}", thread.tid);
-                }
-                session.way_on(thread, now, &running)
-            })
-            .collect();
-        // Nothing of it is looked into from here on.
-        if let Err(e) = self.close_up(&frozen.process) {
-            tracing::error!("{e:#}");
-        }
-        for (thread, way) in frozen.process.threads.iter().zip(ways) {
-            if let Err(e) = way.and_then(|way| self.sup.session.go(thread.tid, way)) {
-                tracing::error!("thread {} was not resumed: {e}", thread.tid);
+        for thread in &frozen.process.threads {
+            if let Err(e) = raw::set_exitkill(thread.tid, false) {
+                tracing::debug!("thread {}: {e}", thread.tid);
             }
         }
+        let process = &frozen.process;
+        let ways = self.sup.session.ways_on(&process.threads, &process.scheduler_now);
+        // Nothing of it is looked into from here on.
+        if let Err(e) = self.close_up(process) {
+            tracing::error!("{e:#}");
+        }
+        self.sup.session.go_all(ways);
         self.take_held();
     }
 
