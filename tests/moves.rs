@@ -80,6 +80,7 @@ const GUESTS: &[Guest] = &[
     guest("sleepers"),
     with("sleepers", &["nanosleep"]),
     guest("blocked"),
+    guest("call_registers"),
     guest("ids"),
     guest("creds"),
     launched_only("undumpable", "a process that is not dumpable belongs to root"),
