@@ -738,10 +738,25 @@ impl Mover {
         }
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.moving.as_ref().is_some_and(|m| m.cancelled)
+    }
+
     fn cancel(&mut self, id: Option<MoveId>) -> Reply {
         match &mut self.moving {
-            Some(moving) if moving.decided => {
-                Reply::Error(format!("{} is decided and cannot be cancelled any more", moving.id))
+            Some(moving) if moving.decided && id.is_none_or(|id| id == moving.id) => {
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} belongs to the target already: too late to cancel {}",
+                    moving.id
+                );
+                Reply::Failed(MoveFailure {
+                    id: Some(moving.id),
+                    exit: 10,
+                    code: "VOS-COMMIT-SENT".into(),
+                    sentence,
+                    findings: Vec::new(),
+                })
             }
             Some(moving) if id.is_none_or(|id| id == moving.id) => {
                 moving.cancelled = true;
@@ -818,6 +833,9 @@ impl Mover {
     /// Ends a move for everyone who watches it.
     fn conclude(&mut self, reply: &Reply) {
         self.sup.board.moving = None;
+        if self.sup.board.state == Some(crate::control::JobState::Migrating) {
+            self.sup.board.state = None;
+        }
         for client in self.moving.take().map(|m| m.watchers).unwrap_or_default() {
             self.sup.finish(client, reply);
         }
@@ -839,7 +857,7 @@ impl Mover {
                 }
                 return Ok(None);
             }
-            if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            if self.is_cancelled() {
                 return Ok(None);
             }
             self.pump(Some(left.min(Duration::from_millis(500))))?;
