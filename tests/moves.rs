@@ -413,6 +413,46 @@ fn cancelled(who: Who) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// A job that dies with its host: who waits for it at home is told, with exit code 13. By the
+/// host's node when that is there again, else by a person.
+fn lost(who: Who, by_person: bool, worker: &mut Worker) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let own;
+    let hosts = match by_person {
+        true => {
+            own = Hosts::start(who, 2)?;
+            &own
+        }
+        false => worker.hosts(who)?,
+    };
+    let mut job = Job::start(hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    if by_person {
+        let early = hosts.run(0, &["recover", &job.name, "--dead", "nobody"])?;
+        anyhow::ensure!(early.code() == 10, "recover of a live job: {}", early.stdout);
+        hosts.kill_node(1)?;
+    }
+    let there = job.ps();
+    let supervisor = procs::descendants(std::process::id() as i32)
+        .into_iter()
+        .find(|pid| procs::command_line(*pid).contains("__receive"));
+    // The supervisor first: it would tell how the job ended.
+    let supervisor = supervisor.with_context(|| format!("no supervisor at b: {there:?}"))?;
+    let program = *procs::descendants(supervisor).last().context("no program at b")?;
+    for pid in [supervisor, program] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    if by_person {
+        let said = hosts.run(0, &["recover", &job.name, "--dead", "b"])?.good("recover")?;
+        anyhow::ensure!(said.contains("lost with b"), "{said}");
+    }
+    let code = job.end(common::SOON)?;
+    anyhow::ensure!(code == 13, "exit {code}");
+    job.await_nothing_left()
+}
+
 /// Where the job is and how often it has moved, in a document of `ps`.
 fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
     let history = document["history"].as_array().map_or(0, Vec::len);
@@ -566,6 +606,10 @@ fn cells() -> Vec<Cell> {
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
         cells.push(Cell::new(format!("asked/{}/fd_pipe", who.word()), run));
+        for (word, by_person) in [("told-by-node", false), ("told-by-person", true)] {
+            let run = move |w: &mut Worker| lost(who, by_person, w);
+            cells.push(Cell::new(format!("lost/{}/{word}", who.word()), run));
+        }
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }
