@@ -20,6 +20,7 @@ use vosrun::ids::{Epoch, JobId, MoveId};
 use vosrun::migrate::image::{Clocks, Ids, JobInfo};
 use vosrun::migrate::message::{Msg, PROTOCOL};
 use vosrun::migrate::preflight;
+use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::BulkId;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{Link, Service};
@@ -624,6 +625,7 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },
         terminal: false,
+        user: User::own(),
     };
     let id = BulkId { dev: 1, ino: 2 };
     vec![

@@ -7,6 +7,7 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -85,6 +86,7 @@ const GUESTS: &[Guest] = &[
     guest("call_registers"),
     guest("ids"),
     guest("creds"),
+    guest("own_ids"),
     launched_only("undumpable", "a process that is not dumpable belongs to root"),
     guest("uname"),
     guest("clocks"),
@@ -453,6 +455,93 @@ fn lost(who: Who, by_person: bool, worker: &mut Worker) -> Result<()> {
     job.await_nothing_left()
 }
 
+/// On b the program and a library are other ones, on c they are missing: both are shipped.
+fn shipped(who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let hosts = Hosts::bare(who, 3)?;
+    let dir = hosts.fresh_dir("program")?;
+    let (program, libs) = (dir.join("counter"), dir.join("libs"));
+    std::fs::copy(build::guest("counter", Flavour::Plain)?, &program)?;
+    std::fs::create_dir(&libs)?;
+    let libc = libs.join("libc.so.6");
+    std::fs::copy("/lib/x86_64-linux-gnu/libc.so.6", &libc)?;
+    let other = hosts.fresh_dir("other")?;
+    std::fs::create_dir(other.join("libs"))?;
+    std::fs::copy(build::guest("ids", Flavour::Plain)?, other.join("counter"))?;
+    let mut changed = std::fs::read(&libc)?;
+    changed.extend_from_slice(b"another version");
+    std::fs::write(other.join("libs/libc.so.6"), changed)?;
+    let (here, other) = (dir.display(), other.display());
+    let mounts = [
+        String::new(),
+        format!("mount --bind '{other}' '{here}' && "),
+        format!("mount -t tmpfs none '{here}' && "),
+    ];
+    for (index, mount) in mounts.iter().enumerate() {
+        let script = format!("{mount}exec \"$@\"");
+        let own = ["unshare", "-m", "sh", "-c", &script, "sh"];
+        let users = ["unshare", "-U", "-r", "-m", "sh", "-c", &script, "sh"];
+        let via: &[&str] = match who {
+            Who::Root => &own,
+            Who::User if index > 0 => &users,
+            Who::User => &[],
+        };
+        hosts.start_node_via(index, via, &|_, _| {})?;
+    }
+    let program = Program::new(&program).env("LD_LIBRARY_PATH", &libs);
+    let mut job = Job::start(&hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    for to in [1, 2, 0, 2, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(guest("counter"), &job.finish()?)
+}
+
+/// The targets take the source's kernel for another one: the vdso is reached by jumps.
+fn foreign_vdso(of: Guest, who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let program = of.program()?;
+    let hosts = Hosts::start_with(who, 3, |_, command| {
+        command.env("VOSRUN_TEST_FOREIGN_VDSO", "1");
+    })?;
+    let mut job = Job::start(&hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    for to in [1, 2, 0, 2, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(of, &job.finish()?)
+}
+
+/// At b the node runs as a user with another number: the job keeps its own.
+fn other_user(of: Guest) -> Result<()> {
+    anyhow::ensure!(common::is_root(), "SKIP needs root");
+    let mut hosts = Hosts::bare(Who::User, 3)?;
+    hosts.give_to(1, common::ORDINARY + 1)?;
+    for index in 0..3 {
+        hosts.start_node(index, &|_, _| {})?;
+    }
+    let mut job = Job::start(&hosts, Start::Launched, of.program()?)?;
+    job.await_ready()?;
+    // What the job has open must be open to that user too.
+    open_to_all(&job.dir)?;
+    for to in [1, 2, 1, 0, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(of, &job.finish()?)
+}
+
+fn open_to_all(dir: &Path) -> Result<()> {
+    let all = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(dir, all(0o777))?;
+    for entry in std::fs::read_dir(dir)? {
+        std::fs::set_permissions(entry?.path(), all(0o666))?;
+    }
+    Ok(())
+}
+
 /// Where the job is and how often it has moved, in a document of `ps`.
 fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
     let history = document["history"].as_array().map_or(0, Vec::len);
@@ -610,8 +699,20 @@ fn cells() -> Vec<Cell> {
             let run = move |w: &mut Worker| lost(who, by_person, w);
             cells.push(Cell::new(format!("lost/{}/{word}", who.word()), run));
         }
+        let word = who.word();
+        cells.push(Cell::new(format!("shipped/{word}"), move |_| shipped(who)));
+        let guests =
+            [guest("vdso"), guest("clocks"), guest("threads"), built("vdso", Flavour::Musl)];
+        for of in guests {
+            let run = move |_: &mut Worker| foreign_vdso(of, who);
+            cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
+        }
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
+    }
+    for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
+        let run = move |_: &mut Worker| other_user(of);
+        cells.push(Cell::new(format!("other-user/user/{}", of.name()), run));
     }
     for (name, via) in PLACES {
         for who in [Who::Root, Who::User] {

@@ -20,6 +20,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::image::JobInfo;
+use super::resource::creds::User;
 use super::resource::fd::regular::Named;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
@@ -168,6 +169,8 @@ pub struct Hello {
     pub written: Vec<u32>,
     pub open: Vec<Named>,
     pub cwd: String,
+    /// Whom it runs as; `None` when its ids are not all the same.
+    pub user: Option<User>,
     pub history: Vec<MoveReport>,
 }
 

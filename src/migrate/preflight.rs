@@ -15,6 +15,7 @@ use super::capture::views;
 use super::files::Files;
 use super::image::JobInfo;
 use super::message::{Hello, Verdict};
+use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, FdView};
 use super::resource::memory::FileId;
@@ -275,6 +276,7 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         written,
         open,
         cwd: attributes::cwd(pid)?.to_string_lossy().into_owned(),
+        user: User::of(leader)?,
         history: of.history,
     })
 }
@@ -314,6 +316,13 @@ pub fn judge(hello: &Hello) -> Verdict {
             "the target has no such directory",
             "make the directory on the target, or let the program change to one that both have",
         ));
+    } else if let Err(e) = nix::unistd::access(hello.cwd.as_str(), nix::unistd::AccessFlags::X_OK) {
+        verdict.findings.push(blocker(
+            "VOS-FILE-LOCAL",
+            format!("working directory {}: {}", hello.cwd, e.desc()),
+            "the user that the target's node runs as may not enter it",
+            "let that user enter it, or let the program change to another directory",
+        ));
     }
     verdict
 }
@@ -351,15 +360,7 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
             "raise kernel.pid_max on the target",
         ));
     }
-    if let Err(e) = super::skeleton::try_namespaces() {
-        let user = nix::unistd::geteuid();
-        verdict.findings.push(blocker(
-            "VOS-USERNS",
-            format!("namespaces of user {user}: {e}"),
-            "the target does not let the user that its node runs as make them",
-            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
-        ));
-    }
+    judge_user(hello, verdict);
     if kernel() != hello.kernel {
         verdict.findings.push(warning(
             "VOS-KERNEL",
@@ -369,6 +370,29 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
         ));
     } else {
         verdict.ok.push("kernel".into());
+    }
+}
+
+fn judge_user(hello: &Hello, verdict: &mut Verdict) {
+    let own = User::own();
+    let user = hello.user.unwrap_or(own);
+    if hello.user.is_none() && own.uid != 0 {
+        verdict.findings.push(blocker(
+            "VOS-CREDS",
+            "user and group ids of the process".into(),
+            "they are not all the same; an ordinary user at the target can give it only one",
+            "run the target's node as root",
+        ));
+    } else if !user.is_givable() {
+        verdict.ok.push(format!("uid {} as {}", user.uid, own.uid));
+    }
+    if let Err(e) = super::skeleton::try_namespaces(user) {
+        verdict.findings.push(blocker(
+            "VOS-USERNS",
+            format!("namespaces of user {}: {e}", own.uid),
+            "the target does not let the user that its node runs as make them",
+            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
+        ));
     }
 }
 

@@ -22,6 +22,7 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::image::{Clocks, FdImage, Ids};
+use super::resource::creds::User;
 use super::{newborn, raw};
 
 /// What the frame of a process needs before its image arrives.
@@ -34,6 +35,8 @@ pub struct Plan {
     pub clocks: Clocks,
     /// The session has a controlling terminal, which is relayed.
     pub terminal: bool,
+    /// Whom the process runs as, by its own numbers.
+    pub user: User,
 }
 
 /// A process that waits for its descriptors and memory.
@@ -209,16 +212,16 @@ pub fn offsets(pid: &str) -> io::Result<(i128, i128)> {
     Ok((get("monotonic").ok_or_else(bad)?, get("boottime").ok_or_else(bad)?))
 }
 
-/// Can the namespaces of a job be made here, by this user (user_namespaces(7))? The caller has
-/// one thread.
+/// Can the namespaces of a job of `user` be made here (user_namespaces(7))? The caller has one
+/// thread.
 ///
 /// # Errors
 /// What the kernel answers when they are tried.
-pub fn try_namespaces() -> io::Result<()> {
+pub fn try_namespaces(user: User) -> io::Result<()> {
     use nix::sys::wait::{waitpid, WaitStatus};
     let child = raw::fork(None)?;
     if child == 0 {
-        newborn::probe();
+        newborn::probe(user);
     }
     match waitpid(nix::unistd::Pid::from_raw(child), None)? {
         WaitStatus::Exited(_, 0) => Ok(()),

@@ -34,6 +34,8 @@ pub struct Host {
     pub name: &'static str,
     pub state_dir: PathBuf,
     pub address: String,
+    /// The uid and gid of an ordinary user's programs there.
+    user: u32,
     node: RefCell<Option<Child>>,
     space: Option<Space>,
 }
@@ -101,7 +103,8 @@ impl Hosts {
             let state_dir = hosts.dir.join(name);
             make_dir(&state_dir, who)?;
             let address = hosts.address(index);
-            hosts.hosts.push(Host { name, state_dir, address, node: RefCell::new(None), space });
+            let (user, node) = (ORDINARY, RefCell::new(None));
+            hosts.hosts.push(Host { name, state_dir, address, user, node, space });
         }
         if who == Who::Root {
             hosts.connect()?;
@@ -204,9 +207,16 @@ impl Hosts {
         }
         command.current_dir(dir);
         if self.who == Who::User && is_root() {
-            command.uid(ORDINARY).gid(ORDINARY);
+            command.uid(host.user).gid(host.user);
         }
         command
+    }
+
+    /// From now on a host without namespaces is another user's. Needs root.
+    pub fn give_to(&mut self, index: usize, user: u32) -> Result<()> {
+        let host = &mut self.hosts[index];
+        host.user = user;
+        Ok(chown(&host.state_dir, Some(user), Some(user))?)
     }
 
     /// `vosrun --state-dir …` on a host.

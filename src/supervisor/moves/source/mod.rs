@@ -18,6 +18,7 @@ use crate::migrate::freeze::{self, FreezeError, FrozenProcess};
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
+use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::PartError;
@@ -523,7 +524,8 @@ impl Mover {
         let terminal = crate::supervisor::status::controlling_terminal(pid)
             .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
         let clocks = job_clocks(pid).map_err(own)?;
-        Ok(Plan { ids, nodename, domainname, clocks, terminal })
+        let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
+        Ok(Plan { ids, nodename, domainname, clocks, terminal, user })
     }
 
     /// Stops every thread.
