@@ -13,6 +13,7 @@
 //! The words used here (job, node, supervisor, home agent, binding …) are defined in
 //! `docs/architecture.md`.
 
+pub mod boot;
 pub mod cli;
 pub mod codes;
 pub mod control;
