@@ -16,7 +16,7 @@ use nix::unistd::{access, AccessFlags};
 use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, OPEN_FLAGS};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 use crate::boot;
 use crate::control::{Finding, Severity};
 
@@ -292,12 +292,7 @@ impl FdKind for Regular {
         encode(&Named::read(view).map_err(view.failed("examine"))?)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         decode::<Named>(NAME, state)?.open(0).map(|(fd, _)| fd)
     }
 }
@@ -308,7 +303,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::raw;
-    use super::super::testing::{moved, Here};
+    use super::super::testing::{moved, refusal, Here};
     use super::*;
 
     fn file(content: &str) -> (tempfile::TempDir, File) {
@@ -401,7 +396,7 @@ mod tests {
     fn locks_are_refused() {
         let (_dir, file) = file("");
         file.lock_shared().expect("flock");
-        assert_eq!(Here::of(&[&file]).refusal(&file), "VOS-LOCK");
+        assert_eq!(refusal(&file), "VOS-LOCK");
     }
 
     #[test]
