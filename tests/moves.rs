@@ -16,6 +16,8 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use common::build::{self, Flavour};
+use common::gate::Gate;
+use common::hosts::Hosts;
 use common::job::{Job, Program, Start};
 use common::procs;
 use common::runner::{Cell, Worker};
@@ -376,6 +378,81 @@ fn asked_at_home(who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// A move is shown while it is under way, and `migrate --cancel` ends it: the job runs on at the
+/// source. Once it is over there is nothing to cancel.
+fn cancelled(who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let mut gate = Gate::new("ready")?;
+    let hosts = Hosts::start_with(who, 2, |index, command| {
+        if index == 1 {
+            let (name, value) = gate.variable();
+            command.env(name, value);
+        }
+    })?;
+    let mut job = Job::start(&hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    let mut migrate = hosts.vosrun(0);
+    migrate.args(["migrate", &job.name, "--to", "b", "--json"]);
+    let move_to_b = migrate.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    gate.reached()?;
+    let there = job.ps()?;
+    anyhow::ensure!(there["state"] == "MIGRATING", "{there}");
+    let shown = there["moving"].as_str().context("ps shows no move")?.to_owned();
+    let id = shown.split(' ').next().unwrap_or_default().to_owned();
+    let said = hosts.run(0, &["migrate", "--cancel", &id])?.good("cancel")?;
+    anyhow::ensure!(said.contains("stays on a"), "{said}");
+    gate.release()?;
+    let done = move_to_b.wait_with_output()?;
+    let document: serde_json::Value = serde_json::from_slice(&done.stdout)?;
+    anyhow::ensure!(done.status.code() == Some(11), "{document}");
+    anyhow::ensure!(document["code"] == "VOS-CANCELLED", "{document}");
+    job.await_progress(3)?;
+    anyhow::ensure!(job.ps()?["state"] == "RUNNING", "{}", job.ps()?);
+    let again = hosts.run(0, &["migrate", "--cancel", &id])?;
+    anyhow::ensure!(again.code() == 2, "a second cancel: {}", again.stderr);
+    job.finish().map(drop)
+}
+
+/// A job that dies with its host: who waits for it at home is told, with exit code 13. By the
+/// host's node when that is there again, else by a person.
+fn lost(who: Who, by_person: bool, worker: &mut Worker) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let own;
+    let hosts = match by_person {
+        true => {
+            own = Hosts::start(who, 2)?;
+            &own
+        }
+        false => worker.hosts(who)?,
+    };
+    let mut job = Job::start(hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    if by_person {
+        let early = hosts.run(0, &["recover", &job.name, "--dead", "nobody"])?;
+        anyhow::ensure!(early.code() == 10, "recover of a live job: {}", early.stdout);
+        hosts.kill_node(1)?;
+    }
+    let there = job.ps();
+    let supervisor = procs::descendants(std::process::id() as i32)
+        .into_iter()
+        .find(|pid| procs::command_line(*pid).contains("__receive"));
+    // The supervisor first: it would tell how the job ended.
+    let supervisor = supervisor.with_context(|| format!("no supervisor at b: {there:?}"))?;
+    let program = *procs::descendants(supervisor).last().context("no program at b")?;
+    for pid in [supervisor, program] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    if by_person {
+        let said = hosts.run(0, &["recover", &job.name, "--dead", "b"])?.good("recover")?;
+        anyhow::ensure!(said.contains("lost with b"), "{said}");
+    }
+    let code = job.end(common::SOON)?;
+    anyhow::ensure!(code == 13, "exit {code}");
+    job.await_nothing_left()
+}
+
 /// Where the job is and how often it has moved, in a document of `ps`.
 fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
     let history = document["history"].as_array().map_or(0, Vec::len);
@@ -529,6 +606,12 @@ fn cells() -> Vec<Cell> {
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
         cells.push(Cell::new(format!("asked/{}/fd_pipe", who.word()), run));
+        for (word, by_person) in [("told-by-node", false), ("told-by-person", true)] {
+            let run = move |w: &mut Worker| lost(who, by_person, w);
+            cells.push(Cell::new(format!("lost/{}/{word}", who.word()), run));
+        }
+        let run = move |_: &mut Worker| cancelled(who);
+        cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }
     for (name, via) in PLACES {
         for who in [Who::Root, Who::User] {

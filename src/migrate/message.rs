@@ -30,7 +30,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -140,6 +140,9 @@ pub enum Msg {
     NotMoved(Box<MoveFailure>),
     /// Source, after DONE: the figures of the move, which the target tells the home.
     Report(Box<MoveReport>),
+    /// Host's node: the job is not here any more and has gone nowhere; its supervisor has died,
+    /// and nobody knows how the job ended.
+    Lost,
 }
 
 /// What the target needs to judge a move.

@@ -52,6 +52,7 @@ impl Job {
             filtered: false,
             names: None,
             agent: None,
+            exit: None,
         };
         dir.create()?;
         let lock = lock(&dir)?;

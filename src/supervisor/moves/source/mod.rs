@@ -48,6 +48,10 @@ fn stopped(exit: u8, code: &'static str, text: impl Into<String>) -> Box<Stopped
     Box::new(Stopped { exit, code, text: text.into(), findings: Vec::new() })
 }
 
+fn cancelled() -> Box<Stopped> {
+    stopped(11, "VOS-CANCELLED", "the move was cancelled")
+}
+
 /// Errors of this supervisor itself.
 fn own(e: impl std::fmt::Display) -> Box<Stopped> {
     stopped(11, "VOS-SUPERVISOR", format!("{e:#}"))
@@ -133,7 +137,8 @@ impl Mover {
         let watchers = client.into_iter().collect();
         self.moving =
             Some(Moving { id, watchers, cancelled: false, decided: false, last: None, from_home });
-        self.sup.board.moving = Some("preflight".into());
+        self.sup.board.state = Some(crate::control::JobState::Migrating);
+        self.moving_on(to, "preflight");
         let tried = self.try_migrate(id, to);
         self.thaw_early();
         let reply = match tried {
@@ -146,6 +151,12 @@ impl Mover {
         self.conclude(&reply);
         crate::migrate::raw::trim_heap();
         Ok(())
+    }
+
+    /// What `ps` shows of the move in progress.
+    fn moving_on(&mut self, to: &str, phase: &str) {
+        let id = self.moving.as_ref().map_or_else(String::new, |m| m.id.to_string());
+        self.sup.board.moving = Some(format!("{id} to {to}: {phase}"));
     }
 
     /// The home agent asks for a move, on behalf of a person there.
@@ -364,9 +375,7 @@ impl Mover {
                 Err(stopped(11, "VOS-TARGET", format!("the home agent on {} is gone", target.name)))
             }
             Some(got) => Ok(got),
-            None if self.moving.as_ref().is_some_and(|m| m.cancelled) => {
-                Err(stopped(11, "VOS-CANCELLED", "the move was cancelled"))
-            }
+            None if self.is_cancelled() => Err(cancelled()),
             None => {
                 let text = format!("the link to {} failed: {}", target.name, self.why(target.key));
                 Err(stopped(11, "VOS-LINK", text))
@@ -420,7 +429,7 @@ impl Mover {
         let ok: Vec<String> = verdict.ok.iter().map(|w| format!("✔ {w}")).collect();
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
-        self.sup.board.moving = Some("copying files".into());
+        self.moving_on(&target.name, "copying files");
         let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
         let wanted: Vec<FileId> =
             verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
@@ -436,7 +445,7 @@ impl Mover {
         }
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
-        self.sup.board.moving = Some("frozen".into());
+        self.moving_on(&target.name, "frozen");
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);
         }
@@ -465,8 +474,8 @@ impl Mover {
         // What came meanwhile: the end of the link, a wish to cancel.
         self.pump(Some(Duration::ZERO)).map_err(own)?;
         self.requests_while_moving().map_err(own)?;
-        if self.moving.as_ref().is_some_and(|m| m.cancelled) {
-            return Err(stopped(11, "VOS-CANCELLED", "the move was cancelled"));
+        if self.is_cancelled() {
+            return Err(cancelled());
         }
         if self.links.get(&target.key).is_none_or(|p| p.over.is_some()) {
             let text = format!("the link to {} failed: {}", target.name, self.why(target.key));

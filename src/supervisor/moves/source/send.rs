@@ -10,8 +10,8 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use super::super::hook::reached;
 use super::super::{stream_key, Mover, StreamKey, CHUNK};
 use super::{
-    fd_stopped, job_clocks, out_of_order, own, part_stopped, stopped, Agreed, Frozen, Laps, Step1,
-    Target, PATIENCE, READY_PATIENCE,
+    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, stopped, Agreed, Frozen,
+    Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
 use crate::migrate::capture;
@@ -99,6 +99,9 @@ impl Mover {
             }
             self.pump(Some(Duration::from_millis(200))).map_err(own)?;
             self.requests_while_moving().map_err(own)?;
+            if self.is_cancelled() {
+                return Err(cancelled());
+            }
         }
     }
 

@@ -144,6 +144,7 @@ fn supervisor_for(state: &StateDir, hello: &Hello) -> Result<Mover> {
         filtered: hello.job.filtered,
         names: None,
         agent: Some(hello.home.clone()),
+        exit: None,
     };
     let job = receive_job(state, hello.job.id, &meta)?;
     crate::supervisor::job::start_log(&job.dir)?;
