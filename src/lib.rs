@@ -17,6 +17,7 @@ pub mod boot;
 pub mod cli;
 pub mod codes;
 pub mod control;
+mod errno;
 pub mod ids;
 pub mod journal;
 pub mod migrate;
