@@ -159,6 +159,7 @@ pub struct Hello {
     pub home: (NodeId, String),
     /// CPU feature flags of /proc/cpuinfo.
     pub cpu: Vec<String>,
+    /// The source's boot ([`crate::boot::id`]); empty when its kernel does not tell.
     pub boot_id: String,
     pub kernel: String,
     /// Resident private memory, bytes.

@@ -9,7 +9,6 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use super::capture::views;
 use super::files::Files;
@@ -20,6 +19,7 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
+use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::tracer::memory;
@@ -190,16 +190,6 @@ pub fn cpu_flags() -> Vec<String> {
     line.split_once(':').map_or("", |(_, f)| f).split_whitespace().map(str::to_owned).collect()
 }
 
-/// This boot of this machine (random(4)).
-#[must_use]
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        text.trim().to_owned()
-    })
-}
-
 fn kernel() -> String {
     nix::sys::utsname::uname()
         .map(|u| u.release().to_string_lossy().into_owned())
@@ -268,7 +258,7 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
-        boot_id: boot_id().to_owned(),
+        boot_id: boot::id().unwrap_or_default().to_owned(),
         kernel: kernel(),
         memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
         largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),
@@ -281,11 +271,12 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
     })
 }
 
-/// Is the file at `id.path` here the very same file? It may have been written to meanwhile.
+/// Is the file at `id.path` here the very same file as at the source, whose boot is `boot`?
+/// It may have been written to meanwhile.
 #[must_use]
 pub fn is_same_file(id: &FileId, boot: &str) -> bool {
     let same = |here: FileId| (here.dev, here.ino) == (id.dev, id.ino);
-    boot == boot_id() && FileId::of(&id.path).is_ok_and(same)
+    boot::is_this(boot) && FileId::of(&id.path).is_ok_and(same)
 }
 
 /// The target's judgement.

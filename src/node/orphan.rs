@@ -213,7 +213,7 @@ mod tests {
         let (this, other) = (journal::boot_id(), "another");
         /// Steps, process alive, boot; the answer, the last step then.
         type Case<'a> = (&'a [Step], bool, &'a str, Option<bool>, Step);
-        let cases: [Case; 10] = [
+        let cases: [Case; 12] = [
             (&[Intent, Commit], false, &this, Some(true), Commit),
             (&[Intent, Commit, Done], false, &this, Some(true), Done),
             (&[Intent, Abort], true, &this, Some(false), Abort),
@@ -225,6 +225,9 @@ mod tests {
             // It has run on without its supervisor, and ended.
             (&[Intent], false, &this, Some(false), Abort),
             (&[Intent], false, other, Some(true), Commit),
+            // Whether it ran on or went down with the machine, nobody knows.
+            (&[Intent], false, "", None, Intent),
+            (&[Intent], true, "", Some(false), Abort),
             (&[Prepared, Own], true, &this, None, Own),
         ];
         for (steps, alive, boot, wanted, after) in cases {
