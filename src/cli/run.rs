@@ -70,6 +70,7 @@ const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const NO_PERMISSION: u8 = 77;
+const LOST: u8 = 13;
 /// Another node owns the job.
 const FENCED: u8 = 14;
 /// The end of a killed supervisor takes far less.
@@ -325,16 +326,34 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
 /// Serves the job to its end, here or elsewhere, and gives vosrun's exit code.
 fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
     let run = Mover::new(supervisor).and_then(Mover::run);
-    let (supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
+    let (mut supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
+    let notice = supervisor.notice.take();
     supervisor.close(end);
     Ok(match end {
         End::Exited(exit) => exit.shell_code(),
+        End::Lost => {
+            say_last(notice, &format!("{name} was lost with the node that it ran on (VOS-LOST)"));
+            LOST
+        }
         End::Left(signal) => {
-            eprintln!("vosrun: {name} goes on without vosrun");
+            say_last(notice, &format!("{name} goes on without vosrun"));
             128 + signal as u8
         }
     })
+}
+
+/// Says why vosrun ends before or without the job: to the terminal that it was started in, if
+/// it has let go of its stderr (see [`let_go_of_stdio`]).
+fn say_last(terminal: Option<File>, text: &str) {
+    let line = format!("vosrun: {text}\n");
+    let said = match terminal {
+        Some(mut terminal) => terminal.write_all(line.as_bytes()),
+        None => io::stderr().write_all(line.as_bytes()),
+    };
+    if let Err(e) = said {
+        tracing::warn!("{text} (not told on stderr: {e})");
+    }
 }
 
 /// How a success is told.

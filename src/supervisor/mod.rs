@@ -106,6 +106,8 @@ pub struct Board {
 pub enum End {
     /// The first process ended.
     Exited(Exit),
+    /// The job has died with the machine that it ran on; nobody knows how it ended.
+    Lost,
     /// The person at the terminal does not want to wait any longer (signal number).
     Left(i32),
 }
@@ -426,6 +428,7 @@ impl Supervisor {
     pub fn close(mut self, end: End) {
         let sentence = match end {
             End::Exited(_) => "the job has ended",
+            End::Lost => "the job was lost with the node that it ran on",
             End::Left(_) => "the job is no longer supervised",
         };
         for key in self.clients.keys().copied().collect::<Vec<_>>() {

@@ -224,6 +224,9 @@ impl Mover {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        if self.agent.as_ref().is_some_and(Agent::has_lost) {
+            return Some(Duration::ZERO);
+        }
         let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
@@ -677,6 +680,10 @@ impl Mover {
                 let report = self.check(to.as_deref())?;
                 self.sup.finish(client, &report);
             }
+            Request::Recover { dead } if self.is_away_on(&dead) => {
+                self.job_lost();
+                self.sup.finish(client, &Reply::Ok);
+            }
             Request::Recover { .. } => {
                 let why = "there is no frozen copy of it here".into();
                 self.sup.finish(client, &Reply::Error(why));
@@ -738,10 +745,25 @@ impl Mover {
         }
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.moving.as_ref().is_some_and(|m| m.cancelled)
+    }
+
     fn cancel(&mut self, id: Option<MoveId>) -> Reply {
         match &mut self.moving {
-            Some(moving) if moving.decided => {
-                Reply::Error(format!("{} is decided and cannot be cancelled any more", moving.id))
+            Some(moving) if moving.decided && id.is_none_or(|id| id == moving.id) => {
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} belongs to the target already: too late to cancel {}",
+                    moving.id
+                );
+                Reply::Failed(MoveFailure {
+                    id: Some(moving.id),
+                    exit: 10,
+                    code: "VOS-COMMIT-SENT".into(),
+                    sentence,
+                    findings: Vec::new(),
+                })
             }
             Some(moving) if id.is_none_or(|id| id == moving.id) => {
                 moving.cancelled = true;
@@ -818,6 +840,9 @@ impl Mover {
     /// Ends a move for everyone who watches it.
     fn conclude(&mut self, reply: &Reply) {
         self.sup.board.moving = None;
+        if self.sup.board.state == Some(crate::control::JobState::Migrating) {
+            self.sup.board.state = None;
+        }
         for client in self.moving.take().map(|m| m.watchers).unwrap_or_default() {
             self.sup.finish(client, reply);
         }
@@ -839,7 +864,7 @@ impl Mover {
                 }
                 return Ok(None);
             }
-            if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            if self.is_cancelled() {
                 return Ok(None);
             }
             self.pump(Some(left.min(Duration::from_millis(500))))?;
@@ -905,6 +930,13 @@ impl Mover {
     /// The job's end: has it come, and is all of it told? Gives how vosrun ends.
     fn ended(&mut self) -> Result<Option<End>> {
         if let Some(agent) = &self.agent {
+            if agent.has_lost() {
+                if let Some(standin) = self.standin.take() {
+                    // Its parent has to be told something: nothing else was asked to end it.
+                    standin.end(crate::tracer::Exit::Signal(libc::SIGKILL));
+                }
+                return Ok(Some(End::Lost));
+            }
             let Some(exit) = agent.exited() else { return Ok(self.sup.end) };
             if self.home.as_ref().is_some_and(|home| !home.is_finished()) {
                 return Ok(None);
@@ -986,6 +1018,9 @@ impl Mover {
             }
         }
         tracing::error!("the home agent did not come for the end of the job ({exit:?})");
+        // The node will tell it.
+        self.sup.job.meta.exit = Some(exit);
+        self.sup.keep_folder = self.sup.job.save().is_ok();
         Ok(())
     }
 
