@@ -128,7 +128,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Take up a job whose supervisor has died
     Adopt(run::AdoptArgs),
-    /// Wake a frozen copy after its other copy is known dead
+    /// Say that the copy on a node is dead: wakes a frozen one here, or ends the wait for it
     Recover(recover::RecoverArgs),
     /// Show a program moving between two hosts on this machine
     Demo(demo::DemoArgs),
