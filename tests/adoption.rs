@@ -172,10 +172,6 @@ fn signals_seen(job: &Job<'_>, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn signal(job: &Job<'_>, signal: Signal) -> Result<()> {
-    Ok(kill(Pid::from_raw(job.child.id() as i32), signal)?)
-}
-
 /// Kills a supervisor and waits until it is gone.
 fn kill_supervisor(pid: i32) -> Result<()> {
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -187,7 +183,7 @@ fn kill_supervisor(pid: i32) -> Result<()> {
 /// The supervisor at home dies at rest, before any move.
 fn orphaned_at_home(hosts: &Hosts) -> Result<()> {
     let mut job = obedient(hosts, Start::Attached)?;
-    let pid = job.child.id() as i32;
+    let pid = job.pid_at_home()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
     kill_supervisor(tracer.context("no TracerPid")?.trim().parse()?)?;
@@ -197,9 +193,9 @@ fn orphaned_at_home(hosts: &Hosts) -> Result<()> {
         job.migrate(to)?;
         job.await_progress(2)?;
     }
-    signal(&job, Signal::SIGUSR1)?;
+    job.signal(Signal::SIGUSR1)?;
     signals_seen(&job, 1)?;
-    signal(&job, Signal::SIGTERM)?;
+    job.signal(Signal::SIGTERM)?;
     let code = job.end(SOON)?;
     ensure!(code == 7, "the parent sees {code}: {}", job.said());
     job.await_nothing_left()
@@ -218,36 +214,46 @@ fn orphaned_away(hosts: &Hosts, start: Start, places: &[usize]) -> Result<()> {
     for (n, to) in (1..).zip(places) {
         job.migrate(*to).with_context(|| hosts.diagnosis())?;
         job.await_progress(2)?;
-        signal(&job, Signal::SIGUSR1)?;
+        job.signal(Signal::SIGUSR1)?;
         signals_seen(&job, n)?;
     }
-    signal(&job, Signal::SIGTERM)?;
+    job.signal(Signal::SIGTERM)?;
     let code = job.end(SOON)?;
     ensure!(code == 7, "the parent sees {code}: {}", job.said());
     job.await_nothing_left()
 }
 
-fn cells() -> Vec<Cell> {
-    let cell = |name: &'static str, run: fn(&Hosts) -> Result<()>| {
-        Cell::new(name, move |w: &mut Worker| run(w.hosts(Who::User)?))
-    };
-    let mut cells = vec![
-        cell("untouched/attach", attach),
-        cell("untouched/check", check),
-        cell("untouched/refused", refused),
-        cell("untouched/aborted", aborted),
-        cell("orphaned/home", orphaned_at_home),
-    ];
+type Plain = fn(&Hosts) -> Result<()>;
+
+/// Cells with no more to them than a name.
+const PLAIN: [(&str, Plain); 5] = [
+    ("untouched/attach", attach),
+    ("untouched/check", check),
+    ("untouched/refused", refused),
+    ("untouched/aborted", aborted),
+    ("orphaned/home", orphaned_at_home),
+];
+
+fn cells_of(who: Who) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (name, run) in PLAIN {
+        let run = move |w: &mut Worker| run(w.hosts(who)?);
+        cells.push(Cell::new(format!("{}/{name}", who.word()), run));
+    }
     let starts = [("launched", Start::Launched), ("attached", Start::Attached)];
     let routes: [(&str, &'static [usize]); 3] =
         [("stays", &[]), ("home", &[0]), ("on", &[2, 0, 1])];
     for (word, start) in starts {
         for (route, places) in routes {
-            let run = move |w: &mut Worker| orphaned_away(w.hosts(Who::User)?, start, places);
-            cells.push(Cell::new(format!("orphaned/away/{word}/{route}"), run));
+            let run = move |w: &mut Worker| orphaned_away(w.hosts(who)?, start, places);
+            cells.push(Cell::new(format!("{}/orphaned/away/{word}/{route}", who.word()), run));
         }
     }
     cells
+}
+
+fn cells() -> Vec<Cell> {
+    [Who::Root, Who::User].into_iter().flat_map(cells_of).collect()
 }
 
 fn main() -> ExitCode {

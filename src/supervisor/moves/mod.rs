@@ -1028,22 +1028,16 @@ impl Mover {
 }
 
 /// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
-/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)). It need not be an ancestor.
 fn namespace_init(pid: i32) -> Option<i32> {
-    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
-        let view = View::read_process(pid).ok()?;
-        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
-        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
-    };
-    let own = ids(std::process::id() as i32)?.0.len();
-    let mut pid = pid;
-    loop {
-        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
-        if numbers.last() == Some(&1) {
-            return Some(pid);
-        }
-        pid = parent;
+    let space = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let of_process = space(pid)?;
+    if space(std::process::id() as i32)? == of_process {
+        return None;
     }
+    let all = procfs::process::all_processes().ok()?.flatten().map(|p| p.pid);
+    let leads = |pid: &i32| View::read_process(*pid).is_ok_and(|view| view.job_pid == 1);
+    all.filter(|pid| space(*pid).as_ref() == Some(&of_process)).find(leads)
 }
 
 fn is_relayed(msg: &Msg) -> bool {
