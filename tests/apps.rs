@@ -354,6 +354,7 @@ const APPS: &[(&str, App)] = &[
 const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
+    ("asked-while-stopped", shell::asked_while_stopped),
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];

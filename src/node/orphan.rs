@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_home_agent_is_told_where_the_job_went() {
-        let attach = Msg::Attach { epoch: Epoch(2) };
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
         let s = scene(&[Step::Intent, Step::Done], false, "");
         let Some(Msg::Gone { to: Some((PEER, name)), epoch }) = ask(&s, NodeId([8; 32]), &attach)
         else {

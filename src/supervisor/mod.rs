@@ -145,7 +145,7 @@ pub struct Supervisor {
     clients: Clients,
     cpu: CpuMeter,
     /// Woken for the control socket while the job is stopped.
-    woken: bool,
+    pub(crate) woken: bool,
 }
 
 impl Supervisor {
@@ -326,6 +326,7 @@ impl Supervisor {
     fn obey(&mut self, arrived: Arrived, reach: Reach) {
         if arrived.is_wake() {
             self.woken = true;
+            self.arrived.extend(self.signals.merged_with(&arrived));
             return;
         }
         if self.away || matches!(arrived.signal, libc::SIGWINCH | libc::SIGCONT) {
@@ -384,6 +385,12 @@ impl Supervisor {
         }
     }
 
+    /// Does anybody wait for an answer?
+    #[must_use]
+    pub fn has_clients(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     /// A client can be read or written.
     fn hear(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(&key) else { return };
@@ -402,6 +409,14 @@ impl Supervisor {
     /// Sends the last reply to a client.
     pub fn finish(&mut self, client: ClientKey, reply: &Reply) {
         self.say(client, reply, true);
+    }
+
+    /// A client that gets no reply has said all.
+    pub fn dismiss(&mut self, client: ClientKey) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.dismiss();
+        }
+        self.sweep(client);
     }
 
     fn say(&mut self, key: ClientKey, reply: &Reply, last: bool) {

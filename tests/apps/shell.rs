@@ -5,7 +5,9 @@ use anyhow::{ensure, Context, Result};
 
 use super::common::hosts::Hosts;
 use super::common::job::{needs, Job, Program, Start};
+use super::common::procs;
 use super::common::pty::Terminal;
+use super::common::{until, SOON};
 use super::LONG;
 
 const PROMPT: &str = "prompt$ ";
@@ -87,16 +89,51 @@ pub fn stop_and_continue(hosts: &Hosts, _: Start) -> Result<()> {
 pub fn moved_while_stopped(hosts: &Hosts, _: Start) -> Result<()> {
     let (mut job, mut tty) = shell(hosts)?;
     answering(&mut tty)?;
-    for (turn, to) in [1, 2, 0, 1].into_iter().enumerate() {
-        // The home agent is stopped with the job, so it comes home when it goes on.
-        let home = to == 0;
-        if !home {
-            stop(&mut tty)?;
-        }
+    for (turn, to) in [1, 2, 0, 1, 0, 2].into_iter().enumerate() {
+        stop(&mut tty)?;
         job.migrate(to)?;
-        if !home {
-            tty.type_in("fg\r")?;
+        await_stopped(&job)?;
+        tty.type_in("fg\r")?;
+        ask(&mut tty, &format!("continued{turn}"))?;
+    }
+    ask(&mut tty, "end")?;
+    leave(job, tty, 7)
+}
+
+/// The process that the shell waits for, and the program wherever it is, are stopped.
+fn await_stopped(job: &Job<'_>) -> Result<()> {
+    until(SOON, "vosrun and its job are stopped", || {
+        let below = procs::descendants(job.child.id() as i32);
+        let waiting = below.iter().find(|pid| procs::command_line(**pid).contains(&job.name));
+        let stopped = |pid: i32| procs::state(pid).is_some_and(|s| matches!(s, 'T' | 't'));
+        let program = program()?;
+        Ok((waiting.is_some_and(|pid| stopped(*pid)) && stopped(program)).then_some(()))
+    })
+}
+
+/// The program's pid, as seen from here: the last one made that runs its script.
+fn program_of(job: &Job<'_>) -> Result<i32> {
+    let all = procs::descendants(std::process::id() as i32);
+    let runs = |pid: &&i32| procs::command_line(**pid).starts_with("sh -c echo");
+    all.iter().rfind(runs).copied().context("the program is gone")
+}
+
+/// A stopped job is asked for from home, again and again: it stays stopped until `fg`.
+pub fn asked_while_stopped(hosts: &Hosts, _: Start) -> Result<()> {
+    let (mut job, mut tty) = shell(hosts)?;
+    answering(&mut tty)?;
+    for (turn, (to, next)) in [(1, 2), (0, 1), (2, 0)].into_iter().enumerate() {
+        job.migrate(to)?;
+        stop(&mut tty)?;
+        for _ in 0..3 {
+            hosts.run(0, &["ps", "--json"])?.good("ps")?;
+            await_stopped(&job)?;
         }
+        // A move that is asked for at home.
+        job.at = 0;
+        job.migrate(next)?;
+        await_stopped(&job)?;
+        tty.type_in("fg\r")?;
         ask(&mut tty, &format!("continued{turn}"))?;
     }
     ask(&mut tty, "end")?;

@@ -182,17 +182,10 @@ impl<'h> Job<'h> {
 
     /// Adopts the program, which was started natively.
     pub fn attach(&self) -> Result<()> {
-        self.attach_with(&[])
-    }
-
-    /// As [`Job::attach`], with these variables in the supervisor's environment.
-    pub fn attach_with(&self, env: &[(&str, String)]) -> Result<()> {
         let pid = self.program_pid().context("the program to attach to")?;
         let inside = self.pid_on_host(pid)?;
         let args = ["--attach", &inside.to_string(), "--detach", "--name", &self.name];
-        let mut command = self.hosts.vosrun(0);
-        command.args(args).envs(env.iter().cloned());
-        procs::run(&mut command, Duration::from_secs(60))?.good("attach")?;
+        self.hosts.run(0, &args)?.good("attach")?;
         Ok(())
     }
 

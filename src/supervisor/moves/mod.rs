@@ -148,6 +148,9 @@ pub struct Mover {
     kept: String,
     looked: Option<Looked>,
     asked: Option<Asked>,
+    /// The job was stopped by this signal, and who waits for it here stops as well; see
+    /// [`Mover::rest`].
+    asleep: Option<i32>,
 }
 
 impl Mover {
@@ -190,6 +193,7 @@ impl Mover {
             kept: String::new(),
             looked: None,
             asked: None,
+            asleep: None,
         })
     }
 
@@ -211,6 +215,9 @@ impl Mover {
             self.serve_links()?;
             self.serve_agent();
             self.seek_home();
+            if self.rest()? {
+                continue;
+            }
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -392,10 +399,7 @@ impl Mover {
                     self.show_asked(*event);
                     None
                 }
-                _ => {
-                    self.signal_job(libc::SIGCONT);
-                    None
-                }
+                _ => None,
             };
             if let Some(Err(e)) = failed {
                 tracing::error!("{e}");
@@ -464,12 +468,7 @@ impl Mover {
                 libc::SIGWINCH => {
                     self.relay(Side::Home, |relays, out| relays.on_winch(out));
                 }
-                libc::SIGCONT => {
-                    self.relay(Side::Home, |relays, out| relays.resume(out));
-                    if self.agent.is_some() {
-                        self.signal_anywhere(libc::SIGCONT);
-                    }
-                }
+                libc::SIGCONT => self.awake(),
                 signal if self.sup.away && !arrived.is_from_kernel() => {
                     self.signal_anywhere(signal);
                 }
@@ -496,7 +495,7 @@ impl Mover {
         if self.agent.is_some() {
             return Ok(());
         }
-        if self.home.is_none() && self.away.is_none() {
+        if self.home.is_none() && self.away.is_none() && self.asleep.is_none() {
             return self.sup.stop_with_job();
         }
         if self.loopback.is_none() && self.relay_link.is_none() {
@@ -509,31 +508,58 @@ impl Mover {
         };
         if self.loopback.is_none() {
             self.say(Msg::Stopped(signal), &[]);
-        } else if self.stop_with_far_job(signal)? {
+        } else {
+            self.stop_with_far_job(signal);
+        }
+        Ok(())
+    }
+
+    /// The job was stopped, and whoever waits for it at home has to see that.
+    fn stop_with_far_job(&mut self, signal: i32) {
+        if self.sup.mode != Mode::Launched {
+            if let Some(standin) = &mut self.standin {
+                standin.stop(signal);
+            }
+        } else if self.asleep.replace(signal).is_none() {
+            self.relay(Side::Home, |relays, _| relays.suspend());
+        }
+    }
+
+    /// Stops this process as a shell expects of its job, when the job is stopped and nobody needs
+    /// an answer. A shell lets both go on; a client or another node only wakes this process, which
+    /// stops again when it has served them ([`super::wake`]). True: it was stopped.
+    fn rest(&mut self) -> Result<bool> {
+        let Some(signal) = self.asleep.filter(|_| !self.is_needed()) else { return Ok(false) };
+        self.sup.woken = false;
+        super::Signals::stop_self(signal).context("stopping with the job")?;
+        // Who woke it has connected before.
+        self.pump(Some(Duration::ZERO))?;
+        let continued = self.sup.arrived.iter().any(|a| a.signal == libc::SIGCONT);
+        if !self.sup.woken && !continued {
+            // It did not stop: nobody is there who could let it go on (setpgid(2), orphaned
+            // process groups).
+            self.awake();
             self.signal_job(libc::SIGCONT);
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
-    /// has let it go on.
-    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
-        if self.sup.mode == Mode::Launched {
-            self.stop_self(signal)?;
-            return Ok(true);
-        }
-        if let Some(standin) = &mut self.standin {
-            standin.stop(signal);
-        }
-        Ok(false)
+    /// Is there somebody to be served before this process may stop?
+    fn is_needed(&self) -> bool {
+        let waits = |key: &LinkKey| self.relay_link != Some(*key) && !self.is_trying(*key);
+        // A job that has come home stopped has to get there first.
+        let stopping = self.agent.is_none() && self.sup.session.root_in_stop().is_none();
+        stopping || !self.idle() || self.sup.has_clients() || self.links.keys().any(waits)
     }
 
-    /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
-    fn stop_self(&mut self, signal: i32) -> Result<()> {
-        self.relay(Side::Home, |relays, _| relays.suspend());
-        super::Signals::stop_self(signal).context("stopping with the job")?;
+    /// This process goes on, and a job elsewhere with it. One that is here has got the signal
+    /// already.
+    fn awake(&mut self) {
+        self.asleep = None;
         self.relay(Side::Home, |relays, out| relays.resume(out));
-        Ok(())
+        if self.agent.is_some() {
+            self.signal_anywhere(libc::SIGCONT);
+        }
     }
 
     /// New links: the first message tells what they are for. Dead ones go.
@@ -567,7 +593,7 @@ impl Mover {
             }
             Msg::Ask(id) => self.tell_decision(key, id),
             Msg::Decided { id, commit: true } => self.confirm(key, id),
-            Msg::Attach { epoch } => self.attached(key, epoch),
+            Msg::Attach { epoch, stopped } => self.attached(key, epoch, stopped),
             Msg::LateSignal(signal) => self.signal_anywhere(signal),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
                 self.please_move(key, &to)?;
@@ -580,7 +606,7 @@ impl Mover {
     }
 
     /// The home agent has come.
-    fn attached(&mut self, key: LinkKey, epoch: Epoch) {
+    fn attached(&mut self, key: LinkKey, epoch: Epoch, stopped: bool) {
         let own = self.sup.job.meta.epoch;
         if self.agent.is_some() || epoch > own {
             self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
@@ -597,9 +623,10 @@ impl Mover {
             self.send(key, &Msg::RelaysLost, &[]);
         }
         self.relay(Side::Away, |relays, out| relays.resync(out));
-        // A home agent stops with the job. This one runs: it was continued while there was no
-        // link to say so.
-        if self.sup.session.root_in_stop().is_some() {
+        // A home agent stops with the job. One that says nothing of it was continued while there
+        // was no link to say so.
+        self.sup.session.root_stopped = None;
+        if !stopped && self.sup.session.root_in_stop().is_some() {
             self.signal_job(libc::SIGCONT);
         }
     }
@@ -662,7 +689,10 @@ impl Mover {
     fn request(&mut self, pending: Pending) -> Result<()> {
         let client = pending.client;
         match pending.request {
-            Request::Connection => self.connection(pending.fd),
+            Request::Connection => {
+                self.sup.dismiss(client);
+                self.connection(pending.fd);
+            }
             Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
@@ -997,7 +1027,7 @@ impl Mover {
         let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
         let key = self.add_link(link).ok()?;
         let epoch = self.epoch();
-        self.send(key, &Msg::Attach { epoch }, &[]);
+        self.send(key, &Msg::Attach { epoch, stopped: false }, &[]);
         Some(key)
     }
 
@@ -1041,6 +1071,6 @@ fn namespace_init(pid: i32) -> Option<i32> {
 }
 
 fn is_relayed(msg: &Msg) -> bool {
-    use Msg::{Continue, Progress, Relay, Signal, SignalsTaken};
-    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Continue | Progress(_))
+    use Msg::{Progress, Relay, Signal, SignalsTaken};
+    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Progress(_))
 }
