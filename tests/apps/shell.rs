@@ -106,13 +106,13 @@ fn await_stopped(job: &Job<'_>) -> Result<()> {
         let below = procs::descendants(job.child.id() as i32);
         let waiting = below.iter().find(|pid| procs::command_line(**pid).contains(&job.name));
         let stopped = |pid: i32| procs::state(pid).is_some_and(|s| matches!(s, 'T' | 't'));
-        let program = program()?;
+        let program = program_of_shell()?;
         Ok((waiting.is_some_and(|pid| stopped(*pid)) && stopped(program)).then_some(()))
     })
 }
 
 /// The program's pid, as seen from here: the last one made that runs its script.
-fn program_of(job: &Job<'_>) -> Result<i32> {
+fn program_of_shell() -> Result<i32> {
     let all = procs::descendants(std::process::id() as i32);
     let runs = |pid: &&i32| procs::command_line(**pid).starts_with("sh -c echo");
     all.iter().rfind(runs).copied().context("the program is gone")
