@@ -1,6 +1,8 @@
 //! Real programs, moved at least three times in the middle of work; what they print and write
 //! is compared with an unmoved run. A program that is not installed is skipped with a word.
 
+#[path = "apps/adopted.rs"]
+mod adopted;
 mod common;
 #[path = "apps/shell.rs"]
 mod shell;
@@ -365,6 +367,17 @@ fn cells() -> Vec<Cell> {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| run(w.hosts(who)?, Start::Launched);
             cells.push(Cell::new(format!("shell/{}/{name}", who.word()), run).limit(300));
+        }
+    }
+    let adopters = [
+        ("waits", adopted::Adopter::Waits),
+        ("leaves", adopted::Adopter::Leaves),
+        ("detaches", adopted::Adopter::Detaches),
+    ];
+    for (word, adopter) in adopters {
+        for who in [Who::User, Who::Root] {
+            let run = move |w: &mut Worker| adopted::from_another_terminal(w.hosts(who)?, adopter);
+            cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
         }
     }
     for (name, app) in APPS.iter().copied() {

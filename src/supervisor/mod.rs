@@ -52,8 +52,6 @@ pub const FIRST_FOREIGN_TOKEN: usize = 1 << 40;
 pub enum Mode {
     /// A shell, for a program that vosrun launched: vosrun stops when the job stops.
     Launched,
-    /// A shell, for a program that was adopted: the terminal's keys end the waiting.
-    Adopted,
     /// Nobody.
     Background,
 }
@@ -101,15 +99,6 @@ pub struct Board {
     pub remote: Vec<crate::control::ProcessStatus>,
 }
 
-/// Why the supervision ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// The first process ended.
-    Exited(Exit),
-    /// The person at the terminal does not want to wait any longer (signal number).
-    Left(i32),
-}
-
 /// The supervisor of one job.
 pub struct Supervisor {
     pub state: StateDir,
@@ -126,8 +115,8 @@ pub struct Supervisor {
     /// Threads whose stops belong to somebody else (processes under construction). They
     /// are put here instead of into the session.
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
-    /// Ends the loop when set.
-    pub end: Option<End>,
+    /// How the first process ended: ends the loop when set.
+    pub end: Option<Exit>,
     /// The job has gone on: its journal stays, for whoever asks where it is.
     pub keep_folder: bool,
     /// The job is on another node: signals for it are put into `arrived`.
@@ -301,7 +290,7 @@ impl Supervisor {
             return Ok(());
         }
         self.session.take(wait)?;
-        self.end = self.end.or(self.session.ended.map(End::Exited));
+        self.end = self.end.or(self.session.ended);
         Ok(())
     }
 
@@ -341,17 +330,8 @@ impl Supervisor {
         if reach == Reach::Group && (same_group || self.mode == Mode::Background) {
             return;
         }
-        if self.mode == Mode::Adopted && arrived.is_from_kernel() {
-            self.leave(arrived.signal);
-        } else if let Err(e) = arrived.forward(root) {
+        if let Err(e) = arrived.forward(root) {
             tracing::warn!("signal {} for process {root}: {e}", arrived.signal);
-        }
-    }
-
-    /// The terminal's keys at an adopted job that is not in this terminal's foreground.
-    fn leave(&mut self, signal: i32) {
-        if matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) {
-            self.end = self.end.or(Some(End::Left(signal)));
         }
     }
 
@@ -438,11 +418,8 @@ impl Supervisor {
 
     /// After the supervision: tells the clients, ends the witness and, if the job has
     /// ended, removes its folder.
-    pub fn close(mut self, end: End) {
-        let sentence = match end {
-            End::Exited(_) => "the job has ended",
-            End::Left(_) => "the job is no longer supervised",
-        };
+    pub fn close(mut self) {
+        let sentence = "the job has ended";
         for key in self.clients.keys().copied().collect::<Vec<_>>() {
             self.finish(key, &Reply::Error(sentence.into()));
         }

@@ -13,7 +13,7 @@ use super::LONG;
 const PROMPT: &str = "prompt$ ";
 
 /// A shell with job control on the first host. Its `$V` starts vosrun with the job's name.
-fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
+pub fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
     let args = ["--norc", "--noprofile", "--noediting", "-i"];
     let program = Program::new(needs("bash")?).args(args).env("PS1", PROMPT);
     let (job, mut tty) = Job::in_terminal(hosts, Start::Native, program)?;
@@ -27,15 +27,15 @@ fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
     let from = words.iter().position(|word| word.ends_with("/vosrun")).context("no vosrun")?;
     tty.type_in(&format!("V='{} --name {}'\r", words[from..].join(" "), job.name))?;
     tty.expect(PROMPT)?;
-    tty.type_in("stty -a > before\r")?;
+    tty.type_in("stty -g > before\r")?;
     tty.expect(PROMPT)?;
     Ok((job, tty))
 }
 
 /// The program has ended with `code`: the shell says so, and has its terminal as before.
-fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
+pub fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
     tty.expect(PROMPT)?;
-    tty.type_in("echo co''de-$?; stty -a | cmp before - && echo sa''me\r")?;
+    tty.type_in("echo co''de-$?; stty -g | cmp before - && echo sa''me\r")?;
     tty.expect(&format!("code-{code}\r\n"))?;
     tty.expect("same\r\n")?;
     tty.expect(PROMPT)?;
@@ -46,17 +46,17 @@ fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
 }
 
 /// The key ^Z gives the prompt back.
-fn stop(tty: &mut Terminal) -> Result<()> {
+pub fn stop(tty: &mut Terminal) -> Result<()> {
     tty.type_in("\x1a")?;
     tty.expect("Stopped")?;
     tty.expect(PROMPT)?;
-    tty.type_in("stty -a | cmp before - && echo sa''ne\r")?;
+    tty.type_in("stty -g | cmp before - && echo sa''ne\r")?;
     tty.expect("sane\r\n")?;
     tty.expect(PROMPT).map(drop)
 }
 
 /// A line for the program, and its answer.
-fn ask(tty: &mut Terminal, line: &str) -> Result<()> {
+pub fn ask(tty: &mut Terminal, line: &str) -> Result<()> {
     tty.type_in(&format!("{line}\r"))?;
     tty.expect(&format!("got-{line}\r\n")).map(drop)
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mio::{Interest, Token};
 
-use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
+use super::{Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
 use crate::control::{CheckReport, JobState, MoveEvent, MoveFailure, Phase, Reply, Request};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::journal::{self, Journal, Record, Step};
@@ -36,6 +36,7 @@ use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
+use crate::tracer::Exit;
 use agent::{Agent, Seeker};
 use signals::Forward;
 use standin::StandIn;
@@ -201,7 +202,7 @@ impl Mover {
     ///
     /// # Errors
     /// Failures that end the supervision; the job runs on where it is.
-    pub fn run(mut self) -> Result<(Supervisor, End)> {
+    pub fn run(mut self) -> Result<(Supervisor, Exit)> {
         self.sup.drain_waits()?;
         loop {
             if let Some(end) = self.ended()? {
@@ -933,7 +934,7 @@ impl Mover {
     }
 
     /// The job's end: has it come, and is all of it told? Gives how vosrun ends.
-    fn ended(&mut self) -> Result<Option<End>> {
+    fn ended(&mut self) -> Result<Option<Exit>> {
         if let Some(agent) = &self.agent {
             let Some(exit) = agent.exited() else { return Ok(self.sup.end) };
             if self.home.as_ref().is_some_and(|home| !home.is_finished()) {
@@ -942,20 +943,18 @@ impl Mover {
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
             }
-            return Ok(Some(End::Exited(exit)));
+            return Ok(Some(exit));
         }
         let Some(end) = self.sup.end else { return Ok(None) };
         if self.left {
             return Ok(Some(end));
         }
-        if let End::Exited(exit) = end {
-            self.farewell(exit)?;
-        }
+        self.farewell(end)?;
         Ok(Some(end))
     }
 
     /// Sends the job's last words home and waits until they are taken.
-    fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
+    fn farewell(&mut self, exit: Exit) -> Result<()> {
         /// A home that does not come back for so long is gone for good.
         const PATIENCE: Duration = Duration::from_secs(60);
         /// Home agents connect anew twice a second; one that does not is asked for.

@@ -635,7 +635,7 @@ impl Mover {
             };
             stopped(11, code, e.to_string())
         });
-        self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
+        self.sup.end = self.sup.end.or(self.sup.session.ended);
         self.frozen = process.is_ok();
         let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
         if let Err(e) = self.open_up(&mut frozen.process) {
@@ -1170,7 +1170,7 @@ impl Mover {
             self.drop_link(target.key);
             self.away = None;
             // Its clients get their answers; then there is nothing to do here.
-            self.sup.end = Some(super::End::Exited(Exit::Code(0)));
+            self.sup.end = Some(Exit::Code(0));
             self.left = true;
             self.sup.keep_folder = true;
         }

@@ -98,8 +98,8 @@ pub fn receive(state: &StateDir) -> Result<u8> {
         }
         return Ok(0);
     }
-    let (supervisor, end) = mover.run()?;
-    supervisor.close(end);
+    let (supervisor, _) = mover.run()?;
+    supervisor.close();
     Ok(0)
 }
 
