@@ -231,12 +231,64 @@ fn orphaned_away(hosts: &Hosts, start: Start, places: &[usize]) -> Result<()> {
 type Plain = fn(&Hosts) -> Result<()>;
 
 /// Cells with no more to them than a name.
-const PLAIN: [(&str, Plain); 4] = [
+const PLAIN: [(&str, Plain); 6] = [
     ("untouched/attach", attach),
     ("untouched/check", check),
     ("untouched/refused", refused),
     ("orphaned/home", orphaned_at_home),
+    ("orphaned/watches", watches),
+    ("orphaned/restarted-calls", restarted_calls),
 ];
+
+/// Starts vosrun and outlives it, until the program is told to end.
+const OUTLIVING: &[&str] = &[
+    "perl",
+    "-e",
+    "my $p = fork; exec @ARGV if !$p; waitpid($p, 0); sleep 1 until -e $ENV{GUEST_STOP}",
+];
+
+/// A launched job loses its supervisor and is adopted: what the handle table says of its watches
+/// holds for later moves.
+fn watches(hosts: &Hosts) -> Result<()> {
+    let program = Program::new(build::guest("fd_inotify", Flavour::Plain)?).via(OUTLIVING);
+    let mut job = Job::start(hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    let below = procs::descendants(job.child.id() as i32);
+    let own = |pid: &&i32| procs::command_line(**pid).contains("vosrun --state-dir");
+    let of_perl = |pid: &&i32| procs::command_line(**pid).starts_with("perl");
+    let supervisor = below.iter().filter(own).find(|pid| !of_perl(pid));
+    kill_supervisor(*supervisor.context("no supervisor")?)?;
+    hosts.run(0, &["adopt", &job.name])?.good("adopt")?;
+    for to in [1, 2, 0] {
+        job.migrate(to)?;
+        job.await_progress(2)?;
+    }
+    job.finish().map(drop)
+}
+
+/// The supervisor dies while calls of the job go on that it has started again after a move.
+fn restarted_calls(hosts: &Hosts) -> Result<()> {
+    for guest in ["sleepers", "blocked"] {
+        let program = Program::new(build::guest(guest, Flavour::Plain)?);
+        let mut job = Job::start(hosts, Start::Launched, program)?;
+        job.await_ready()?;
+        for to in [1, 2] {
+            job.migrate(to)?;
+            let died = std::time::Instant::now();
+            kill_supervisor(receiver(hosts, to)?)?;
+            hosts.run(to, &["adopt", &job.name])?.good("adopt")?;
+            job.allow(died.elapsed())?;
+            job.await_progress(3).with_context(|| format!("{guest} at host {to}"))?;
+        }
+        // Its pipes have ended with the supervisor: only the status file tells how it ends.
+        fs::write(job.dir.join("stop"), "")?;
+        job.end(SOON)?;
+        let status = fs::read_to_string(job.dir.join("status"))?;
+        ensure!(status.contains("done"), "{guest}: {status} {}", job.said());
+        job.await_nothing_left()?;
+    }
+    Ok(())
+}
 
 fn cells_of(who: Who) -> Vec<Cell> {
     let mut cells = Vec::new();

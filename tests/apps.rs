@@ -3,7 +3,11 @@
 
 #[path = "apps/adopted.rs"]
 mod adopted;
+#[path = "apps/background.rs"]
+mod background;
 mod common;
+#[path = "apps/multiplexer.rs"]
+mod multiplexer;
 #[path = "apps/shell.rs"]
 mod shell;
 
@@ -344,6 +348,7 @@ const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
     ("vim", vim),
     ("dev-tty", dev_tty),
+    ("tmux", multiplexer::tmux),
     ("sqlite3-file", sqlite),
     ("sqlite3-memory", sqlite_memory),
     ("perl", perl),
@@ -357,6 +362,7 @@ const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
     ("asked-while-stopped", shell::asked_while_stopped),
+    ("background", background::background),
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];

@@ -1,6 +1,8 @@
 //! Adopting a running process: what its parent and those who know its pid see afterwards.
 
 mod common;
+#[path = "attached/standin.rs"]
+mod standin;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -158,12 +160,16 @@ fn hosts_for(worker: &mut Worker, who: Who, still: bool) -> Result<&Hosts> {
 type Plain = fn(&Hosts) -> Result<()>;
 
 /// Cells with no more to them than a name.
-const PLAIN: [(&str, Plain); 5] = [
+const PLAIN: [(&str, Plain); 9] = [
     ("signals", signals),
     ("stop-and-continue", stop_and_continue),
     ("launched-signals", launched),
     ("ten-moves", ten_moves),
     ("refused/already-traced", already_traced),
+    ("stand-in/holds-nothing", standin::holds_nothing),
+    ("stand-in/stops", standin::stops),
+    ("stand-in/dies-by-signal", standin::dies_by_signal),
+    ("stand-in/counts-realtime-signals", standin::counts_realtime_signals),
 ];
 
 fn cells_of(who: Who) -> Vec<Cell> {
@@ -193,6 +199,9 @@ fn cells_of(who: Who) -> Vec<Cell> {
 
 fn cells() -> Vec<Cell> {
     let mut cells: Vec<Cell> = [Who::Root, Who::User].into_iter().flat_map(cells_of).collect();
+    // nsenter, which starts a program on a host with namespaces, keeps its output open.
+    let run = |w: &mut Worker| standin::closes_its_output(hosts_for(w, Who::User, false)?);
+    cells.push(Cell::new("user/stand-in/closes-its-output", run));
     // Their processes run where the tests do, on no host.
     let refusals: [(&str, Plain); 2] = [("other-user", other_user), ("no-process", no_process)];
     for (name, run) in refusals {

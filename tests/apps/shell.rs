@@ -18,14 +18,7 @@ pub fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
     let program = Program::new(needs("bash")?).args(args).env("PS1", PROMPT);
     let (job, mut tty) = Job::in_terminal(hosts, Start::Native, program)?;
     tty.expect(PROMPT)?;
-    let vosrun = hosts.vosrun(0);
-    let words: Vec<_> = std::iter::once(vosrun.get_program())
-        .chain(vosrun.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    // On a host of its own the shell is within the namespaces already.
-    let from = words.iter().position(|word| word.ends_with("/vosrun")).context("no vosrun")?;
-    tty.type_in(&format!("V='{} --name {}'\r", words[from..].join(" "), job.name))?;
+    tty.type_in(&format!("V='{} --name {}'\r", job.vosrun_at_home(), job.name))?;
     tty.expect(PROMPT)?;
     tty.type_in("stty -g > before\r")?;
     tty.expect(PROMPT)?;

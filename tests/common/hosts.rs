@@ -209,6 +209,11 @@ impl Hosts {
         command
     }
 
+    /// The vosrun that is tested.
+    pub fn vosrun_path(&self) -> &Path {
+        &self.vosrun
+    }
+
     /// `vosrun --state-dir …` on a host.
     pub fn vosrun(&self, index: usize) -> Command {
         self.vosrun_in(index, &self.dir, &[])

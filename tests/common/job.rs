@@ -198,6 +198,12 @@ impl<'h> Job<'h> {
         last.or((self.hosts.who == super::Who::User).then_some(own))
     }
 
+    /// `vosrun --state-dir …` as typed on the first host.
+    pub fn vosrun_at_home(&self) -> String {
+        let state = self.hosts.hosts[0].state_dir.display();
+        format!("{} --state-dir {state}", self.hosts.vosrun_path().display())
+    }
+
     /// The pid that a person at home sends the job's signals to: the program's own or its
     /// stand-in's, or that of the vosrun that has launched it.
     pub fn pid_at_home(&self) -> Result<Pid> {
@@ -284,6 +290,12 @@ impl<'h> Job<'h> {
         self.pauses_ms += pause_ms;
         self.write_pauses()?;
         Ok(Moved { pause_ms, document })
+    }
+
+    /// Time that the guest may have lost besides the moves' pauses.
+    pub fn allow(&mut self, lost: Duration) -> Result<()> {
+        self.pauses_ms += lost.as_secs_f64() * 1e3;
+        self.write_pauses()
     }
 
     fn write_pauses(&self) -> Result<()> {
