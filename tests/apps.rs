@@ -348,7 +348,6 @@ const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
     ("vim", vim),
     ("dev-tty", dev_tty),
-    ("tmux", multiplexer::tmux),
     ("sqlite3-file", sqlite),
     ("sqlite3-memory", sqlite_memory),
     ("perl", perl),
@@ -363,6 +362,7 @@ const SHELL: &[(&str, App)] = &[
     ("moved-while-stopped", shell::moved_while_stopped),
     ("asked-while-stopped", shell::asked_while_stopped),
     ("background", background::background),
+    ("tmux", multiplexer::tmux),
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];

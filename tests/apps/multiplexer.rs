@@ -1,6 +1,6 @@
 //! A job in a window of tmux, whose server has the terminal.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -28,11 +28,16 @@ impl Window<'_> {
         self.ask(&["send-keys", "Enter"]).map(drop)
     }
 
+    /// What the window shows, with what has left it at its top.
+    fn all_shown(&self) -> Result<String> {
+        self.ask(&["capture-pane", "-p", "-S", "-"])
+    }
+
     /// Waits until the window shows this line.
     fn expect(&self, line: &str) -> Result<()> {
         let mut shown = String::new();
         until(LONG, &format!("{line:?} in the window"), || {
-            shown = self.ask(&["capture-pane", "-p"])?;
+            shown = self.all_shown()?;
             Ok(shown.lines().any(|l| l == line).then_some(()))
         })
         .with_context(|| shown)
@@ -40,7 +45,7 @@ impl Window<'_> {
 }
 
 /// Resized, typed into and looked at while its program moves.
-pub fn tmux(hosts: &Hosts, start: Start) -> Result<()> {
+pub fn tmux(hosts: &Hosts, _: Start) -> Result<()> {
     let (tmux, python) = (needs("tmux")?, needs("python3")?);
     let socket = hosts.fresh_dir("tmux")?.join("s");
     let window = Window { hosts, tmux, socket };
@@ -51,13 +56,13 @@ pub fn tmux(hosts: &Hosts, start: Start) -> Result<()> {
     let code = job.end(LONG)?;
     anyhow::ensure!(code == 0, "tmux new-session ended with {code}: {}", job.said());
     window.ask(&["set-option", "-g", "remain-on-exit", "on"])?;
-    window.ask(&["respawn-pane", "-k", &command(&job, &python, start)])?;
+    let python = format!("env PYTHON_BASIC_REPL=1 {} -q -i", python.display());
+    let command = format!("{} --name {} -- {python}", job.vosrun_at_home(), job.name);
+    window.ask(&["respawn-pane", "-k", &command])?;
     window.expect(">>>")?;
     window.type_in("import os; n = 40")?;
     for (turn, to) in (1..).zip([1, 2, 0, 1]) {
-        if start == Start::Launched {
-            job.migrate(to)?;
-        }
+        job.migrate(to)?;
         window.type_in(&format!("n += 1; 'n is %d' % n, {turn}"))?;
         window.expect(&format!("('n is {}', {turn})", 40 + turn))?;
         let (columns, rows) = (80 + turn, 30 + turn);
@@ -66,13 +71,10 @@ pub fn tmux(hosts: &Hosts, start: Start) -> Result<()> {
         let shown = format!("os.terminal_size(columns={columns}, lines={rows})");
         until(LONG, &shown, || {
             window.type_in("os.get_terminal_size()")?;
-            let pane = window.ask(&["capture-pane", "-p"])?;
-            Ok(pane.lines().any(|l| l == shown).then_some(()))
+            Ok(window.all_shown()?.lines().any(|l| l == shown).then_some(()))
         })?;
         // What was shown before the moves is still there.
         window.expect("('n is 41', 1)")?;
-        window.ask(&["send-keys", "C-c"])?;
-        window.expect("KeyboardInterrupt")?;
     }
     window.type_in("raise SystemExit(7)")?;
     until(LONG, "the end of the program", || {
@@ -81,13 +83,4 @@ pub fn tmux(hosts: &Hosts, start: Start) -> Result<()> {
     })?;
     window.ask(&["kill-server"])?;
     job.await_nothing_left()
-}
-
-/// What runs in the window.
-fn command(job: &Job<'_>, python: &Path, start: Start) -> String {
-    let python = format!("PYTHON_BASIC_REPL=1 {} -q -i", python.display());
-    match start {
-        Start::Native => python,
-        _ => format!("{} --name {} -- env {python}", job.vosrun_at_home(), job.name),
-    }
 }
