@@ -15,6 +15,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::boot;
 use crate::ids::{Epoch, MoveId, NodeId};
 
 /// What is decided.
@@ -54,11 +55,26 @@ pub struct Record {
     pub boot: String,
 }
 
-/// The running kernel's boot (random(4), `boot_id`); empty when the kernel does not tell.
+impl Record {
+    /// Was it written before this machine's last restart?
+    ///
+    /// # Errors
+    /// When that cannot be known: the kernel does not tell now, or did not tell then.
+    pub fn is_of_earlier_boot(&self) -> io::Result<bool> {
+        let now = boot::id()?;
+        if self.boot.is_empty() {
+            let why = format!("move {}: the journal does not say in which boot it began", self.id);
+            return Err(io::Error::other(why));
+        }
+        Ok(self.boot != now)
+    }
+}
+
+/// For [`Record::boot`]: this boot's id; empty when the kernel does not tell, for a record
+/// must be written all the same.
 #[must_use]
 pub fn boot_id() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
+    boot::id().unwrap_or_default().to_owned()
 }
 
 /// The last record of one move.
@@ -141,19 +157,30 @@ pub fn last(path: &Path) -> io::Result<Option<Record>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_torn_line_counts_as_not_written() {
-        let tmp = tempfile::tempdir().unwrap();
-        let path = tmp.path().join("journal");
-        assert_eq!(last(&path).unwrap(), None);
-        let record = |step| Record {
+    fn record(step: Step) -> Record {
+        Record {
             step,
             id: MoveId([1, 2, 3, 4]),
             epoch: Epoch(3),
             peer: NodeId([9; 32]),
             peer_name: "b".into(),
             boot: boot_id(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_unknown_boot_is_neither_of_this_one_nor_of_an_earlier_one() {
+        let here = record(Step::Intent);
+        assert!(!here.is_of_earlier_boot().unwrap());
+        assert!(Record { boot: "another".into(), ..here.clone() }.is_of_earlier_boot().unwrap());
+        assert!(Record { boot: String::new(), ..here }.is_of_earlier_boot().is_err());
+    }
+
+    #[test]
+    fn a_torn_line_counts_as_not_written() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("journal");
+        assert_eq!(last(&path).unwrap(), None);
         let mut journal = Journal::open(&path).unwrap();
         journal.write(&record(Step::Intent)).unwrap();
         journal.write(&record(Step::Commit)).unwrap();

@@ -13,9 +13,11 @@
 //! The words used here (job, node, supervisor, home agent, binding …) are defined in
 //! `docs/architecture.md`.
 
+pub mod boot;
 pub mod cli;
 pub mod codes;
 pub mod control;
+mod errno;
 pub mod ids;
 pub mod journal;
 pub mod migrate;

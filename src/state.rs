@@ -186,6 +186,9 @@ pub struct JobMeta {
     /// The node whose agent holds the job's relays (id and name), when it is not this one.
     #[serde(default)]
     pub agent: Option<(crate::ids::NodeId, String)>,
+    /// How it ended, when its home agent did not come to be told.
+    #[serde(default)]
+    pub exit: Option<crate::tracer::Exit>,
 }
 
 /// Makes a folder and its parents, mode 0700.

@@ -277,7 +277,7 @@ fn restarted_calls(hosts: &Hosts) -> Result<()> {
             let died = std::time::Instant::now();
             kill_supervisor(receiver(hosts, to)?)?;
             hosts.run(to, &["adopt", &job.name])?.good("adopt")?;
-            job.allow(died.elapsed())?;
+            job.excuse(died.elapsed().as_secs_f64() * 1e3)?;
             job.await_progress(3).with_context(|| format!("{guest} at host {to}"))?;
         }
         // Its pipes have ended with the supervisor: only the status file tells how it ends.

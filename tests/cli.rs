@@ -213,6 +213,7 @@ fn a_job_without_supervisor_is_shown_with_the_way_out() {
             filtered: true,
             names: None,
             agent: None,
+            exit: None,
         })
         .unwrap();
     let out = place.run("ps");

@@ -7,13 +7,18 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 
 use common::build::{self, Flavour};
+use common::gate::Gate;
+use common::hosts::Hosts;
 use common::job::{Job, Program, Start};
 use common::procs;
 use common::runner::{Cell, Worker};
@@ -78,8 +83,10 @@ const GUESTS: &[Guest] = &[
     guest("sleepers"),
     with("sleepers", &["nanosleep"]),
     guest("blocked"),
+    guest("call_registers"),
     guest("ids"),
     guest("creds"),
+    guest("own_ids"),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root"),
     guest("uname"),
     guest("clocks"),
@@ -378,6 +385,168 @@ fn asked_at_home(who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// A move is shown while it is under way, and `migrate --cancel` ends it: the job runs on at the
+/// source. Once it is over there is nothing to cancel.
+fn cancelled(who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let mut gate = Gate::new("ready")?;
+    let hosts = Hosts::start_with(who, 2, |index, command| {
+        if index == 1 {
+            let (name, value) = gate.variable();
+            command.env(name, value);
+        }
+    })?;
+    let mut job = Job::start(&hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    let mut migrate = hosts.vosrun(0);
+    migrate.args(["migrate", &job.name, "--to", "b", "--json"]);
+    let move_to_b = migrate.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    gate.reached()?;
+    let there = job.ps()?;
+    anyhow::ensure!(there["state"] == "MIGRATING", "{there}");
+    let shown = there["moving"].as_str().context("ps shows no move")?.to_owned();
+    let id = shown.split(' ').next().unwrap_or_default().to_owned();
+    let said = hosts.run(0, &["migrate", "--cancel", &id])?.good("cancel")?;
+    anyhow::ensure!(said.contains("stays on a"), "{said}");
+    gate.release()?;
+    let done = move_to_b.wait_with_output()?;
+    let document: serde_json::Value = serde_json::from_slice(&done.stdout)?;
+    anyhow::ensure!(done.status.code() == Some(11), "{document}");
+    anyhow::ensure!(document["code"] == "VOS-CANCELLED", "{document}");
+    job.await_progress(3)?;
+    anyhow::ensure!(job.ps()?["state"] == "RUNNING", "{}", job.ps()?);
+    let again = hosts.run(0, &["migrate", "--cancel", &id])?;
+    anyhow::ensure!(again.code() == 2, "a second cancel: {}", again.stderr);
+    job.finish().map(drop)
+}
+
+/// A job that dies with its host: who waits for it at home is told, with exit code 13. By the
+/// host's node when that is there again, else by a person.
+fn lost(who: Who, by_person: bool, worker: &mut Worker) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let own;
+    let hosts = match by_person {
+        true => {
+            own = Hosts::start(who, 2)?;
+            &own
+        }
+        false => worker.hosts(who)?,
+    };
+    let mut job = Job::start(hosts, Start::Launched, guest("fd_pipe").program()?)?;
+    job.await_ready()?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    if by_person {
+        let early = hosts.run(0, &["recover", &job.name, "--dead", "nobody"])?;
+        anyhow::ensure!(early.code() == 10, "recover of a live job: {}", early.stdout);
+        hosts.kill_node(1)?;
+    }
+    let there = job.ps();
+    let supervisor = procs::descendants(std::process::id() as i32)
+        .into_iter()
+        .find(|pid| procs::command_line(*pid).contains("__receive"));
+    // The supervisor first: it would tell how the job ended.
+    let supervisor = supervisor.with_context(|| format!("no supervisor at b: {there:?}"))?;
+    let program = *procs::descendants(supervisor).last().context("no program at b")?;
+    for pid in [supervisor, program] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    if by_person {
+        let said = hosts.run(0, &["recover", &job.name, "--dead", "b"])?.good("recover")?;
+        anyhow::ensure!(said.contains("lost with b"), "{said}");
+    }
+    let code = job.end(common::SOON)?;
+    anyhow::ensure!(code == 13, "exit {code}");
+    job.await_nothing_left()
+}
+
+/// On b the program and a library are other ones, on c they are missing: both are shipped.
+fn shipped(who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let hosts = Hosts::bare(who, 3)?;
+    let dir = hosts.fresh_dir("program")?;
+    let (program, libs) = (dir.join("counter"), dir.join("libs"));
+    std::fs::copy(build::guest("counter", Flavour::Plain)?, &program)?;
+    std::fs::create_dir(&libs)?;
+    let libc = libs.join("libc.so.6");
+    std::fs::copy("/lib/x86_64-linux-gnu/libc.so.6", &libc)?;
+    let other = hosts.fresh_dir("other")?;
+    std::fs::create_dir(other.join("libs"))?;
+    std::fs::copy(build::guest("ids", Flavour::Plain)?, other.join("counter"))?;
+    let mut changed = std::fs::read(&libc)?;
+    changed.extend_from_slice(b"another version");
+    std::fs::write(other.join("libs/libc.so.6"), changed)?;
+    let (here, other) = (dir.display(), other.display());
+    let mounts = [
+        String::new(),
+        format!("mount --bind '{other}' '{here}' && "),
+        format!("mount -t tmpfs none '{here}' && "),
+    ];
+    for (index, mount) in mounts.iter().enumerate() {
+        let script = format!("{mount}exec \"$@\"");
+        let own = ["unshare", "-m", "sh", "-c", &script, "sh"];
+        let users = ["unshare", "-U", "-r", "-m", "sh", "-c", &script, "sh"];
+        let via: &[&str] = match who {
+            Who::Root => &own,
+            Who::User if index > 0 => &users,
+            Who::User => &[],
+        };
+        hosts.start_node_via(index, via, &|_, _| {})?;
+    }
+    let program = Program::new(&program).env("LD_LIBRARY_PATH", &libs);
+    let mut job = Job::start(&hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    for to in [1, 2, 0, 2, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(guest("counter"), &job.finish()?)
+}
+
+/// The targets take the source's kernel for another one: the vdso is reached by jumps.
+fn foreign_vdso(of: Guest, who: Who) -> Result<()> {
+    anyhow::ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let program = of.program()?;
+    let hosts = Hosts::start_with(who, 3, |_, command| {
+        command.env("VOSRUN_TEST_FOREIGN_VDSO", "1");
+    })?;
+    let mut job = Job::start(&hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    for to in [1, 2, 0, 2, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(of, &job.finish()?)
+}
+
+/// At b the node runs as a user with another number: the job keeps its own.
+fn other_user(of: Guest) -> Result<()> {
+    anyhow::ensure!(common::is_root(), "SKIP needs root");
+    let mut hosts = Hosts::bare(Who::User, 3)?;
+    hosts.give_to(1, common::ORDINARY + 1)?;
+    for index in 0..3 {
+        hosts.start_node(index, &|_, _| {})?;
+    }
+    let mut job = Job::start(&hosts, Start::Launched, of.program()?)?;
+    job.await_ready()?;
+    // What the job has open must be open to that user too.
+    open_to_all(&job.dir)?;
+    for to in [1, 2, 1, 0, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(2)?;
+    }
+    check_output(of, &job.finish()?)
+}
+
+fn open_to_all(dir: &Path) -> Result<()> {
+    let all = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(dir, all(0o777))?;
+    for entry in std::fs::read_dir(dir)? {
+        std::fs::set_permissions(entry?.path(), all(0o666))?;
+    }
+    Ok(())
+}
+
 /// Where the job is and how often it has moved, in a document of `ps`.
 fn shown(document: &serde_json::Value, node: &str, moves: usize) -> Result<()> {
     let history = document["history"].as_array().map_or(0, Vec::len);
@@ -423,6 +592,83 @@ fn placed(via: &'static [&'static str], who: Who, worker: &mut Worker) -> Result
     check_output(ids, &job.finish()?)
 }
 
+/// What wakes a sleeping call before the job moves, without ending it.
+#[derive(Debug, Clone, Copy)]
+enum Disturbance {
+    /// A signal that is ignored.
+    Ignored,
+    /// SIGSTOP, then SIGCONT.
+    Stopped,
+    /// A move that is given up in its freeze.
+    GivenUp,
+    /// The move before.
+    Moved,
+}
+
+/// Calls with a timeout that signal(7) knows to go on after a stop.
+const RESTARTED: [&str; 5] =
+    ["nanosleep", "clock_nanosleep-relative", "poll", "futex-relative", "futex-bitset"];
+
+fn stop_and_continue(pid: i32) -> Result<()> {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+    common::until(common::SOON, "the stop", || {
+        // A traced process is in a tracing stop then.
+        let states = procs::thread_states(pid);
+        Ok(states.iter().all(|s| ['t', 'T'].contains(s)).then_some(()))
+    })?;
+    Ok(kill(Pid::from_raw(pid), Signal::SIGCONT)?)
+}
+
+/// A call that was woken already ends neither with an error nor early when the job moves.
+fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::User)?;
+    let program = Program::new(build::guest("sleepers", Flavour::Plain)?).args([call]);
+    // Attached: no shell's vosrun stops along with it.
+    let mut job = Job::start(hosts, Start::Attached, program)?;
+    job.await_ready()?;
+    job.await_progress(5)?;
+    for to in [1, 2, 0, 1, 2, 0] {
+        match how {
+            Disturbance::Ignored => kill(Pid::from_raw(job.host_pid()?), Signal::SIGWINCH)?,
+            Disturbance::Stopped => stop_and_continue(job.host_pid()?)?,
+            // At home no new process takes it, which would have the limit.
+            Disturbance::GivenUp if to == 0 => {}
+            Disturbance::GivenUp => {
+                hosts.limit_node(to, "--fsize=0:")?;
+                let given_up = job.try_migrate(to);
+                hosts.limit_node(to, "--fsize=unlimited:")?;
+                let code = given_up?.code();
+                anyhow::ensure!(code == 11, "a move that should be given up ended with {code}");
+            }
+            Disturbance::Moved => {}
+        }
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        // How long it has slept is not known after a wake-up that was none of the supervisor's.
+        if matches!(how, Disturbance::Ignored | Disturbance::Stopped) {
+            job.excuse(3000.0)?;
+        }
+    }
+    job.await_progress(5)?;
+    job.finish().map(drop)
+}
+
+fn disturbed_cells() -> Vec<Cell> {
+    let kinds = [
+        ("ignored", Disturbance::Ignored),
+        ("stopped", Disturbance::Stopped),
+        ("given-up", Disturbance::GivenUp),
+        ("moved", Disturbance::Moved),
+    ];
+    let mut cells = Vec::new();
+    for (word, how) in kinds {
+        for call in RESTARTED {
+            let run = move |w: &mut Worker| disturbed(how, call, w);
+            cells.push(Cell::new(format!("disturbed/{word}/{call}"), run));
+        }
+    }
+    cells
+}
+
 /// The hosts themselves: names, clocks and links are what the tests take them for.
 fn hosts_differ(worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_three(Who::Root)?;
@@ -449,10 +695,29 @@ fn hosts_differ(worker: &mut Worker) -> Result<()> {
 
 fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
+    cells.extend(disturbed_cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
         cells.push(Cell::new(format!("asked/{}/fd_pipe", who.word()), run));
+        for (word, by_person) in [("told-by-node", false), ("told-by-person", true)] {
+            let run = move |w: &mut Worker| lost(who, by_person, w);
+            cells.push(Cell::new(format!("lost/{}/{word}", who.word()), run));
+        }
+        let word = who.word();
+        cells.push(Cell::new(format!("shipped/{word}"), move |_| shipped(who)));
+        let guests =
+            [guest("vdso"), guest("clocks"), guest("threads"), built("vdso", Flavour::Musl)];
+        for of in guests {
+            let run = move |_: &mut Worker| foreign_vdso(of, who);
+            cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
+        }
+        let run = move |_: &mut Worker| cancelled(who);
+        cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
+    }
+    for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
+        let run = move |_: &mut Worker| other_user(of);
+        cells.push(Cell::new(format!("other-user/user/{}", of.name()), run));
     }
     for (name, via) in PLACES {
         for who in [Who::Root, Who::User] {

@@ -17,7 +17,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{getpgid, getpgrp, setsid, Pid};
 use serde::{Deserialize, Serialize};
 
-use super::run::{failure, let_go_of_stdio, supervise, Failure, FAILED};
+use super::run::{failure, let_go_of_stdio, supervise, Failure, FAILED, LOST};
 use crate::supervisor::signals::{Arrived, Reach, Signals};
 use crate::supervisor::Supervisor;
 use crate::tracer::raw;
@@ -168,6 +168,8 @@ impl Watch<'_> {
                 "vosrun: the supervisor of {0} has died; vosrun adopt {0} takes it up again",
                 self.name
             );
+        } else if code[0] == LOST {
+            eprintln!("vosrun: {} was lost with the node that it ran on (VOS-LOST)", self.name);
         }
         Ok(code[0])
     }

@@ -87,8 +87,12 @@ fn join_failure(error: anyhow::Error) -> anyhow::Result<u8> {
     Ok(join.exit_code())
 }
 
-/// From now on these signals are read, not delivered.
+/// From now on these signals are read, not delivered. A write beyond a file size limit is to
+/// fail (EFBIG), not to end the daemon.
 fn take_signals() -> anyhow::Result<SignalFd> {
+    let mut too_large = SigSet::empty();
+    too_large.add(Signal::SIGXFSZ);
+    too_large.thread_block().context("blocking SIGXFSZ")?;
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         set.add(signal);

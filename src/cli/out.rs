@@ -111,6 +111,8 @@ pub fn log_to_stderr(default: &str) -> anyhow::Result<()> {
         .map_err(|e| Fail::usage(format!("VOSRUN_LOG or log = {directive:?}: {e}")))?;
     // A second start in one process (tests) keeps the first log.
     let _ = tracing_subscriber::fmt()
+        // A log that cannot be written is no reason to panic.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(Paint::stderr().colours)

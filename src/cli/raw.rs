@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{sigaction, SaFlags, SigAction, SigHandler, SigSet, Signal};
 
+use crate::errno::check;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_signal(_: libc::c_int) {
@@ -65,16 +67,8 @@ pub fn spawn_in_terminal(command: &mut Command, terminal: &OwnedFd) -> io::Resul
 pub fn window_size(terminal: BorrowedFd) -> io::Result<(u16, u16)> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize, which lives through the call.
-    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) }.into())?;
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
     Ok((size.ws_row, size.ws_col))
-}
-
-fn check(result: libc::c_long) -> io::Result<i64> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 /// clone3(2) with `set_tid`: a child with exactly this pid in the caller's pid namespace,
@@ -112,7 +106,7 @@ pub fn trace_getpgid() -> io::Result<()> {
     let filter =
         libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: numbers only.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     let mode = libc::SECCOMP_SET_MODE_FILTER;
     // SAFETY: filter and program live through the call; the kernel copies them.
     check(unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const filter) }).map(drop)
@@ -135,7 +129,7 @@ pub fn userfaultfd_wp_async() -> io::Result<OwnedFd> {
     // struct uffdio_api of linux/userfaultfd.h: api, features, ioctls.
     let mut api = [0xaau64, UFFD_FEATURE_WP_ASYNC, 0];
     // SAFETY: UFFDIO_API reads and writes three u64, which live through the call.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) })?;
     Ok(fd)
 }
 
@@ -143,7 +137,7 @@ pub fn userfaultfd_wp_async() -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `ENOTTY` on older kernels.
-pub fn scan_own_page() -> io::Result<i64> {
+pub fn scan_own_page() -> io::Result<i32> {
     const PAGEMAP_SCAN: u64 = 0xc060_6610;
     const PAGE_IS_PRESENT: u64 = 1 << 3;
     let pagemap = std::fs::File::open("/proc/self/pagemap")?;
@@ -154,5 +148,5 @@ pub fn scan_own_page() -> io::Result<i64> {
     let vec = &raw mut found as u64;
     let mut arg = [96, 0, page, page + 4096, 0, vec, 4, 0, 0, PAGE_IS_PRESENT, 0, PAGE_IS_PRESENT];
     // SAFETY: arg is a pm_scan_arg, found has room for the four page_region it announces.
-    check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) }.into())
+    check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) })
 }

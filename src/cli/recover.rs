@@ -1,4 +1,5 @@
-//! `vosrun recover`: a person who knows that the other copy is dead wakes this one.
+//! `vosrun recover`: a person who knows that another node's copy is dead says so. A frozen copy
+//! here is woken; a home agent ends.
 
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Options of `vosrun recover`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Only for a copy that is frozen by a move in doubt (IN-DOUBT or PREPARED in vosrun ps). \
-If the copy on the other node is not really dead, the job runs twice."
+    after_help = "Wakes a copy that is frozen by a move in doubt (IN-DOUBT or PREPARED in vosrun ps): if the \
+copy on the other node is not really dead, the job runs twice. Of a job that is AWAY on the dead node nothing \
+is left to wake: what waits for it here ends with exit code 13."
 )]
 pub struct RecoverArgs {
     /// Name, id prefix or PID@NODE; may be left out with one job
@@ -25,7 +27,7 @@ pub struct RecoverArgs {
     dead: String,
 }
 
-/// Wakes the frozen copy held here.
+/// Wakes the frozen copy held here, or ends the home agent of a job that has died elsewhere.
 ///
 /// # Errors
 /// When there is no frozen copy, or its supervisor refuses.
@@ -33,7 +35,8 @@ pub fn recover(state: &StateDir, args: &RecoverArgs) -> anyhow::Result<u8> {
     let seen = find_job(state, args.job.as_deref())?;
     let status = seen.status()?;
     let name = &status.name;
-    if !matches!(status.state, JobState::InDoubt | JobState::Prepared) {
+    let away = status.state == JobState::Away && status.node == args.dead;
+    if !away && !matches!(status.state, JobState::InDoubt | JobState::Prepared) {
         let word = super::ps::state_word(status.state);
         let why = format!(
             "{name} ({}) is {word} on {}: there is no frozen copy here to wake",
@@ -43,6 +46,10 @@ pub fn recover(state: &StateDir, args: &RecoverArgs) -> anyhow::Result<u8> {
     }
     let request = Request::Recover { dead: args.dead.clone() };
     match question(&seen, &request, PATIENCE)? {
+        Reply::Ok if away => {
+            print(&format!("{name} ({}) is given up: it was lost with {}\n", seen.id, args.dead))?;
+            Ok(0)
+        }
         Reply::Ok => {
             print(&format!("{name} ({}) runs here again\n", seen.id))?;
             Ok(0)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::supervisor::job::{self, Job};
 use crate::supervisor::moves::Mover;
 use crate::supervisor::session::Session;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::{Mode, Supervisor};
+use crate::supervisor::{End, Mode, Supervisor};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::table::TABLE;
 use crate::tracer::attach::{self, AttachError};
@@ -71,6 +71,7 @@ pub(super) const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const NO_PERMISSION: u8 = 77;
+pub(super) const LOST: u8 = 13;
 /// Another node owns the job.
 const FENCED: u8 = 14;
 /// The end of a killed supervisor takes far less.
@@ -305,9 +306,30 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
 /// Serves the job to its end, here or elsewhere, and gives vosrun's exit code.
 pub(super) fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
     let run = Mover::new(supervisor).and_then(Mover::run);
-    let (supervisor, exit) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
-    supervisor.close();
-    Ok(exit.shell_code())
+    let (mut supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
+    let name = supervisor.job.meta.name.clone();
+    let notice = supervisor.notice.take();
+    supervisor.close(end);
+    Ok(match end {
+        End::Exited(exit) => exit.shell_code(),
+        End::Lost => {
+            say_last(notice, &format!("{name} was lost with the node that it ran on (VOS-LOST)"));
+            LOST
+        }
+    })
+}
+
+/// Says why vosrun ends before or without the job: to the terminal that it was started in, if
+/// it has let go of its stderr (see [`let_go_of_stdio`]).
+fn say_last(terminal: Option<File>, text: &str) {
+    let line = format!("vosrun: {text}\n");
+    let said = match terminal {
+        Some(mut terminal) => terminal.write_all(line.as_bytes()),
+        None => io::stderr().write_all(line.as_bytes()),
+    };
+    if let Err(e) = said {
+        tracing::warn!("{text} (not told on stderr: {e})");
+    }
 }
 
 /// Puts /dev/null in the place of stdin, stdout and stderr and closes what else vosrun was

@@ -327,6 +327,7 @@ pub mod tests {
             filtered: true,
             names: None,
             agent: None,
+            exit: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::freeze::{Frozen, FrozenProcess};
-use super::image::{FdImage, Ids, ProcessImage, Restart, ThreadImage};
+use super::image::{FdImage, Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
@@ -20,7 +20,7 @@ use crate::tracer::stop::Stop;
 
 /// What the supervisor knows of interrupted calls that it started again itself and that have
 /// not returned yet: the arguments as the program gave them, and what is left.
-pub type Running = BTreeMap<i32, (trace::Regs, Restart)>;
+pub type Running = BTreeMap<i32, settle::Again>;
 
 fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
     move |source| PartError::Io { what, source }
@@ -152,10 +152,7 @@ impl Asked {
         let known = running.get(&tid);
         let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
-        let mut wanted = regs;
-        if let Some((original, _)) = known {
-            wanted = settle::with_arguments(&wanted, original);
-        }
+        let (mut wanted, _) = settle::as_interrupted(&regs, known, thread.asleep.as_ref());
         if restart.is_none() {
             wanted = settle::without_restart_block(&wanted);
         }

@@ -30,7 +30,16 @@ pub struct FrozenProcess {
     pub opened: bool,
 }
 
-/// Why a process could not be frozen. It runs on.
+/// A process that could not be frozen, and its threads that stand still all the same.
+#[derive(Debug)]
+pub struct NotFrozen {
+    pub error: FreezeError,
+    pub threads: Vec<Frozen>,
+    /// As [`FrozenProcess::scheduler_now`].
+    pub scheduler_now: SchedulerClocks,
+}
+
+/// Why a process could not be frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
     #[error("{what} of thread {tid}: {source}")]
@@ -61,29 +70,38 @@ fn tids(pid: i32) -> io::Result<Vec<i32>> {
 /// under watch), which it must handle as the supervisor does, resuming the thread.
 ///
 /// # Errors
-/// When the process ended, forked or executed meanwhile; all threads run again then.
+/// When the process ended, forked or executed meanwhile.
 pub fn freeze(
     pid: i32,
     stopped: &BTreeMap<i32, i32>,
     on_event: &mut dyn FnMut(Wait),
-) -> Result<FrozenProcess> {
-    let mut frozen: BTreeMap<i32, Frozen> = BTreeMap::new();
+) -> std::result::Result<FrozenProcess, NotFrozen> {
+    let mut frozen = BTreeMap::new();
+    let done = freeze_all(pid, stopped, on_event, &mut frozen);
+    let leader = frozen.remove(&pid);
+    let threads: Vec<Frozen> = leader.into_iter().chain(frozen.into_values()).collect();
+    let scheduler_now = settle::scheduler_clocks(threads.iter().filter_map(|t| t.asleep.as_ref()));
+    match done.and(leader.map(|_| ()).ok_or(FreezeError::LeaderGone(pid))) {
+        Ok(()) => Ok(FrozenProcess { pid, threads, scheduler_now, opened: false }),
+        Err(error) => Err(NotFrozen { error, threads, scheduler_now }),
+    }
+}
+
+/// Until no thread is left that runs.
+fn freeze_all(
+    pid: i32,
+    stopped: &BTreeMap<i32, i32>,
+    on_event: &mut dyn FnMut(Wait),
+    frozen: &mut BTreeMap<i32, Frozen>,
+) -> Result<()> {
     loop {
         let all = tids(pid).map_err(|_| FreezeError::Exited(pid))?;
         let fresh: Vec<i32> = all.into_iter().filter(|tid| !frozen.contains_key(tid)).collect();
         if fresh.is_empty() {
-            break;
+            return Ok(());
         }
-        if let Err(e) = freeze_threads(pid, &fresh, stopped, on_event, &mut frozen) {
-            thaw_all(frozen.values());
-            return Err(e);
-        }
+        freeze_threads(pid, &fresh, stopped, on_event, frozen)?;
     }
-    let leader = frozen.remove(&pid).ok_or(FreezeError::LeaderGone(pid));
-    let leader = leader.inspect_err(|_| thaw_all(frozen.values()))?;
-    let threads: Vec<Frozen> = std::iter::once(leader).chain(frozen.into_values()).collect();
-    let scheduler_now = settle::scheduler_clocks(threads.iter().filter_map(|t| t.asleep.as_ref()));
-    Ok(FrozenProcess { pid, threads, scheduler_now, opened: false })
 }
 
 fn freeze_threads(
@@ -105,6 +123,7 @@ fn freeze_threads(
     }
     for (tid, asleep) in waiting {
         if let Some(stop) = await_stop(pid, tid, stopped.get(&tid).copied(), on_event)? {
+            let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
             frozen.insert(tid, Frozen { tid, stop, asleep });
         }
     }
@@ -133,7 +152,10 @@ pub fn stop_thread(
                 interrupt()?;
                 on_event(Wait { tid, stop: Stop::Signal(signal) });
             }
-            Some(stop) => return Ok(Frozen { tid, stop, asleep }),
+            Some(stop) => {
+                let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
+                return Ok(Frozen { tid, stop, asleep });
+            }
             None => return Err(FreezeError::Exited(pid)),
         }
     }
@@ -182,20 +204,6 @@ fn await_stop(
                 let _ = raw::interrupt(tid);
                 on_event(wait);
             }
-        }
-    }
-}
-
-/// Lets threads go on: a stopped job stays stopped, a signal is delivered.
-pub fn thaw_all<'a>(threads: impl Iterator<Item = &'a Frozen>) {
-    for thread in threads {
-        let resumed = match thread.stop {
-            Stop::Group(_) => raw::listen(thread.tid),
-            Stop::Signal(signal) => raw::cont(thread.tid, signal),
-            _ => raw::cont(thread.tid, 0),
-        };
-        if let Err(e) = resumed {
-            tracing::debug!("thread {} not resumed: {e}", thread.tid);
         }
     }
 }

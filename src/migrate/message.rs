@@ -20,6 +20,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::image::JobInfo;
+use super::resource::creds::User;
 use super::resource::fd::regular::Named;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
@@ -140,6 +141,9 @@ pub enum Msg {
     NotMoved(Box<MoveFailure>),
     /// Source, after DONE: the figures of the move, which the target tells the home.
     Report(Box<MoveReport>),
+    /// Host's node: the job is not here any more and has gone nowhere; its supervisor has died,
+    /// and nobody knows how the job ended.
+    Lost,
 }
 
 /// What the target needs to judge a move.
@@ -155,6 +159,7 @@ pub struct Hello {
     pub home: (NodeId, String),
     /// CPU feature flags of /proc/cpuinfo.
     pub cpu: Vec<String>,
+    /// The source's boot ([`crate::boot::id`]); empty when its kernel does not tell.
     pub boot_id: String,
     pub kernel: String,
     /// Resident private memory, bytes.
@@ -165,6 +170,8 @@ pub struct Hello {
     pub written: Vec<u32>,
     pub open: Vec<Named>,
     pub cwd: String,
+    /// Whom it runs as; `None` when its ids are not all the same.
+    pub user: Option<User>,
     pub history: Vec<MoveReport>,
 }
 

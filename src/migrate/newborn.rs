@@ -14,8 +14,9 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::{Clocks, Ids};
 use super::raw;
+use super::resource::creds::User;
 use super::resource::fd::{self, RestoreCx};
-use super::skeleton::{offsets, receive, send, Build, Built, Plan, Request, Word};
+use super::skeleton::{coarse_tick, offsets, receive, send, Build, Built, Plan, Request, Word};
 use crate::tracer::raw::pidfd_open;
 
 /// Ends of the sockets that the new processes hold.
@@ -76,7 +77,7 @@ pub(super) fn start(
     keep.extend(tty);
     close_others(&keep);
     let ends = Ends { control, leader, tty: tty.map(raw::own) };
-    ends.must("namespaces", unshare());
+    ends.must("namespaces", unshare(plan.user));
     ends.must("clock offsets", set_clocks(plan, now));
     ends.must("host name", nix::unistd::sethostname(&plan.nodename));
     if !plan.domainname.is_empty() {
@@ -109,32 +110,41 @@ fn close_others(keep: &[RawFd]) {
     raw::close_range(next, RawFd::MAX);
 }
 
+/// Tries the namespaces in a process that ends at once; its exit code is the error number.
+pub(super) fn probe(user: User) -> ! {
+    raw::exit_now(unshare(user).err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO)))
+}
+
 /// New namespaces: with the privilege to make them directly where there is one, else within a
-/// user namespace that maps this user to itself.
-fn unshare() -> io::Result<()> {
+/// user namespace in which this node's user is the job's.
+fn unshare(user: User) -> io::Result<()> {
     let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | raw::CLONE_NEWTIME;
-    match raw::unshare(flags) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
-        other => return other,
+    if user.is_givable() {
+        match raw::unshare(flags) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+            other => return other,
+        }
     }
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let own = User::own();
     raw::unshare(flags | libc::CLONE_NEWUSER)?;
     fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+    fs::write("/proc/self/uid_map", format!("{} {} 1", user.uid, own.uid))?;
+    fs::write("/proc/self/gid_map", format!("{} {} 1", user.gid, own.gid))
 }
 
 /// Sets the offsets so that the job's clocks go on from where they were when the plan was
-/// sent. Offsets count from the initial time namespace, ours may be another.
+/// sent, and by [`coarse_tick`] ahead of that. Offsets count from the initial time namespace,
+/// ours may be another.
 fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
     let own = offsets("self")?;
+    let tick = coarse_tick()?;
     let text = |name: &str, nanoseconds: i128| {
         let (sec, nsec) =
             (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
         format!("{name} {sec} {nsec}\n")
     };
     let ahead = |theirs: i128, now: i128, own: i128| {
-        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own));
+        let offset = theirs.checked_sub(now).and_then(|o| o.checked_add(own + tick));
         offset.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     };
     let monotonic = ahead(plan.clocks.monotonic, now.monotonic, own.0)?;

@@ -9,16 +9,17 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use super::capture::views;
 use super::files::Files;
 use super::image::JobInfo;
 use super::message::{Hello, Verdict};
+use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
+use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::tracer::memory;
@@ -189,16 +190,6 @@ pub fn cpu_flags() -> Vec<String> {
     line.split_once(':').map_or("", |(_, f)| f).split_whitespace().map(str::to_owned).collect()
 }
 
-/// This boot of this machine (random(4)).
-#[must_use]
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        text.trim().to_owned()
-    })
-}
-
 fn kernel() -> String {
     nix::sys::utsname::uname()
         .map(|u| u.release().to_string_lossy().into_owned())
@@ -267,7 +258,7 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
-        boot_id: boot_id().to_owned(),
+        boot_id: boot::id().unwrap_or_default().to_owned(),
         kernel: kernel(),
         memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
         largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),
@@ -275,15 +266,17 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         written,
         open,
         cwd: attributes::cwd(pid)?.to_string_lossy().into_owned(),
+        user: User::of(leader)?,
         history: of.history,
     })
 }
 
-/// Is the file at `id.path` here the very same file? It may have been written to meanwhile.
+/// Is the file at `id.path` here the very same file as at the source, whose boot is `boot`?
+/// It may have been written to meanwhile.
 #[must_use]
 pub fn is_same_file(id: &FileId, boot: &str) -> bool {
     let same = |here: FileId| (here.dev, here.ino) == (id.dev, id.ino);
-    boot == boot_id() && FileId::of(&id.path).is_ok_and(same)
+    boot::is_this(boot) && FileId::of(&id.path).is_ok_and(same)
 }
 
 /// The target's judgement.
@@ -313,6 +306,13 @@ pub fn judge(hello: &Hello) -> Verdict {
             format!("working directory {}", hello.cwd),
             "the target has no such directory",
             "make the directory on the target, or let the program change to one that both have",
+        ));
+    } else if let Err(e) = nix::unistd::access(hello.cwd.as_str(), nix::unistd::AccessFlags::X_OK) {
+        verdict.findings.push(blocker(
+            "VOS-FILE-LOCAL",
+            format!("working directory {}: {}", hello.cwd, e.desc()),
+            "the user that the target's node runs as may not enter it",
+            "let that user enter it, or let the program change to another directory",
         ));
     }
     verdict
@@ -351,6 +351,7 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
             "raise kernel.pid_max on the target",
         ));
     }
+    judge_user(hello, verdict);
     if kernel() != hello.kernel {
         verdict.findings.push(warning(
             "VOS-KERNEL",
@@ -360,6 +361,29 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
         ));
     } else {
         verdict.ok.push("kernel".into());
+    }
+}
+
+fn judge_user(hello: &Hello, verdict: &mut Verdict) {
+    let own = User::own();
+    let user = hello.user.unwrap_or(own);
+    if hello.user.is_none() && own.uid != 0 {
+        verdict.findings.push(blocker(
+            "VOS-CREDS",
+            "user and group ids of the process".into(),
+            "they are not all the same; an ordinary user at the target can give it only one",
+            "run the target's node as root",
+        ));
+    } else if !user.is_givable() {
+        verdict.ok.push(format!("uid {} as {}", user.uid, own.uid));
+    }
+    if let Err(e) = super::skeleton::try_namespaces(user) {
+        verdict.findings.push(blocker(
+            "VOS-USERNS",
+            format!("namespaces of user {}: {e}", own.uid),
+            "the target does not let the user that its node runs as make them",
+            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
+        ));
     }
 }
 

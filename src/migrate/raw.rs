@@ -4,13 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-fn check(result: libc::c_long) -> io::Result<i64> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
+use crate::errno::check;
 
 /// `struct clone_args` of clone3(2).
 #[repr(C)]
@@ -86,7 +80,7 @@ pub fn own(fd: RawFd) -> std::os::fd::OwnedFd {
 /// `EPERM`, `ENOSPC` (a limit of namespaces), `EINVAL` (kernel without one).
 pub fn unshare(flags: i32) -> io::Result<()> {
     // SAFETY: numbers only.
-    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+    check(unsafe { libc::unshare(flags) }).map(drop)
 }
 
 /// close_range(2) of everything from `first` to `last`.
@@ -109,7 +103,7 @@ pub fn exit_now(code: i32) -> ! {
 /// `EPERM`.
 pub fn set_domain_name(name: &str) -> io::Result<()> {
     // SAFETY: name lives through the call and has the length told.
-    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
 /// TIOCSCTTY: makes the terminal the controlling one of this session.
@@ -118,7 +112,7 @@ pub fn set_domain_name(name: &str) -> io::Result<()> {
 /// `EPERM` when this is no session leader or the terminal is taken.
 pub fn set_controlling_terminal(tty: BorrowedFd) -> io::Result<()> {
     // SAFETY: numbers only.
-    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
 
 /// tcsetpgrp(3).
@@ -127,7 +121,7 @@ pub fn set_controlling_terminal(tty: BorrowedFd) -> io::Result<()> {
 /// `ENOTTY`, `EPERM`.
 pub fn set_foreground(tty: BorrowedFd, pgid: i32) -> io::Result<()> {
     // SAFETY: numbers only.
-    check(unsafe { libc::tcsetpgrp(tty.as_raw_fd(), pgid) }.into()).map(drop)
+    check(unsafe { libc::tcsetpgrp(tty.as_raw_fd(), pgid) }).map(drop)
 }
 
 /// PR_SET_DUMPABLE.
@@ -143,8 +137,8 @@ pub fn reap() -> Option<(i32, i32)> {
     loop {
         // SAFETY: status lives through the call.
         let got = unsafe { libc::wait4(-1, &raw mut status, libc::__WALL, std::ptr::null_mut()) };
-        match check(got.into()) {
-            Ok(pid) => return Some((pid as i32, status)),
+        match check(got) {
+            Ok(pid) => return Some((pid, status)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return None,
         }
@@ -160,7 +154,7 @@ pub fn memfd(name: &str) -> io::Result<std::os::fd::OwnedFd> {
     let name = CString::new(name).map_err(io::Error::other)?;
     // SAFETY: name lives through the call.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    let fd = check(fd.into())? as RawFd;
+    let fd = check(fd)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
@@ -172,17 +166,14 @@ pub fn memfd(name: &str) -> io::Result<std::os::fd::OwnedFd> {
 pub fn pass_credentials(socket: BorrowedFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: on lives through the call and has the size told.
-    check(
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PASSCRED,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as u32,
-            )
-        }
-        .into(),
-    )
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PASSCRED,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as u32,
+        )
+    })
     .map(drop)
 }

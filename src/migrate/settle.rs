@@ -17,8 +17,12 @@
 //! its own, which stands still while the hypervisor or an interrupt has the CPU
 //! (update_rq_clock_task, kernel/sched/core.c): it is compared with itself only, and a sleep
 //! may become a little longer, but never shorter.
-//! Nothing is known of a sleep that an ignored signal has disturbed: such a call gets its
-//! whole timeout once more, and what is left of that when it is disturbed again.
+//! Nothing is known of a sleep that an ignored signal or a stop has disturbed: such a call gets
+//! its whole timeout once more, and what is left of that when it is disturbed again.
+//!
+//! A call that the kernel has started again by itself shows as restart_syscall(2), which means
+//! nothing to another kernel. Which call it was is what the supervisor has noted ([`Again`]), or
+//! what the thread was seen waiting in.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -99,8 +103,81 @@ pub struct Asleep {
     /// The CPU it last ran on.
     cpu: usize,
     switches: u64,
-    /// Its call; a process that is not dumpable does not tell.
+    /// Its call, also if the kernel has started it again; a process that is not dumpable does
+    /// not tell.
     nr: Option<i64>,
+}
+
+/// A call that was interrupted and goes on, which the program does not see.
+#[derive(Debug, Clone, Copy)]
+pub struct Again {
+    /// Registers as they were at the interruption, with the arguments of the program.
+    pub regs: Regs,
+    /// With what is left of it now.
+    pub restart: Restart,
+    /// The kernel has started it again, with the program's arguments; else the supervisor, with
+    /// its own.
+    pub by_kernel: bool,
+}
+
+/// Where a thread is with a call that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// About to enter the kernel.
+    Before,
+    /// In the call, or just out of it.
+    Inside,
+    /// The call is over.
+    Elsewhere,
+}
+
+impl Again {
+    /// Where the thread is, by its registers.
+    #[must_use]
+    pub fn place(&self, now: &Regs) -> Place {
+        if now.rsp != self.regs.rsp {
+            return Place::Elsewhere;
+        }
+        let in_call = match self.by_kernel {
+            true => now.orig_rax as i64 == libc::SYS_restart_syscall,
+            false => now.orig_rax as i64 >= 0,
+        };
+        if now.rip == self.regs.rip && in_call {
+            return Place::Inside;
+        }
+        let nr = if self.by_kernel { libc::SYS_restart_syscall } else { self.restart.nr };
+        if now.rip + 2 == self.regs.rip && now.rax as i64 == nr {
+            return Place::Before;
+        }
+        Place::Elsewhere
+    }
+}
+
+/// Registers of a stopped thread as the program has them: the arguments are its own, and a call
+/// that goes on is the one it made. `again` when the call that it tells of goes on.
+#[must_use]
+pub fn as_interrupted<'a>(
+    now: &Regs,
+    again: Option<&'a Again>,
+    asleep: Option<&Asleep>,
+) -> (Regs, Option<&'a Again>) {
+    let mut regs = *now;
+    let again = match again.map(|a| (a, a.place(now))) {
+        Some((again, Place::Before)) => {
+            regs = again.regs;
+            Some(again)
+        }
+        Some((again, Place::Inside)) => {
+            regs = with_arguments(now, &again.regs);
+            Some(again)
+        }
+        _ => None,
+    };
+    if regs.orig_rax as i64 == libc::SYS_restart_syscall {
+        let nr = again.map(|a| a.restart.nr).or_else(|| asleep.and_then(|a| a.nr));
+        regs.orig_rax = nr.map_or(regs.orig_rax, |nr| nr as u64);
+    }
+    (regs, again)
 }
 
 /// The scheduler's clock at the freeze, by CPU, nanoseconds.
@@ -112,18 +189,37 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
-/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose.
-fn call_with_timeout(text: &str) -> Option<i64> {
+/// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose, or was started
+/// again by the kernel. `dir` is the thread's folder in /proc.
+fn call_with_timeout(text: &str, dir: &str) -> Option<i64> {
     let mut words = text.split_whitespace();
     let nr: i64 = words.next()?.parse().ok()?;
     let mut args = [0; 6];
     for arg in &mut args {
         *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
     }
-    if nr != libc::SYS_restart_syscall {
-        timeout_of(nr, &args)?;
+    if nr == libc::SYS_restart_syscall {
+        return started_again(&read_proc(&format!("{dir}/wchan")).ok()?, &args);
     }
-    Some(nr)
+    timeout_of(nr, &args).map(|_| nr)
+}
+
+/// Which call a thread is in that the kernel has started again, by the kernel function where it
+/// waits (`/proc/PID/wchan`). Only these have a restart block of their own (`set_restart_fn` in
+/// the kernel): poll, futex, nanosleep and clock_nanosleep.
+fn started_again(wchan: &str, args: &[u64; 6]) -> Option<i64> {
+    const MOST_CLOCKS: i32 = 16;
+    match wchan.trim() {
+        // It runs, or the kernel does not tell.
+        "" | "0" => None,
+        name if name.contains("poll") => Some(libc::SYS_poll),
+        name if name.contains("futex") => Some(libc::SYS_futex),
+        // The first argument is a clock (negative: of a process or a device), or an address.
+        _ if args[0] >> 32 == 0 && (args[0] as i32) < MOST_CLOCKS => {
+            Some(libc::SYS_clock_nanosleep)
+        }
+        _ => Some(libc::SYS_nanosleep),
+    }
 }
 
 impl Asleep {
@@ -133,7 +229,7 @@ impl Asleep {
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
         let nr = match read_proc(&format!("{dir}/syscall")) {
-            Ok(text) => Some(call_with_timeout(&text)?),
+            Ok(text) => Some(call_with_timeout(&text, &dir)?),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
             Err(_) => return None,
         };
@@ -146,12 +242,12 @@ impl Asleep {
         })
     }
 
-    /// It went from that sleep straight into the stop.
-    fn still(&self, pid: i32, tid: i32) -> bool {
-        read_proc(&format!("/proc/{pid}/task/{tid}/sched"))
-            .ok()
-            .and_then(|text| sched_field(&text, "nr_voluntary_switches"))
-            .is_some_and(|now| now as u64 == self.switches + 1)
+    /// Itself, if the thread went from that sleep straight into the stop in which it is now.
+    #[must_use]
+    pub fn until_stop(self, pid: i32, tid: i32) -> Option<Self> {
+        let text = read_proc(&format!("/proc/{pid}/task/{tid}/sched")).ok()?;
+        let now = sched_field(&text, "nr_voluntary_switches")? as u64;
+        (now == self.switches + 1).then_some(self)
     }
 }
 
@@ -222,7 +318,6 @@ fn whole(pid: i32, timeout: Timeout, args: &[u64; 6]) -> io::Result<Option<u64>>
 #[derive(Debug, Clone, Copy)]
 pub struct Interrupted<'a> {
     pub pid: i32,
-    pub tid: i32,
     pub regs: &'a Regs,
     /// A signal is pending that is not blocked, or about to be delivered.
     pub signal: bool,
@@ -230,35 +325,37 @@ pub struct Interrupted<'a> {
     pub asleep: Option<Asleep>,
     /// [`scheduler_clocks`] at the freeze.
     pub now: &'a SchedulerClocks,
-    /// A restart that was under way already, with its deadline still ahead by this much.
-    pub running: Option<Restart>,
+    /// What is known of an earlier interruption.
+    pub again: Option<&'a Again>,
 }
 
-/// How the call of a stopped thread goes on at the target; `None`: the registers say all.
+/// How the call of a stopped thread goes on at the target; `None`: the registers, as
+/// [`as_interrupted`] gives them, say all.
 ///
 /// # Errors
 /// When its timeout cannot be read.
 pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
-    let result = it.regs.rax as i64;
-    let nr = it.regs.orig_rax as i64;
+    let (regs, again) = as_interrupted(it.regs, it.again, it.asleep.as_ref());
+    let result = regs.rax as i64;
+    let nr = regs.orig_rax as i64;
     let in_call = nr >= 0;
     let woken = result == ERESTART_RESTARTBLOCK || (result == EINTR && answers_eintr(nr));
     let restarts = in_call && woken && !it.signal;
-    if let Some(running) = it.running {
+    if let Some(again) = again {
         let interrupted = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND].contains(&result);
-        return Ok((restarts || (in_call && interrupted)).then_some(running));
+        return Ok((restarts || (in_call && interrupted)).then_some(again.restart));
     }
     if !restarts {
         return Ok(None);
     }
-    let args = arguments(it.regs);
+    let args = arguments(&regs);
     let Some(timeout) = timeout_of(nr, &args) else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr) && a.still(it.pid, it.tid));
+    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
@@ -272,10 +369,10 @@ pub fn judge_stopped(
     pid: i32,
     thread: &super::freeze::Frozen,
     now: &SchedulerClocks,
-    running: Option<&(Regs, Restart)>,
+    again: Option<&Again>,
 ) -> io::Result<Option<Restart>> {
     let view = View::read(pid, thread.tid)?;
-    judge_seen(&view, &raw::regs(thread.tid)?, thread, now, running)
+    judge_seen(&view, &raw::regs(thread.tid)?, thread, now, again)
 }
 
 /// [`judge_stopped`] with what has been read already.
@@ -287,7 +384,7 @@ pub fn judge_seen(
     regs: &Regs,
     thread: &super::freeze::Frozen,
     now: &SchedulerClocks,
-    running: Option<&(Regs, Restart)>,
+    again: Option<&Again>,
 ) -> io::Result<Option<Restart>> {
     let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
     let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
@@ -297,12 +394,11 @@ pub fn judge_seen(
     };
     judge(&Interrupted {
         pid: view.pid,
-        tid: thread.tid,
         regs,
         signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
         asleep: thread.asleep,
         now,
-        running: running.map(|(_, restart)| *restart),
+        again,
     })
 }
 
@@ -320,13 +416,6 @@ fn ignored(ignored: u64, caught: u64) -> u64 {
 #[must_use]
 pub fn cut_short(regs: &Regs) -> bool {
     regs.rax as i64 == EINTR && answers_eintr(regs.orig_rax as i64)
-}
-
-/// On the machine where a call was interrupted: must the supervisor restart it, because the
-/// kernel would not, or because it has been restarted with other arguments already?
-#[must_use]
-pub fn needs_us(regs: &Regs, running: bool) -> bool {
-    running || regs.rax as i64 == EINTR
 }
 
 /// Gives a stopped thread the registers with which its call starts again with what is left of
@@ -359,6 +448,17 @@ pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<()> {
         }
     }
     raw::set_regs(tid, &regs)
+}
+
+/// Has the process a handler for this signal, or is its default more than to be ignored or to
+/// stop: will the signal end an interrupted call?
+#[must_use]
+pub fn ends_call(view: &View, signal: i32) -> bool {
+    let caught = view.hex("SigCgt:");
+    let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal);
+    let ignored = ignored(view.hex("SigIgn:"), caught) & sigbit(signal) != 0;
+    let cont = signal == libc::SIGCONT;
+    caught & sigbit(signal) != 0 || !(ignored || stops || cont)
 }
 
 /// Registers with the system-call arguments of `original`.
@@ -403,6 +503,74 @@ mod tests {
         let pid = std::process::id() as i32;
         assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
         assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn calls_that_the_kernel_has_started_again() {
+        let named = |wchan, first| started_again(wchan, &[first, 0, 0, 0, 0, 0]);
+        assert_eq!(named("hrtimer_nanosleep", 0x7ffc_0000_0000), Some(libc::SYS_nanosleep));
+        assert_eq!(named("do_syscall_64", 1), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(
+            named("do_syscall_64", u64::from(-6i32 as u32)),
+            Some(libc::SYS_clock_nanosleep)
+        );
+        assert_eq!(named("poll_schedule_timeout.constprop.0\n", 0), Some(libc::SYS_poll));
+        assert_eq!(named("futex_do_wait", 0x7ffc_0000_0000), Some(libc::SYS_futex));
+        assert_eq!(named("0", 1), None);
+    }
+
+    #[test]
+    fn where_a_call_that_goes_on_is() {
+        let nr = libc::SYS_nanosleep;
+        let mut regs = Regs {
+            r15: 0,
+            r14: 0,
+            r13: 0,
+            r12: 0,
+            rbp: 0,
+            rbx: 0,
+            r11: 0,
+            r10: 0,
+            r9: 0,
+            r8: 0,
+            rax: 0,
+            rcx: 0,
+            rdx: 0,
+            rsi: 0,
+            rdi: 0,
+            orig_rax: 0,
+            rip: 0,
+            cs: 0,
+            eflags: 0,
+            rsp: 0,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        };
+        (regs.rip, regs.rsp, regs.orig_rax) = (0x1002, 0x8000, nr as u64);
+        regs.rax = ERESTART_RESTARTBLOCK as u64;
+        regs.rdi = 0x5000;
+        let restart = Restart { nr, remaining_ns: Some(7) };
+        let ours = Again { regs, restart, by_kernel: false };
+        let mut now = regs;
+        (now.rip, now.rax, now.orig_rax, now.rdi) = (0x1000, nr as u64, u64::MAX, 0x7f00);
+        assert_eq!(ours.place(&now), Place::Before);
+        let (seen, again) = as_interrupted(&now, Some(&ours), None);
+        assert_eq!((seen.rip, seen.rdi, again.is_some()), (0x1002, 0x5000, true));
+        let kernels = Again { by_kernel: true, ..ours };
+        assert_eq!(kernels.place(&now), Place::Elsewhere);
+        (now.rip, now.orig_rax) = (0x1002, libc::SYS_restart_syscall as u64);
+        now.rax = ERESTART_RESTARTBLOCK as u64;
+        assert_eq!(kernels.place(&now), Place::Inside);
+        let (seen, _) = as_interrupted(&now, Some(&kernels), None);
+        assert_eq!(seen.orig_rax as i64, nr);
+        // The same call made once more is not the one that was started again.
+        now.orig_rax = nr as u64;
+        assert_eq!(kernels.place(&now), Place::Elsewhere);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::image::{Clocks, FdImage, Ids};
+use super::resource::creds::User;
 use super::{newborn, raw};
 
 /// What the frame of a process needs before its image arrives.
@@ -40,6 +41,8 @@ pub struct Plan {
     pub clocks: Clocks,
     /// The session has a controlling terminal, which is relayed.
     pub terminal: bool,
+    /// Whom the process runs as, by its own numbers.
+    pub user: User,
 }
 
 /// A process that waits for its descriptors and memory.
@@ -188,6 +191,17 @@ pub fn own_clocks() -> io::Result<Clocks> {
     Ok(Clocks { monotonic: clock(libc::CLOCK_MONOTONIC)?, boottime: clock(libc::CLOCK_BOOTTIME)? })
 }
 
+/// By how much the coarse clocks here may be behind the fine ones, nanoseconds
+/// (CLOCK_MONOTONIC_COARSE of clock_getres(2)). A job's clock that is ahead by this shows no
+/// coarse time that is older than one the job has seen.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn coarse_tick() -> io::Result<i128> {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(i128::from(tick.tv_sec()) * 1_000_000_000 + i128::from(tick.tv_nsec()))
+}
+
 /// Offsets of a time namespace (`/proc/PID/timens_offsets`, time_namespaces(7)): monotonic and
 /// boot time, nanoseconds.
 ///
@@ -202,6 +216,24 @@ pub fn offsets(pid: &str) -> io::Result<(i128, i128)> {
     };
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "timens_offsets");
     Ok((get("monotonic").ok_or_else(bad)?, get("boottime").ok_or_else(bad)?))
+}
+
+/// Can the namespaces of a job of `user` be made here (user_namespaces(7))? The caller has one
+/// thread.
+///
+/// # Errors
+/// What the kernel answers when they are tried.
+pub fn try_namespaces(user: User) -> io::Result<()> {
+    use nix::sys::wait::{waitpid, WaitStatus};
+    let child = raw::fork(None)?;
+    if child == 0 {
+        newborn::probe(user);
+    }
+    match waitpid(nix::unistd::Pid::from_raw(child), None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+        other => Err(io::Error::other(format!("the process that tried it: {other:?}"))),
+    }
 }
 
 impl Skeleton {

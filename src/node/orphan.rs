@@ -89,13 +89,21 @@ fn confirmed(state: &StateDir, job: JobId, peer: NodeId, id: MoveId) -> io::Resu
     }
 }
 
-/// To a home agent that looks for its job: where it went.
+/// To a home agent that looks for its job: where it went, or how it ended. A job that runs on
+/// without its supervisor is waited for.
 fn whereabouts(state: &StateDir, job: JobId) -> io::Result<Option<Msg>> {
-    let Some(taken) = locked(state, job)? else { return Ok(None) };
+    let Some(taken) = locked(state, job)? else { return Ok(Some(Msg::Lost)) };
+    if let Some(exit) = taken.meta.exit {
+        return Ok(Some(Msg::Exited(exit)));
+    }
     Ok(match taken.settle()? {
         Some(Record { step: Step::Commit | Step::Done, epoch, peer, peer_name, .. }) => {
             Some(Msg::Gone { to: Some((peer, peer_name)), epoch: epoch.next() })
         }
+        Some(Record { step: Step::Own, .. }) => match lasting_presence(&taken.meta) {
+            Presence::Gone => Some(Msg::Lost),
+            Presence::Here | Presence::Leaving => None,
+        },
         _ => None,
     })
 }
@@ -106,7 +114,8 @@ fn whereabouts(state: &StateDir, job: JobId) -> io::Result<Option<Msg>> {
 pub fn has_passed(meta: &JobMeta, last: Option<&Record>) -> bool {
     let open = [Step::Intent, Step::Sealed, Step::Commit, Step::Own];
     let home = meta.agent.is_none();
-    !home && meta.host.is_none() && !last.is_some_and(|r| open.contains(&r.step))
+    let left = meta.host.is_none() && !last.is_some_and(|r| open.contains(&r.step));
+    !home && (left || meta.exit.is_some())
 }
 
 /// Removes the folders of jobs that passed this node more than a day ago.
@@ -165,6 +174,7 @@ mod tests {
             filtered: true,
             names: None,
             agent: None,
+            exit: None,
         };
         state.job(JOB).create().unwrap();
         state.job(JOB).set_meta(&meta).unwrap();
@@ -203,7 +213,7 @@ mod tests {
         let (this, other) = (journal::boot_id(), "another");
         /// Steps, process alive, boot; the answer, the last step then.
         type Case<'a> = (&'a [Step], bool, &'a str, Option<bool>, Step);
-        let cases: [Case; 10] = [
+        let cases: [Case; 12] = [
             (&[Intent, Commit], false, &this, Some(true), Commit),
             (&[Intent, Commit, Done], false, &this, Some(true), Done),
             (&[Intent, Abort], true, &this, Some(false), Abort),
@@ -215,6 +225,9 @@ mod tests {
             // It has run on without its supervisor, and ended.
             (&[Intent], false, &this, Some(false), Abort),
             (&[Intent], false, other, Some(true), Commit),
+            // Whether it ran on or went down with the machine, nobody knows.
+            (&[Intent], false, "", None, Intent),
+            (&[Intent], true, "", Some(false), Abort),
             (&[Prepared, Own], true, &this, None, Own),
         ];
         for (steps, alive, boot, wanted, after) in cases {
@@ -285,6 +298,19 @@ mod tests {
         };
         assert_eq!((name.as_str(), epoch), ("b", Epoch(5)));
         assert!(ask(&scene(&[Step::Own], true, ""), PEER, &attach).is_none());
+    }
+
+    #[test]
+    fn a_home_agent_is_told_how_the_job_ended() {
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
+        let s = scene(&[Step::Prepared, Step::Own], false, "");
+        assert!(matches!(ask(&s, PEER, &attach), Some(Msg::Lost)));
+        let exit = crate::tracer::Exit::Code(3);
+        let meta = JobMeta { exit: Some(exit), ..s.state.job(JOB).meta().unwrap() };
+        s.state.job(JOB).set_meta(&meta).unwrap();
+        assert!(matches!(ask(&s, PEER, &attach), Some(Msg::Exited(e)) if e == exit));
+        s.state.job(JOB).remove().unwrap();
+        assert!(matches!(ask(&s, PEER, &attach), Some(Msg::Lost)));
     }
 
     #[test]

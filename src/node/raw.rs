@@ -6,16 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use crate::errno::check;
+
 /// The descriptor that a receiver finds its connection on.
 pub const CONNECTION_FD: i32 = 3;
-
-fn check(result: i32) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
 
 /// Starts `command` in a session of its own (setsid(2)), with no signal blocked and with a
 /// duplicate of `fd` as descriptor [`CONNECTION_FD`].
@@ -37,9 +31,9 @@ pub fn spawn_with_connection(command: &mut Command, fd: BorrowedFd<'_>) -> io::R
             libc::sigemptyset(&mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
             if fd == CONNECTION_FD {
-                check(libc::fcntl(fd, libc::F_SETFD, 0))
+                check(libc::fcntl(fd, libc::F_SETFD, 0)).map(drop)
             } else {
-                check(libc::dup2(fd, CONNECTION_FD))
+                check(libc::dup2(fd, CONNECTION_FD)).map(drop)
             }
         }
     };

@@ -4,12 +4,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use crate::errno::check;
+
 /// Position argument of preadv2(2) that means "at the file offset".
 const AT_OFFSET: libc::c_long = -1;
-
-fn check(result: libc::c_long) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
 
 /// read(2) that never waits, without touching the description's flags.
 ///
@@ -29,6 +27,7 @@ pub fn read_nowait(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
             libc::RWF_NOWAIT,
         )
     })
+    .map(|n| n as usize)
 }
 
 /// write(2) that never waits, without touching the description's flags.
@@ -49,6 +48,7 @@ pub fn write_nowait(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
             libc::RWF_NOWAIT,
         )
     })
+    .map(|n| n as usize)
 }
 
 /// TCGETS: the terminal's modes. On a pty master: those of its slave.
@@ -59,7 +59,7 @@ pub fn get_termios(fd: BorrowedFd<'_>) -> io::Result<libc::termios> {
     let mut termios = std::mem::MaybeUninit::<libc::termios>::zeroed();
     // SAFETY: tcgetattr writes one termios; all-zero bytes are a valid one as well.
     unsafe {
-        check(libc::tcgetattr(fd.as_raw_fd(), termios.as_mut_ptr()).into())?;
+        check(libc::tcgetattr(fd.as_raw_fd(), termios.as_mut_ptr()))?;
         Ok(termios.assume_init())
     }
 }
@@ -70,7 +70,7 @@ pub fn get_termios(fd: BorrowedFd<'_>) -> io::Result<libc::termios> {
 /// `ENOTTY`; `EIO` after a hang-up.
 pub fn set_termios(fd: BorrowedFd<'_>, when: i32, termios: &libc::termios) -> io::Result<()> {
     // SAFETY: tcsetattr reads one termios, which the reference keeps alive.
-    check(unsafe { libc::tcsetattr(fd.as_raw_fd(), when, termios) }.into()).map(drop)
+    check(unsafe { libc::tcsetattr(fd.as_raw_fd(), when, termios) }).map(drop)
 }
 
 /// tee(2): copies at most `len` bytes from one pipe to another, without consuming them or
@@ -81,8 +81,7 @@ pub fn set_termios(fd: BorrowedFd<'_>, when: i32, termios: &libc::termios) -> io
 pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {
     let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
     // SAFETY: tee takes only numbers; both descriptors are open.
-    let copied = unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) };
-    usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+    check(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) }).map(|n| n as usize)
 }
 
 /// FIONREAD: bytes that can be read.
@@ -92,8 +91,8 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> io::Result<u
 pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes = 0_i32;
     // SAFETY: FIONREAD writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }.into())?;
-    check(bytes.into())
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })
+        .map(|_| bytes as usize)
 }
 
 /// TIOCGWINSZ.
@@ -103,7 +102,7 @@ pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 pub fn get_winsize(fd: BorrowedFd<'_>) -> io::Result<libc::winsize> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
     Ok(size)
 }
 
@@ -114,7 +113,7 @@ pub fn get_winsize(fd: BorrowedFd<'_>) -> io::Result<libc::winsize> {
 pub fn set_winsize(fd: BorrowedFd<'_>, size: &libc::winsize) -> io::Result<()> {
     let size: *const libc::winsize = size;
     // SAFETY: TIOCSWINSZ reads one winsize, which the reference keeps alive.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, size) }.into()).map(drop)
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, size) }).map(drop)
 }
 
 /// TIOCSPTLCK 0 and TIOCGPTPEER: unlocks a pty master and opens its slave, whatever is
@@ -125,11 +124,11 @@ pub fn set_winsize(fd: BorrowedFd<'_>, size: &libc::winsize) -> io::Result<()> {
 pub fn pty_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (fd, unlock) = (master.as_raw_fd(), 0_i32);
     // SAFETY: TIOCSPTLCK reads one int.
-    check(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlock) }.into())?;
+    check(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlock) })?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: TIOCGPTPEER takes open flags by value.
     let peer = unsafe { libc::ioctl(fd, libc::TIOCGPTPEER, flags) };
-    check(peer.into())?;
+    check(peer)?;
     // SAFETY: the kernel just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(peer) })
 }

@@ -52,6 +52,7 @@ impl Job {
             filtered: false,
             names: None,
             agent: None,
+            exit: None,
         };
         dir.create()?;
         let lock = lock(&dir)?;
@@ -89,15 +90,16 @@ impl Job {
     ///
     /// A process that lives has not been given away. One that is gone was the frozen copy
     /// when its supervisor had sealed it, or when the machine went down with it; else it has
-    /// run on by itself and ended.
+    /// run on by itself and ended. Where only a restart of the machine could tell these two
+    /// apart, and nobody knows whether there was one, nothing is decided: one answer would
+    /// let the job run twice, the other would lose it.
     ///
     /// # Errors
     /// `WouldBlock` while the supervisor's end is not over: it may take the process along.
-    /// Else when the journal cannot be read or written.
+    /// Else when the journal cannot be read or written, or does not allow a decision.
     pub fn settle(&self) -> io::Result<Option<Record>> {
         let path = self.dir.journal();
         let Some(last) = journal::last(&path)? else { return Ok(None) };
-        let rebooted = last.boot != journal::boot_id();
         let presence = match last.step {
             Step::Intent => presence(&self.meta),
             Step::Sealed => lasting_presence(&self.meta),
@@ -107,7 +109,7 @@ impl Job {
             (Presence::Leaving, _) => return Err(io::ErrorKind::WouldBlock.into()),
             (Presence::Here, _) => Step::Abort,
             (Presence::Gone, Step::Sealed) => Step::Commit,
-            (Presence::Gone, _) if rebooted => Step::Commit,
+            (Presence::Gone, _) if last.is_of_earlier_boot()? => Step::Commit,
             (Presence::Gone, _) => Step::Abort,
         };
         let decided = Record { step, boot: journal::boot_id(), ..last };
@@ -238,6 +240,8 @@ pub fn start_log(dir: &JobDir) -> anyhow::Result<()> {
     let level = tracing_subscriber::EnvFilter::try_from_env("VOSRUN_LOG");
     let level = level.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_ansi(false);
+    // A log that cannot be written is no reason to panic.
+    let log = log.log_internal_errors(false);
     // A subscriber that is there already stays.
     let _ = log.with_writer(Mutex::new(file)).try_init();
     Ok(())

@@ -99,6 +99,15 @@ pub struct Board {
     pub remote: Vec<crate::control::ProcessStatus>,
 }
 
+/// Why the supervision ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The first process ended.
+    Exited(Exit),
+    /// The job has died with the machine that it ran on; nobody knows how it ended.
+    Lost,
+}
+
 /// The supervisor of one job.
 pub struct Supervisor {
     pub state: StateDir,
@@ -115,8 +124,8 @@ pub struct Supervisor {
     /// Threads whose stops belong to somebody else (processes under construction). They
     /// are put here instead of into the session.
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
-    /// How the first process ended: ends the loop when set.
-    pub end: Option<Exit>,
+    /// Ends the loop when set.
+    pub end: Option<End>,
     /// The job has gone on: its journal stays, for whoever asks where it is.
     pub keep_folder: bool,
     /// The job is on another node: signals for it are put into `arrived`.
@@ -290,7 +299,7 @@ impl Supervisor {
             return Ok(());
         }
         self.session.take(wait)?;
-        self.end = self.end.or(self.session.ended);
+        self.end = self.end.or(self.session.ended.map(End::Exited));
         Ok(())
     }
 
@@ -418,8 +427,11 @@ impl Supervisor {
 
     /// After the supervision: tells the clients, ends the witness and, if the job has
     /// ended, removes its folder.
-    pub fn close(mut self) {
-        let sentence = "the job has ended";
+    pub fn close(mut self, end: End) {
+        let sentence = match end {
+            End::Exited(_) => "the job has ended",
+            End::Lost => "the job was lost with the node that it ran on",
+        };
         for key in self.clients.keys().copied().collect::<Vec<_>>() {
             self.finish(key, &Reply::Error(sentence.into()));
         }

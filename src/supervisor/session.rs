@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::migrate::capture::Running;
 use crate::migrate::freeze::{self, Frozen};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
-use crate::migrate::settle::{self, SchedulerClocks};
+use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
@@ -46,11 +47,10 @@ pub struct Task {
     at_exit: Option<AtExit>,
 }
 
-/// A system call that the supervisor started again with what was left of its timeout. Until
-/// it returns the argument registers are not the program's.
+/// A system call that goes on after it was interrupted.
 #[derive(Debug, Clone, Copy)]
-pub struct InFlight {
-    /// Registers as the program made the call.
+struct InFlight {
+    /// Registers at the interruption, with the program's arguments.
     regs: raw::Regs,
     restart: Restart,
     /// When its timeout ends.
@@ -58,10 +58,13 @@ pub struct InFlight {
     stage: Stage,
 }
 
-/// How far a call is that was started again.
+/// How far a call is that goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// The thread has not got to it.
+    /// The kernel starts it again by itself: nothing is to be put back.
+    ByKernel,
+    /// Started again with other arguments, for what is left of its timeout; the program's are
+    /// put back when it returns. The thread has not got to it.
     Asked,
     /// The kernel works on it.
     Entered,
@@ -95,10 +98,19 @@ pub struct Session {
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
     pub root_stopped: Option<i32>,
-    /// Calls started again by [`Session::make_ready`].
+    /// Calls that go on after an interruption, by thread.
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
+}
+
+impl InFlight {
+    fn again(&self) -> Again {
+        let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let remaining_ns = left.map(|d| d.as_nanos() as u64);
+        let by_kernel = self.stage == Stage::ByKernel;
+        Again { regs: self.regs, restart: Restart { remaining_ns, ..self.restart }, by_kernel }
+    }
 }
 
 impl Session {
@@ -180,6 +192,28 @@ impl Session {
         self.root_stopped = None;
     }
 
+    /// How all threads go on, for [`Session::go`]. Those that are gone are left out.
+    pub fn ways_on(&mut self, threads: &[Frozen], now: &SchedulerClocks) -> Vec<(i32, Way)> {
+        let running = self.running_restarts();
+        let mut ways = Vec::with_capacity(threads.len());
+        for thread in threads {
+            match self.way_on(thread, now, &running) {
+                Ok(way) => ways.push((thread.tid, way)),
+                Err(e) => tracing::error!("thread {}: {e}", thread.tid),
+            }
+        }
+        ways
+    }
+
+    /// [`Session::go`] of many.
+    pub fn go_all(&mut self, ways: Vec<(i32, Way)>) {
+        for (tid, way) in ways {
+            if let Err(e) = self.go(tid, way) {
+                tracing::error!("thread {tid} was not resumed: {e}");
+            }
+        }
+    }
+
     /// How a thread of a move that was given up goes on as if nothing had happened. A call
     /// that only the supervisor can restart (see [`settle`]) is made ready to be restarted;
     /// the kernel does the others, also those that wait with a restart block of its own.
@@ -190,28 +224,76 @@ impl Session {
         &mut self,
         thread: &Frozen,
         scheduler_now: &SchedulerClocks,
-        running: &BTreeMap<i32, (raw::Regs, Restart)>,
+        running: &Running,
     ) -> io::Result<Way> {
         let tid = thread.tid;
         let signal = match thread.stop {
-            Stop::Group(signal) => return Ok(Way::Listen(signal)),
+            Stop::Group(signal) => {
+                self.hand_over(tid)?;
+                return Ok(Way::Listen(signal));
+            }
             Stop::Signal(signal) => signal,
             _ => 0,
         };
         let pid = self.tasks.get(&tid).map_or(tid, |t| t.pid);
-        let restart = settle::judge_stopped(pid, thread, scheduler_now, running.get(&tid))?;
-        match restart {
-            Some(restart) if settle::needs_us(&raw::regs(tid)?, running.contains_key(&tid)) => {
-                if let Some((original, _)) = running.get(&tid) {
-                    let regs = settle::with_arguments(&raw::regs(tid)?, original);
-                    raw::set_regs(tid, &regs)?;
-                }
-                self.make_ready(tid, restart)?;
-                Ok(Way::Step(0))
-            }
-            _ if self.in_flight.contains_key(&tid) => Ok(Way::Step(signal)),
-            _ => Ok(Way::Cont(signal)),
+        let again = running.get(&tid);
+        let restart = settle::judge_stopped(pid, thread, scheduler_now, again)?;
+        let regs = raw::regs(tid)?;
+        let Some(restart) = restart else { return self.way_with(tid, signal, &regs) };
+        if self.place(tid, &regs) == Some(Place::Before) {
+            return Ok(Way::Step(signal));
         }
+        let (wanted, _) = settle::as_interrupted(&regs, again, thread.asleep.as_ref());
+        raw::set_regs(tid, &wanted)?;
+        if settle::cut_short(&wanted) {
+            self.make_ready(tid, restart)?;
+            return Ok(Way::Step(signal));
+        }
+        self.goes_on(tid, wanted, restart, Stage::ByKernel);
+        Ok(Way::Cont(signal))
+    }
+
+    /// How a thread goes on with a signal (0: none) that may end its call.
+    fn way_with(&mut self, tid: i32, signal: i32, regs: &raw::Regs) -> io::Result<Way> {
+        match self.place(tid, regs) {
+            None | Some(Place::Elsewhere) => {
+                self.in_flight.remove(&tid);
+            }
+            Some(Place::Inside) => self.hand_over(tid)?,
+            Some(Place::Before) => {
+                let pid = self.tasks.get(&tid).map_or_else(|| process_of(tid), |t| t.pid);
+                let ends = signal != 0 && settle::ends_call(&View::read(pid, tid)?, signal);
+                let ours = self.in_flight.get(&tid).filter(|c| c.stage != Stage::ByKernel);
+                match (ours.map(|c| c.regs), ends) {
+                    (Some(interrupted), true) => {
+                        // As if the signal had found the thread in the call.
+                        raw::set_regs(tid, &settle::without_restart_block(&interrupted))?;
+                        self.in_flight.remove(&tid);
+                    }
+                    (Some(_), false) => return Ok(Way::Step(signal)),
+                    (None, _) => {}
+                }
+            }
+        }
+        Ok(Way::Cont(signal))
+    }
+
+    /// Where a stopped thread is with a call that goes on; `None`: there is none.
+    fn place(&self, tid: i32, regs: &raw::Regs) -> Option<Place> {
+        self.in_flight.get(&tid).map(|call| call.again().place(regs))
+    }
+
+    /// A call that was entered with other arguments than the program's, and is interrupted now,
+    /// gets the program's back: from here on the kernel starts it again, or a handler ends it.
+    fn hand_over(&mut self, tid: i32) -> io::Result<()> {
+        let Some(call) = self.in_flight.get_mut(&tid) else { return Ok(()) };
+        let regs = raw::regs(tid)?;
+        let ours = call.stage != Stage::ByKernel && call.again().place(&regs) == Place::Inside;
+        if ours && !settle::cut_short(&regs) {
+            raw::set_regs(tid, &settle::with_arguments(&regs, &call.regs))?;
+            call.stage = Stage::ByKernel;
+        }
+        Ok(())
     }
 
     /// Lets a stopped thread go on.
@@ -260,21 +342,20 @@ impl Session {
     pub fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
         let regs = raw::regs(tid)?;
         settle::restart(tid, &regs, &restart)?;
-        let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
-        let stage = Stage::Asked;
-        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
+        self.goes_on(tid, regs, restart, Stage::Asked);
         Ok(())
     }
 
-    /// Calls that were started again and have not returned, with what is left of them.
+    fn goes_on(&mut self, tid: i32, regs: raw::Regs, restart: Restart, stage: Stage) {
+        let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
+        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
+    }
+
+    /// Calls that go on after an interruption and have not returned, as far as is known, with
+    /// what is left of them.
     #[must_use]
-    pub fn running_restarts(&self) -> BTreeMap<i32, (raw::Regs, Restart)> {
-        let left = |call: &InFlight| {
-            let left = call.deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            let remaining_ns = left.map(|d| d.as_nanos() as u64);
-            (call.regs, Restart { remaining_ns, ..call.restart })
-        };
-        self.in_flight.iter().map(|(tid, call)| (*tid, left(call))).collect()
+    pub fn running_restarts(&self) -> Running {
+        self.in_flight.iter().map(|(tid, call)| (*tid, call.again())).collect()
     }
 
     /// A syscall-stop of a thread whose call was started again: at its return the program's
@@ -291,11 +372,14 @@ impl Session {
                     return raw::syscall_step(tid, 0);
                 }
             }
-            Stage::Asked | Stage::Entered => {
-                call.stage = if of_ours { Stage::Entered } else { Stage::Asked };
+            Stage::Asked if of_ours => {
+                call.stage = Stage::Entered;
                 return raw::syscall_step(tid, 0);
             }
+            Stage::Asked | Stage::Entered => {}
             Stage::CutShort => {}
+            // Nobody steps it.
+            Stage::ByKernel => return raw::cont(tid, 0),
         }
         self.in_flight.remove(&tid);
         raw::cont(tid, 0)
@@ -353,6 +437,7 @@ impl Session {
     /// After execve the process has one thread, under the tgid, whoever called.
     fn executed(&mut self, pid: i32) {
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
+        self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
         if pid == self.root {
             (self.vdso, self.insn) = (vdso(pid), None);
@@ -372,11 +457,13 @@ impl Session {
     /// Answers a stop.
     fn resume(&mut self, tid: i32, stop: Stop) -> io::Result<()> {
         if let Stop::Group(signal) = stop {
+            self.hand_over(tid)?;
             self.set_state(tid, TaskState::Group(signal));
             return raw::listen(tid);
         }
         self.set_state(tid, TaskState::Running);
         match stop {
+            Stop::Interrupt => self.go_on(tid),
             Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
@@ -384,19 +471,27 @@ impl Session {
         }
     }
 
+    /// After a stop that means nothing (PTRACE_INTERRUPT, SIGCONT).
+    fn go_on(&mut self, tid: i32) -> io::Result<()> {
+        self.hand_over(tid)?;
+        match self.in_flight.get(&tid).map(|call| call.stage) {
+            None | Some(Stage::ByKernel) => raw::cont(tid, 0),
+            Some(_) => raw::syscall_step(tid, 0),
+        }
+    }
+
     /// Delivers a signal. One that is ignored must not end a call that only the supervisor
     /// can restart.
     fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
-        if settle::cut_short(&raw::regs(tid)?) {
+        let regs = raw::regs(tid)?;
+        if settle::cut_short(&regs) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
             let running = self.running_restarts();
             let way = self.way_on(&thread, &SchedulerClocks::new(), &running)?;
             return self.go(tid, way);
         }
-        match self.in_flight.contains_key(&tid) {
-            true => raw::syscall_step(tid, signal),
-            false => raw::cont(tid, signal),
-        }
+        let way = self.way_with(tid, signal, &regs)?;
+        self.go(tid, way)
     }
 
     fn enter_syscall(&mut self, tid: i32) -> io::Result<()> {

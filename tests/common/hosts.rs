@@ -34,6 +34,8 @@ pub struct Host {
     pub name: &'static str,
     pub state_dir: PathBuf,
     pub address: String,
+    /// The uid and gid of an ordinary user's programs there.
+    user: u32,
     node: RefCell<Option<Child>>,
     space: Option<Space>,
 }
@@ -101,7 +103,8 @@ impl Hosts {
             let state_dir = hosts.dir.join(name);
             make_dir(&state_dir, who)?;
             let address = hosts.address(index);
-            hosts.hosts.push(Host { name, state_dir, address, node: RefCell::new(None), space });
+            let (user, node) = (ORDINARY, RefCell::new(None));
+            hosts.hosts.push(Host { name, state_dir, address, user, node, space });
         }
         if who == Who::Root {
             hosts.connect()?;
@@ -204,7 +207,7 @@ impl Hosts {
         }
         command.current_dir(dir);
         if self.who == Who::User && is_root() {
-            command.uid(ORDINARY).gid(ORDINARY);
+            command.uid(host.user).gid(host.user);
         }
         command
     }
@@ -212,6 +215,13 @@ impl Hosts {
     /// The vosrun that is tested.
     pub fn vosrun_path(&self) -> &Path {
         &self.vosrun
+    }
+
+    /// From now on a host without namespaces is another user's. Needs root.
+    pub fn give_to(&mut self, index: usize, user: u32) -> Result<()> {
+        let host = &mut self.hosts[index];
+        host.user = user;
+        Ok(chown(&host.state_dir, Some(user), Some(user))?)
     }
 
     /// `vosrun --state-dir …` on a host.
@@ -233,11 +243,21 @@ impl Hosts {
 
     /// Starts the daemon of a host; all but the first join the first.
     pub fn start_node(&self, index: usize, alter: &impl Fn(usize, &mut Command)) -> Result<()> {
+        self.start_node_via(index, &[], alter)
+    }
+
+    /// As [`Hosts::start_node`]; the words `via` stand before the daemon.
+    pub fn start_node_via(
+        &self,
+        index: usize,
+        via: &[&str],
+        alter: &impl Fn(usize, &mut Command),
+    ) -> Result<()> {
         let token = match index {
             0 => None,
             _ => Some(self.token().with_context(|| self.log(0))?),
         };
-        let mut child = self.spawn_node(index, token.as_deref(), alter)?;
+        let mut child = self.spawn_node(index, via, token.as_deref(), alter)?;
         let own = self.hosts[index].name;
         let ready = until(SOON, &format!("node {own} is ready"), || {
             if let Some(end) = child.try_wait()? {
@@ -271,16 +291,25 @@ impl Hosts {
         }
     }
 
+    /// Changes a limit of a host's daemon, by an option of prlimit(1); without namespaces only.
+    pub fn limit_node(&self, index: usize, option: &str) -> Result<()> {
+        let pid = self.node_pid(index).context("no node")?;
+        let mut command = self.command(index, Path::new("/usr/bin/prlimit"));
+        command.args(["--pid", &pid.to_string(), option]);
+        procs::run(&mut command, SOON)?.good("prlimit").map(drop)
+    }
+
     fn spawn_node(
         &self,
         index: usize,
+        via: &[&str],
         token: Option<&str>,
         alter: &impl Fn(usize, &mut Command),
     ) -> Result<Child> {
         let host = &self.hosts[index];
         let listen = format!("{}:{PORT}", host.address);
         let log = fs::File::options().create(true).append(true).open(self.log_path(index))?;
-        let mut command = self.vosrun(index);
+        let mut command = self.vosrun_in(index, &self.dir, via);
         command.args(["node", "--name", host.name, "--listen", &listen]);
         if let Some(token) = token {
             command.args(["--join", token]);

@@ -287,18 +287,13 @@ impl<'h> Job<'h> {
         let there = |p: &Value| p["node"] == self.hosts.hosts[to].name;
         ensure!(processes.iter().all(there), "not all processes are at the target: {text}");
         self.at = to;
-        self.pauses_ms += pause_ms;
-        self.write_pauses()?;
+        self.excuse(pause_ms)?;
         Ok(Moved { pause_ms, document })
     }
 
-    /// Time that the guest may have lost besides the moves' pauses.
-    pub fn allow(&mut self, lost: Duration) -> Result<()> {
-        self.pauses_ms += lost.as_secs_f64() * 1e3;
-        self.write_pauses()
-    }
-
-    fn write_pauses(&self) -> Result<()> {
+    /// The guest may find itself later than planned by so much more.
+    pub fn excuse(&mut self, ms: f64) -> Result<()> {
+        self.pauses_ms += ms;
         let part = self.dir.join("pauses.part");
         fs::write(&part, format!("{}\n", self.pauses_ms.ceil()))?;
         Ok(fs::rename(part, self.dir.join("pauses"))?)
@@ -360,6 +355,12 @@ impl<'h> Job<'h> {
         let jobs = document["jobs"].as_array().context("no jobs in ps --json")?;
         let own = jobs.iter().find(|j| j["name"] == self.name.as_str());
         own.cloned().with_context(|| format!("{} is not in {text}", self.name))
+    }
+
+    /// The pid of the program on the host where it runs (without namespaces: as seen from here).
+    pub fn host_pid(&self) -> Result<i32> {
+        let pid = self.ps()?["processes"][0]["host_pid"].as_i64().context("no host_pid")?;
+        Ok(i32::try_from(pid)?)
     }
 }
 

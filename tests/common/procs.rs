@@ -27,12 +27,19 @@ impl Done {
         exit_code(self.status)
     }
 
+    /// What a JSON document of vosrun on stdout says in words, if there is one.
+    fn message(&self) -> String {
+        let document: serde_json::Value = serde_json::from_str(&self.stdout).unwrap_or_default();
+        document["message"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// stdout, when the command ended with 0.
     pub fn good(self, what: &str) -> Result<String> {
         anyhow::ensure!(
             self.code() == 0,
-            "{what}: exit {}: {} {}",
+            "{what}: exit {}: {}\n{} {}",
             self.code(),
+            self.message(),
             self.stdout.trim(),
             self.stderr.trim()
         );

@@ -44,10 +44,9 @@ fn every_thread_is_held_and_let_go() {
         let frozen = frozen.unwrap();
         assert!(all_stopped(pid), "{frozen:?}");
         assert_eq!(threads(pid).len(), frozen.threads.len());
-        for thread in &frozen.threads {
-            let way = session.way_on(thread, &frozen.scheduler_now, &BTreeMap::new()).unwrap();
-            session.go(thread.tid, way).unwrap();
-        }
+        let ways = session.ways_on(&frozen.threads, &frozen.scheduler_now);
+        assert_eq!(ways.len(), frozen.threads.len());
+        session.go_all(ways);
         job.say("x");
         while !session.tasks.is_empty() && Instant::now() < deadline {
             take_stops(&mut session);

@@ -13,6 +13,7 @@ use vosrun::migrate::image::{
     Clocks, FdImage, Ids, JobImage, JobInfo, ProcessImage, Restart, ThreadImage,
 };
 use vosrun::migrate::message::{Failure, Hello, Msg, Parcel, Verdict, PROTOCOL};
+use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::{by_name, BulkId, Object, Slot};
 use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
@@ -173,6 +174,7 @@ fn hello() -> Hello {
         open: Vec::new(),
         cwd: "/".into(),
         written: vec![1],
+        user: Some(User { uid: 1000, gid: 1000 }),
         history: vec![report()],
     }
 }
@@ -191,6 +193,7 @@ fn messages() -> Vec<Msg> {
         domainname: String::new(),
         clocks: clocks(),
         terminal: true,
+        user: User { uid: 1000, gid: 1000 },
     };
     vec![
         Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello()).unwrap()),

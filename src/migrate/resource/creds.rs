@@ -1,10 +1,13 @@
 //! User and group ids, capabilities, securebits (credentials(7), capabilities(7)).
 
+use std::fs;
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::control::Finding;
-use crate::tracer::inject::{Arg, Program};
+use crate::tracer::inject::{Arg, Data, Outcome, Program};
 
 /// The credentials of one thread.
 pub struct Creds;
@@ -21,6 +24,75 @@ struct State {
     bounding: u64,
     ambient: u64,
     securebits: u64,
+}
+
+/// User and group of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl User {
+    /// Of this process.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    }
+
+    /// Of a process, by its own numbers; `None` when its real, effective, saved and filesystem
+    /// ids are not all the same, or its threads' numbers are unknown in its namespace.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(view: &View) -> io::Result<Option<Self>> {
+        let Some(seen) = State::of(view).user() else { return Ok(None) };
+        let inside = |name: &str, id: u32| -> io::Result<Option<u32>> {
+            let map = fs::read_to_string(format!("/proc/{}/{name}", view.pid))?;
+            let found = ranges(&map).find_map(|(inner, outer, count)| {
+                id.checked_sub(outer).filter(|n| *n < count).map(|n| inner + n)
+            });
+            Ok(found)
+        };
+        let (uid, gid) = (inside("uid_map", seen.uid)?, inside("gid_map", seen.gid)?);
+        Ok(uid.zip(gid).map(|(uid, gid)| Self { uid, gid }))
+    }
+
+    /// Can a process here be given these ids without a user namespace of its own? It can by
+    /// root, where the namespace that we are in has such ids.
+    #[must_use]
+    pub fn is_givable(self) -> bool {
+        let known = |name: &str, id: u32| {
+            let map = fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+            let found = ranges(&map).any(|(inner, _, count)| id.wrapping_sub(inner) < count);
+            found
+        };
+        self == Self::own()
+            || (nix::unistd::geteuid().is_root()
+                && known("uid_map", self.uid)
+                && known("gid_map", self.gid))
+    }
+}
+
+/// The ranges of a uid_map or gid_map (user_namespaces(7)): first id inside, first outside,
+/// count.
+fn ranges(map: &str) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+    map.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().map(|w| w.parse::<u32>().ok());
+        Some((words.next()??, words.next()??, words.next()??))
+    })
+}
+
+/// Is the process in the user namespace that we are in?
+fn shares_users(pid: i32) -> bool {
+    let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
+    let theirs = of(&pid.to_string());
+    theirs.is_some() && theirs == of("self")
+}
+
+/// setgroups(2) is switched off in this user namespace (user_namespaces(7)).
+fn keeps_groups() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny")
 }
 
 fn ids(view: &View, name: &str) -> [u32; 4] {
@@ -45,6 +117,12 @@ impl State {
             ambient: view.hex("CapAmb:"),
             securebits: 0,
         }
+    }
+
+    /// The one user and group of the thread, if all its ids are the same.
+    fn user(&self) -> Option<User> {
+        let (uid, gid) = (self.uids[0], self.gids[0]);
+        (self.uids == [uid; 4] && self.gids == [gid; 4]).then_some(User { uid, gid })
     }
 
     fn same_ids(&self, other: &Self) -> bool {
@@ -99,8 +177,11 @@ impl Part for Creds {
         let get = (libc::PR_GET_SECUREBITS as u64).into();
         let row = program.call(libc::SYS_prctl, "PR_GET_SECUREBITS", &[get]);
         let mut state = State::of(view);
+        let uids = ask_ids(program, libc::SYS_getresuid, "getresuid", libc::SYS_setfsuid);
+        let gids = ask_ids(program, libc::SYS_getresgid, "getresgid", libc::SYS_setfsgid);
         Ok(Box::new(move |_, outcome| {
             state.securebits = outcome.get(row)?;
+            (state.uids, state.gids) = (uids.answer(outcome)?, gids.answer(outcome)?);
             encode("credentials", &state)
         }))
     }
@@ -117,8 +198,9 @@ impl Part for Creds {
                 prctl(program, "PR_CAPBSET_DROP", [drop, cap, 0]);
             }
         }
-        let privileged = nix::unistd::geteuid().is_root();
-        if !state.same_ids(&now) || (privileged && state.groups != now.groups) {
+        // In a user namespace of its own it has the one user that the namespace was made for.
+        let privileged = nix::unistd::geteuid().is_root() && shares_users(to.pid);
+        if privileged && !(state.same_ids(&now) && state.groups == now.groups) {
             give_ids(program, &state);
         }
         if state.securebits != 0 {
@@ -141,12 +223,43 @@ impl Part for Creds {
     }
 }
 
+/// Questions for ids as the thread itself sees them; /proc shows them as we do.
+struct AskedIds {
+    call: usize,
+    filesystem: usize,
+    three: [Data; 3],
+}
+
+fn ask_ids(program: &mut Program, nr: i64, what: &'static str, filesystem: i64) -> AskedIds {
+    let three = [(); 3].map(|()| program.data(&[0; 4]));
+    let call = program.call(nr, what, &three.map(Arg::Data));
+    // An invalid id changes nothing; the answer is the present one (setfsuid(2)).
+    let none = Arg::Num(u64::from(u32::MAX));
+    AskedIds { call, filesystem: program.call(filesystem, "setfsuid", &[none]), three }
+}
+
+impl AskedIds {
+    /// Real, effective, saved, filesystem.
+    fn answer(&self, outcome: &Outcome) -> Result<[u32; 4], PartError> {
+        outcome.get(self.call)?;
+        let mut ids = [outcome.get(self.filesystem)? as u32; 4];
+        for (id, at) in ids.iter_mut().zip(self.three) {
+            let mut word = [0; 4];
+            word.copy_from_slice(&outcome.data(at)[..4]);
+            *id = u32::from_le_bytes(word);
+        }
+        Ok(ids)
+    }
+}
+
 /// Groups, gids, uids, keeping capabilities until capset(2) takes them.
 fn give_ids(program: &mut Program, state: &State) {
     let groups: Vec<u8> = state.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let count = Arg::Num(state.groups.len() as u64);
     let groups = Arg::Data(program.data(&groups));
-    program.call(libc::SYS_setgroups, "setgroups", &[count, groups]);
+    if !keeps_groups() {
+        program.call(libc::SYS_setgroups, "setgroups", &[count, groups]);
+    }
     let [r, e, s, fs] = state.gids.map(|id| Arg::Num(u64::from(id)));
     program.call(libc::SYS_setresgid, "setresgid", &[r, e, s]);
     program.call(libc::SYS_setfsgid, "setfsgid", &[fs]);

@@ -3,13 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-fn check(result: libc::c_long) -> io::Result<i64> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
+use crate::errno::check;
 
 /// get_robust_list(2): head and length of a thread's list.
 ///
@@ -122,7 +116,7 @@ pub fn clock(clock: i32) -> io::Result<i128> {
     // SAFETY: a timespec of zeroes is a value; it lives through the call.
     let ts = unsafe {
         let mut ts: libc::timespec = std::mem::zeroed();
-        check(libc::clock_gettime(clock, &raw mut ts).into())?;
+        check(libc::clock_gettime(clock, &raw mut ts))?;
         ts
     };
     Ok(i128::from(ts.tv_sec) * 1_000_000_000 + i128::from(ts.tv_nsec))
@@ -153,7 +147,7 @@ pub fn write_ranges(pid: i32, ranges: &[(u64, u64)], bytes: &[u8]) -> io::Result
     let n = unsafe {
         libc::process_vm_writev(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0)
     };
-    match check(n as _)? as usize {
+    match check(n)? as usize {
         n if n == total => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
     }
@@ -170,7 +164,7 @@ pub fn read_ranges(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Resul
     let n = unsafe {
         libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0)
     };
-    match check(n as _)? as usize {
+    match check(n)? as usize {
         n if n == total => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EFAULT)),
     }

@@ -51,11 +51,13 @@ pub(super) struct Agent {
     trying: Option<LinkKey>,
     next_try: Instant,
     exit: Option<Exit>,
+    /// The job has died with its host.
+    lost: bool,
 }
 
 impl Agent {
     pub(super) fn new(host: NodeId, name: String) -> Self {
-        Self { host: (host, name), trying: None, next_try: Instant::now(), exit: None }
+        Self { host: (host, name), trying: None, next_try: Instant::now(), exit: None, lost: false }
     }
 
     /// How the job ended, when it has.
@@ -63,9 +65,14 @@ impl Agent {
         self.exit
     }
 
+    /// Has the job died with its host?
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Time until the next try to connect, if one is due.
     pub(super) fn retry_in(&self, linked: bool) -> Option<Duration> {
-        let waiting = !linked && self.exit.is_none();
+        let waiting = !linked && self.exit.is_none() && !self.lost;
         waiting.then(|| self.next_try.saturating_duration_since(Instant::now()))
     }
 }
@@ -167,6 +174,8 @@ impl Mover {
             Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
             Msg::Stopped(signal) => self.stop_with_far_job(signal),
             Msg::RelaysLost => self.lose_relays(),
+            // Only a node says so that has no supervisor of the job.
+            Msg::Lost if self.relay_link.is_none() => self.job_lost(),
             Msg::Exited(exit) => {
                 self.send(key, &Msg::ExitTaken, &[]);
                 // What is relayed was taken before; the rest of it is written before the end.
@@ -179,6 +188,20 @@ impl Mover {
             other => tracing::debug!("unexpected from the job's host: {other:?}"),
         }
         Ok(())
+    }
+
+    /// Is the job away, on this node?
+    pub(super) fn is_away_on(&self, node: &str) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.host.1 == node)
+    }
+
+    /// The job has died with its host, by the word of its node or of a person.
+    pub(super) fn job_lost(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        tracing::error!("the job was lost with {}", agent.host.1);
+        agent.lost = true;
+        // Terminals are given back as they were.
+        self.home = None;
     }
 
     /// The job goes on without what was relayed: the ends that are kept here are closed.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mio::{Interest, Token};
 
-use super::{Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
+use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
 use crate::control::{CheckReport, JobState, MoveEvent, MoveFailure, Phase, Reply, Request};
 use crate::ids::{Epoch, MoveId, NodeId};
 use crate::journal::{self, Journal, Record, Step};
@@ -202,7 +202,7 @@ impl Mover {
     ///
     /// # Errors
     /// Failures that end the supervision; the job runs on where it is.
-    pub fn run(mut self) -> Result<(Supervisor, Exit)> {
+    pub fn run(mut self) -> Result<(Supervisor, End)> {
         self.sup.drain_waits()?;
         loop {
             if let Some(end) = self.ended()? {
@@ -232,6 +232,9 @@ impl Mover {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        if self.agent.as_ref().is_some_and(Agent::has_lost) {
+            return Some(Duration::ZERO);
+        }
         let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
@@ -708,6 +711,10 @@ impl Mover {
                 let report = self.check(to.as_deref())?;
                 self.sup.finish(client, &report);
             }
+            Request::Recover { dead } if self.is_away_on(&dead) => {
+                self.job_lost();
+                self.sup.finish(client, &Reply::Ok);
+            }
             Request::Recover { .. } => {
                 let why = "there is no frozen copy of it here".into();
                 self.sup.finish(client, &Reply::Error(why));
@@ -769,10 +776,25 @@ impl Mover {
         }
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.moving.as_ref().is_some_and(|m| m.cancelled)
+    }
+
     fn cancel(&mut self, id: Option<MoveId>) -> Reply {
         match &mut self.moving {
-            Some(moving) if moving.decided => {
-                Reply::Error(format!("{} is decided and cannot be cancelled any more", moving.id))
+            Some(moving) if moving.decided && id.is_none_or(|id| id == moving.id) => {
+                let name = &self.sup.job.meta.name;
+                let sentence = format!(
+                    "{name} belongs to the target already: too late to cancel {}",
+                    moving.id
+                );
+                Reply::Failed(MoveFailure {
+                    id: Some(moving.id),
+                    exit: 10,
+                    code: "VOS-COMMIT-SENT".into(),
+                    sentence,
+                    findings: Vec::new(),
+                })
             }
             Some(moving) if id.is_none_or(|id| id == moving.id) => {
                 moving.cancelled = true;
@@ -849,6 +871,9 @@ impl Mover {
     /// Ends a move for everyone who watches it.
     fn conclude(&mut self, reply: &Reply) {
         self.sup.board.moving = None;
+        if self.sup.board.state == Some(crate::control::JobState::Migrating) {
+            self.sup.board.state = None;
+        }
         for client in self.moving.take().map(|m| m.watchers).unwrap_or_default() {
             self.sup.finish(client, reply);
         }
@@ -870,7 +895,7 @@ impl Mover {
                 }
                 return Ok(None);
             }
-            if self.moving.as_ref().is_some_and(|m| m.cancelled) {
+            if self.is_cancelled() {
                 return Ok(None);
             }
             self.pump(Some(left.min(Duration::from_millis(500))))?;
@@ -934,8 +959,15 @@ impl Mover {
     }
 
     /// The job's end: has it come, and is all of it told? Gives how vosrun ends.
-    fn ended(&mut self) -> Result<Option<Exit>> {
+    fn ended(&mut self) -> Result<Option<End>> {
         if let Some(agent) = &self.agent {
+            if agent.has_lost() {
+                if let Some(standin) = self.standin.take() {
+                    // Its parent has to be told something: nothing else was asked to end it.
+                    standin.end(Exit::Signal(libc::SIGKILL));
+                }
+                return Ok(Some(End::Lost));
+            }
             let Some(exit) = agent.exited() else { return Ok(self.sup.end) };
             if self.home.as_ref().is_some_and(|home| !home.is_finished()) {
                 return Ok(None);
@@ -943,13 +975,15 @@ impl Mover {
             if let Some(standin) = self.standin.take() {
                 standin.end(exit);
             }
-            return Ok(Some(exit));
+            return Ok(Some(End::Exited(exit)));
         }
         let Some(end) = self.sup.end else { return Ok(None) };
         if self.left {
             return Ok(Some(end));
         }
-        self.farewell(end)?;
+        if let End::Exited(exit) = end {
+            self.farewell(exit)?;
+        }
         Ok(Some(end))
     }
 
@@ -1015,6 +1049,9 @@ impl Mover {
             }
         }
         tracing::error!("the home agent did not come for the end of the job ({exit:?})");
+        // The node will tell it.
+        self.sup.job.meta.exit = Some(exit);
+        self.sup.keep_folder = self.sup.job.save().is_ok();
         Ok(())
     }
 

@@ -14,9 +14,10 @@ use std::path::Path;
 
 use nix::fcntl::{open, OFlag};
 use nix::sys::stat::Mode;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{failed, raw, CaptureCx, FdError, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 
 /// Most bytes of data (holes not counted) that are carried along for one file.
 pub const BULK_LIMIT: u64 = 1 << 30;
@@ -107,47 +108,109 @@ fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
     Ok(nix::unistd::lseek(file, offset as i64, whence)? as u64)
 }
 
-/// What deleted files and memfds have in common.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Content {
-    pub id: BulkId,
+/// A kind of file whose content exists nowhere else. What such kinds have in common makes
+/// them an [`FdKind`].
+pub(super) trait Carried: Sync {
+    /// [`FdKind::name`].
+    const NAME: &'static str;
+    /// What the file is beside its content.
+    type Traits: Serialize + DeserializeOwned;
+
+    /// [`FdKind::recognises`].
+    fn is(view: &FdView) -> bool;
+    /// What is to be known at the target, or a refusal.
+    fn traits(view: &FdView, cx: &dyn CaptureCx) -> Result<Self::Traits, FdError>;
+    /// Makes an empty file, open for reading and writing.
+    fn empty(traits: &Self::Traits) -> Result<File, FdError>;
+    /// [`FdKind::finish`]; `mode` are the file's permission bits.
+    fn complete(_traits: &Self::Traits, mode: u32, fd: RawFd) -> Result<(), FdError> {
+        set_mode(fd, mode)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct State<T> {
+    traits: T,
+    content: Content,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    id: BulkId,
     /// Size, bytes; `data` of them are no holes.
-    pub size: u64,
-    pub data: u64,
+    size: u64,
+    data: u64,
     /// Permission bits.
-    pub mode: u32,
+    mode: u32,
     flags: i32,
     pos: u64,
 }
 
-impl Content {
-    pub fn capture(view: &FdView, cx: &dyn CaptureCx) -> Result<Self, FdError> {
-        Ok(Self {
+impl<K: Carried> FdKind for K {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        K::is(view)
+    }
+
+    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        let traits = K::traits(view, cx)?;
+        let content = Content {
             id: BulkId::of(view),
             size: view.size,
             data: BulkSource::open(view, cx)?.data(),
             mode: view.mode & 0o7777,
             flags: view.flags,
             pos: view.pos,
-        })
+        };
+        encode(&State { traits, content })
     }
 
-    /// A new description of the filled vessel; `empty` makes one where nothing is to fill.
-    pub fn restore(
+    fn bulk(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Option<BulkSource>, FdError> {
+        BulkSource::open(view, cx).map(Some)
+    }
+
+    fn bulk_id(&self, state: &[u8]) -> Result<Option<BulkId>, FdError> {
+        let state: State<K::Traits> = decode(K::NAME, state)?;
+        Ok(Some(state.content.id))
+    }
+
+    fn vessel(&self, state: &[u8]) -> Result<Option<OwnedFd>, FdError> {
+        self.make(state).map(Some)
+    }
+
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
+        let State { traits, content: Content { size, .. } } = decode(K::NAME, state)?;
+        let file = K::empty(&traits)?;
+        file.set_len(size).map_err(failed(format!("give a new {} {size} bytes", K::NAME)))?;
+        Ok(file.into())
+    }
+
+    /// A new description of the filled vessel, or of a new file where nothing is to fill.
+    fn restore(
         &self,
         object: u32,
+        state: &[u8],
         cx: &mut dyn RestoreCx,
-        empty: impl FnOnce() -> Result<OwnedFd, FdError>,
     ) -> Result<OwnedFd, FdError> {
+        let State::<K::Traits> { content, .. } = decode(K::NAME, state)?;
         let vessel = match cx.provided(object) {
             Some(vessel) => vessel,
-            None if self.data == 0 => empty()?,
+            None if content.data == 0 => self.make(state)?,
             None => {
-                let what = format!("restore a file of {} bytes: its content is missing", self.size);
+                let what =
+                    format!("restore a file of {} bytes: its content is missing", content.size);
                 return Err(failed(what)(io::ErrorKind::UnexpectedEof.into()));
             }
         };
-        reopen(vessel.as_raw_fd(), self.flags, self.pos)
+        reopen(vessel.as_raw_fd(), content.flags, content.pos)
+    }
+
+    fn finish(&self, state: &[u8], fd: i32) -> Result<(), FdError> {
+        let State { traits, content } = decode(K::NAME, state)?;
+        K::complete(&traits, content.mode, fd)
     }
 }
 

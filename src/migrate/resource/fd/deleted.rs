@@ -5,85 +5,47 @@
 //! it was opened by but has others (st_nlink > 0) is refused: a copy would part from them.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{as_path, set_mode, Content};
-use super::{
-    decode, encode, failed, regular, BulkId, BulkSource, CaptureCx, FdError, FdKind, FdView,
-    RestoreCx,
-};
+use super::content::{as_path, Carried};
+use super::{failed, regular, CaptureCx, FdError, FdView};
 
 pub const NAME: &str = "deleted";
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
+#[derive(Serialize, Deserialize)]
+pub(super) struct Traits {
     /// The name it had; only its folder counts.
     path: Vec<u8>,
-    content: Content,
 }
 
 pub(super) struct Deleted;
 
-impl FdKind for Deleted {
-    fn name(&self) -> &'static str {
-        NAME
-    }
+impl Carried for Deleted {
+    const NAME: &'static str = NAME;
+    type Traits = Traits;
 
-    fn recognises(&self, view: &FdView) -> bool {
+    fn is(view: &FdView) -> bool {
         view.file_type() == libc::S_IFREG && !regular::has_its_name(view)
     }
 
-    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+    fn traits(view: &FdView, _cx: &dyn CaptureCx) -> Result<Traits, FdError> {
         if view.nlink > 0 {
             let cause = "the name it was opened by is gone or may not be looked up, but the file has a name";
             let remedy = "let the program close it, or move the file back to that name";
             return Err(view.refuse("VOS-FILE-UNLINKED", cause, remedy));
         }
-        let path = view.path().map_err(view.failed("read the link"))?;
-        encode(&State { path, content: Content::capture(view, cx)? })
+        Ok(Traits { path: view.path().map_err(view.failed("read the link"))? })
     }
 
-    fn bulk(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Option<BulkSource>, FdError> {
-        BulkSource::open(view, cx).map(Some)
+    fn empty(traits: &Traits) -> Result<File, FdError> {
+        let tmp = std::env::temp_dir();
+        let folder = as_path(&traits.path).parent().unwrap_or(&tmp);
+        let made = nameless(folder).or_else(|_| nameless(&tmp));
+        made.map_err(failed(format!("make a file without name in {}", tmp.display())))
     }
-
-    fn bulk_id(&self, state: &[u8]) -> Result<Option<BulkId>, FdError> {
-        let state: State = decode(NAME, state)?;
-        Ok(Some(state.content.id))
-    }
-
-    fn vessel(&self, state: &[u8]) -> Result<Option<OwnedFd>, FdError> {
-        vessel(&decode(NAME, state)?).map(Some)
-    }
-
-    fn restore(
-        &self,
-        object: u32,
-        state: &[u8],
-        cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
-        let state: State = decode(NAME, state)?;
-        state.content.restore(object, cx, || vessel(&state))
-    }
-
-    fn finish(&self, state: &[u8], fd: i32) -> Result<(), FdError> {
-        let state: State = decode(NAME, state)?;
-        set_mode(fd, state.content.mode)
-    }
-}
-
-fn vessel(state: &State) -> Result<OwnedFd, FdError> {
-    let tmp = std::env::temp_dir();
-    let folder = as_path(&state.path).parent().unwrap_or(&tmp);
-    let made = nameless(folder).or_else(|_| nameless(&tmp));
-    let file = made.map_err(failed(format!("make a file without name in {}", tmp.display())))?;
-    let size = state.content.size;
-    file.set_len(size).map_err(failed(format!("give a file {size} bytes")))?;
-    Ok(file.into())
 }
 
 /// O_TMPFILE, or made and unlinked where the file system lacks it.
@@ -102,7 +64,8 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::os::unix::fs::{FileExt, MetadataExt};
 
-    use super::super::testing::{move_bulk, Here, Restored};
+    use super::super::testing::{move_bulk, refusal, Here, Restored};
+    use super::super::FdKind;
     use super::*;
 
     #[test]
@@ -167,7 +130,7 @@ mod tests {
         let mut file = File::create_new(&path).expect("file");
         std::fs::hard_link(&path, dir.path().join("two")).expect("link");
         std::fs::remove_file(&path).expect("unlink");
-        assert_eq!(Here::of(&[&file]).refusal(&file), "VOS-FILE-UNLINKED");
+        assert_eq!(refusal(&file), "VOS-FILE-UNLINKED");
         std::fs::remove_file(dir.path().join("two")).expect("unlink");
         file.write_all(b"x").expect("write");
         let object = Here::of(&[&file]).capture(&file);

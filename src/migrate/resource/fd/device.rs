@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::content::{open_at, OPEN_FLAGS};
-use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView};
 
 const NAME: &str = "device";
 
@@ -102,12 +102,7 @@ impl FdKind for Device {
         })
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
         let path = path(state.rdev).ok_or(FdError::State(NAME))?;
         let file = File::from(open_at(Path::new(path), state.flags & OPEN_FLAGS, 0)?);

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::unistd::{lseek, Whence};
 
 use super::regular::{has_its_name, Named};
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
 
 pub(super) const NAME: &str = "directory";
 
@@ -33,12 +33,7 @@ impl FdKind for Directory {
         encode(&Named::read(view).map_err(view.failed("examine"))?)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let named = decode::<Named>(NAME, state)?;
         let (fd, _) = named.open(libc::O_DIRECTORY)?;
         if named.pos != 0 {
@@ -66,7 +61,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::regular::{same_file, Sameness};
-    use super::super::testing::{moved, Here};
+    use super::super::testing::{moved, refusal, Here};
     use super::*;
 
     #[test]
@@ -114,6 +109,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let fd = File::open(dir.path()).expect("open");
         drop(dir);
-        assert_eq!(Here::of(&[&fd]).refusal(&fd), "VOS-FILE-UNLINKED");
+        assert_eq!(refusal(&fd), "VOS-FILE-UNLINKED");
     }
 }

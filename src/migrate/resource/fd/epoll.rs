@@ -18,9 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::reopen;
 use super::view::numbers;
-use super::{
-    decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, RestoreCx,
-};
+use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
 
 const NAME: &str = "epoll";
 
@@ -72,12 +70,7 @@ impl FdKind for Epoll {
         encode(&entries)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        _state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, _state: &[u8]) -> Result<OwnedFd, FdError> {
         raw::epoll().map_err(failed("make an epoll instance"))
     }
 
@@ -209,7 +202,7 @@ mod tests {
     use std::io;
     use std::net::{TcpListener, TcpStream};
 
-    use super::super::testing::{Here, Restored};
+    use super::super::testing::{refusal, Here, Restored};
     use super::*;
 
     const IN: u32 = libc::EPOLLIN as u32;
@@ -320,7 +313,7 @@ mod tests {
         let flags = nix::sys::socket::MsgFlags::empty();
         nix::sys::socket::sendmsg::<()>(a.as_raw_fd(), &text, &rights, flags, None).expect("send");
         drop(reader);
-        assert_eq!(Here::of(&[&epoll]).refusal(&epoll), "VOS-EPOLL-ORPHAN");
+        assert_eq!(refusal(&epoll), "VOS-EPOLL-ORPHAN");
     }
 
     #[test]

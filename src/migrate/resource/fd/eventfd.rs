@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
 use crate::control::{Finding, Severity};
 
 const NAME: &str = "eventfd";
@@ -45,12 +45,7 @@ impl FdKind for EventFd {
         encode(&State { count, semaphore })
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
         let fd = raw::eventfd(state.semaphore).map_err(failed("make an eventfd"))?;
         let mut file = File::from(fd);

@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use serde::{Deserialize, Serialize};
 
 use super::content::as_path;
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
 
 const NAME: &str = "inotify";
 
@@ -64,12 +64,7 @@ impl FdKind for Inotify {
         encode(&watches(view, cx)?)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let watches: Vec<Watch> = decode(NAME, state)?;
         let fd = raw::inotify().map_err(failed("make an inotify instance"))?;
         let dummy = Dummy::make()?;
@@ -192,7 +187,7 @@ impl Dummy {
 mod tests {
     use std::os::unix::ffi::OsStringExt;
 
-    use super::super::testing::{Here, Restored};
+    use super::super::testing::{refusal, Here, Restored};
     use super::*;
 
     struct Setup {
@@ -255,7 +250,7 @@ mod tests {
     #[test]
     fn what_cannot_move_is_refused() {
         let setup = setup();
-        assert_eq!(Here::of(&[&setup.fd]).refusal(&setup.fd), "VOS-INOTIFY");
+        assert_eq!(refusal(&setup.fd), "VOS-INOTIFY");
         let (old, new) = (setup.dir.path().join("1"), setup.dir.path().join("new"));
         fs::rename(&old, &new).expect("rename");
         assert_eq!(here(&setup).refusal(&setup.fd), "VOS-INOTIFY");

@@ -7,41 +7,37 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::content::{reopen, set_mode, Content};
-use super::{
-    decode, encode, failed, raw, BulkId, BulkSource, CaptureCx, FdError, FdKind, FdView, RestoreCx,
-};
+use super::content::{reopen, set_mode, Carried};
+use super::{failed, raw, CaptureCx, FdError, FdView};
 
 const NAME: &str = "memfd";
 const PREFIX: &[u8] = b"/memfd:";
 const SUFFIX: &[u8] = b" (deleted)";
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
+#[derive(Serialize, Deserialize)]
+pub(super) struct Traits {
     /// As given to memfd_create.
     name: Vec<u8>,
     /// As fcntl(F_GET_SEALS) gives them.
     seals: i32,
-    content: Content,
 }
 
 pub(super) struct MemFd;
 
-impl FdKind for MemFd {
-    fn name(&self) -> &'static str {
-        NAME
-    }
+impl Carried for MemFd {
+    const NAME: &'static str = NAME;
+    type Traits = Traits;
 
-    fn recognises(&self, view: &FdView) -> bool {
+    fn is(view: &FdView) -> bool {
         view.link.starts_with("/memfd:") && view.says_deleted() && view.nlink == 0
     }
 
-    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+    fn traits(view: &FdView, cx: &dyn CaptureCx) -> Result<Traits, FdError> {
         if view.fs == HUGETLBFS_MAGIC {
             let cause = "it is memory in huge pages (MFD_HUGETLB)";
             return Err(view.refuse("VOS-HUGETLB", cause, "start the program without huge pages"));
@@ -54,43 +50,25 @@ impl FdKind for MemFd {
         }
         let link = view.path().map_err(view.failed("read the link"))?;
         let name = link.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
-        let name = name.unwrap_or_default().to_vec();
-        encode(&State { name, seals, content: Content::capture(view, cx)? })
+        Ok(Traits { name: name.unwrap_or_default().to_vec(), seals })
     }
 
-    fn bulk(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Option<BulkSource>, FdError> {
-        BulkSource::open(view, cx).map(Some)
+    fn empty(traits: &Traits) -> Result<File, FdError> {
+        let shown = String::from_utf8_lossy(&traits.name);
+        let name = CString::new(&*traits.name).map_err(|_| FdError::State(NAME))?;
+        let fd = create(&name, traits.seals).map_err(failed(format!("memfd_create `{shown}`")))?;
+        Ok(fd.into())
     }
 
-    fn bulk_id(&self, state: &[u8]) -> Result<Option<BulkId>, FdError> {
-        let state: State = decode(NAME, state)?;
-        Ok(Some(state.content.id))
-    }
-
-    fn vessel(&self, state: &[u8]) -> Result<Option<OwnedFd>, FdError> {
-        vessel(&decode(NAME, state)?).map(Some)
-    }
-
-    fn restore(
-        &self,
-        object: u32,
-        state: &[u8],
-        cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
-        let state: State = decode(NAME, state)?;
-        state.content.restore(object, cx, || vessel(&state))
-    }
-
-    fn finish(&self, state: &[u8], fd: i32) -> Result<(), FdError> {
-        let state: State = decode(NAME, state)?;
-        let tried = || failed(format!("seal memfd {fd} with {:#x}", state.seals));
-        if raw::fcntl(fd, libc::F_GET_SEALS, 0).map_err(tried())? == state.seals {
-            return set_mode(fd, state.content.mode);
+    fn complete(traits: &Traits, mode: u32, fd: RawFd) -> Result<(), FdError> {
+        let tried = || failed(format!("seal memfd {fd} with {:#x}", traits.seals));
+        if raw::fcntl(fd, libc::F_GET_SEALS, 0).map_err(tried())? == traits.seals {
+            return set_mode(fd, mode);
         }
         // Seals want a description open for writing, and the mode may forbid it soon.
         let writable = reopen(fd, libc::O_RDWR, 0)?;
-        set_mode(fd, state.content.mode)?;
-        raw::fcntl(writable.as_raw_fd(), libc::F_ADD_SEALS, state.seals).map(drop).map_err(tried())
+        set_mode(fd, mode)?;
+        raw::fcntl(writable.as_raw_fd(), libc::F_ADD_SEALS, traits.seals).map(drop).map_err(tried())
     }
 }
 
@@ -113,16 +91,6 @@ fn mapped_writable(view: &FdView) -> Result<bool, FdError> {
             && words.nth(2) == Some(inode.as_bytes())
             && line.windows(PREFIX.len()).any(|part| part == PREFIX)
     }))
-}
-
-fn vessel(state: &State) -> Result<OwnedFd, FdError> {
-    let shown = String::from_utf8_lossy(&state.name);
-    let name = CString::new(&*state.name).map_err(|_| FdError::State(NAME))?;
-    let fd = create(&name, state.seals).map_err(failed(format!("memfd_create `{shown}`")))?;
-    let file = File::from(fd);
-    let size = state.content.size;
-    file.set_len(size).map_err(failed(format!("give memfd `{shown}` {size} bytes")))?;
-    Ok(file.into())
 }
 
 /// Executable and sealable; the mode and the seals come later. MFD_EXEC exists since Linux

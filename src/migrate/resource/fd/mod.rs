@@ -160,17 +160,28 @@ pub trait FdKind: Sync {
     fn vessel(&self, _state: &[u8]) -> Result<Option<OwnedFd>, FdError> {
         Ok(None)
     }
-    /// Makes the object anew; the caller moves it to its number and sets the status flags
-    /// that fcntl(F_SETFL) can set.
+    /// Makes the object anew out of nothing but its state. A kind that only refuses makes
+    /// none.
     ///
     /// # Errors
-    /// What was tried on which object.
+    /// When the state does not decode; what was tried on which object.
+    fn make(&self, _state: &[u8]) -> Result<OwnedFd, FdError> {
+        Err(FdError::State(self.name()))
+    }
+    /// As [`FdKind::make`], for a kind that needs more than its state; by default that is
+    /// all. The caller moves the descriptor to its number and sets the status flags that
+    /// fcntl(F_SETFL) can set.
+    ///
+    /// # Errors
+    /// As [`FdKind::make`].
     fn restore(
         &self,
-        object: u32,
+        _object: u32,
         state: &[u8],
-        cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError>;
+        _cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        self.make(state)
+    }
     /// After all descriptors have their numbers (epoll interest lists, seals).
     ///
     /// # Errors

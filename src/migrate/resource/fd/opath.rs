@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::regular::{has_its_name, Named};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 
 pub(super) const NAME: &str = "path";
 
@@ -26,12 +26,7 @@ impl FdKind for OPath {
         encode(&Named::read(view).map_err(view.failed("examine"))?)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let named: Named = decode(NAME, state)?;
         let nofollow = if named.file_type == libc::S_IFLNK { libc::O_NOFOLLOW } else { 0 };
         Named { pos: 0, ..named }.open(libc::O_PATH | nofollow).map(|(fd, _)| fd)
@@ -45,7 +40,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::path::Path;
 
-    use super::super::testing::{moved, Here};
+    use super::super::testing::{moved, refusal, Here};
     use super::*;
 
     fn open(path: &Path) -> File {
@@ -75,6 +70,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let fd = open(dir.path());
         drop(dir);
-        assert_eq!(Here::of(&[&fd]).refusal(&fd), "VOS-FILE-UNLINKED");
+        assert_eq!(refusal(&fd), "VOS-FILE-UNLINKED");
     }
 }

@@ -9,19 +9,13 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use crate::errno::check;
+
 /// fcntl(2): the signal that tells of readiness, 0 for none chosen.
 pub const F_GETSIG: i32 = 11;
 
-fn check(result: libc::c_long) -> io::Result<i64> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
-
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = check(result)? as RawFd;
+fn owned(result: RawFd) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -63,7 +57,7 @@ pub fn fcntl(fd: RawFd, command: i32, arg: i32) -> io::Result<i32> {
     // F_SETLK and its like take pointers and would be misused here.
     debug_assert!(!(5..=7).contains(&command) && !(36..=38).contains(&command));
     // SAFETY: all callers pass commands with a number for argument.
-    check(unsafe { libc::fcntl(fd, command, arg) }.into()).map(|n| n as i32)
+    check(unsafe { libc::fcntl(fd, command, arg) })
 }
 
 /// fcntl(2) F_GETOWN_EX: who gets the object's signals, 0 for nobody.
@@ -74,7 +68,7 @@ pub fn owner(fd: RawFd) -> io::Result<i32> {
     const F_GETOWN_EX: i32 = 16;
     let mut owner = [0i32; 2];
     // SAFETY: owner is a struct f_owner_ex (type, pid) that lives through the call.
-    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }.into()).map(|_| owner[1])
+    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }).map(|_| owner[1])
 }
 
 /// fcntl(2) F_DUPFD_CLOEXEC: the lowest free number from `min` on.
@@ -83,7 +77,7 @@ pub fn owner(fd: RawFd) -> io::Result<i32> {
 /// `EBADF`, `EMFILE`, `EINVAL` for a `min` beyond RLIMIT_NOFILE.
 pub fn dup_from(fd: RawFd, min: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, min) }.into())
+    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, min) })
 }
 
 /// dup3(2): makes `number` a duplicate of `fd`, closing what was there.
@@ -93,7 +87,7 @@ pub fn dup_from(fd: RawFd, min: RawFd) -> io::Result<OwnedFd> {
 pub fn dup_onto(fd: RawFd, number: RawFd, cloexec: bool) -> io::Result<()> {
     let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: numbers only; the callers own the number that is replaced.
-    check(unsafe { libc::dup3(fd, number, flags) }.into()).map(drop)
+    check(unsafe { libc::dup3(fd, number, flags) }).map(drop)
 }
 
 /// close_range(2) of all descriptors from `first` to `last`, both inclusive.
@@ -112,7 +106,7 @@ pub fn close_range(first: u32, last: u32) -> io::Result<()> {
 pub fn readable_bytes(fd: RawFd) -> io::Result<usize> {
     let mut n: libc::c_int = 0;
     // SAFETY: n lives through the call; FIONREAD writes an int.
-    check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }.into()).map(|_| n as usize)
+    check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }).map(|_| n as usize)
 }
 
 /// getsockopt(2) of an int at level SOL_SOCKET.
@@ -126,7 +120,7 @@ pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
     let result = unsafe {
         libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
     };
-    check(result.into()).map(|_| value)
+    check(result).map(|_| value)
 }
 
 /// tee(2) without blocking: duplicates up to `len` bytes from one pipe to another.
@@ -135,7 +129,7 @@ pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
 /// `EAGAIN` when the source is empty or the target full.
 pub fn tee(from: RawFd, to: RawFd, len: usize) -> io::Result<usize> {
     // SAFETY: numbers only.
-    check(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) } as _).map(|n| n as usize)
+    check(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) }).map(|n| n as usize)
 }
 
 /// memfd_create(2).
@@ -144,7 +138,7 @@ pub fn tee(from: RawFd, to: RawFd, len: usize) -> io::Result<usize> {
 /// `EINVAL` for flags the kernel does not know, `EACCES` under vm.memfd_noexec.
 pub fn memfd(name: &CStr, flags: u32) -> io::Result<OwnedFd> {
     // SAFETY: name is a C string that lives through the call.
-    owned(unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags) })
+    owned(unsafe { libc::memfd_create(name.as_ptr(), flags) })
 }
 
 /// eventfd(2), close-on-exec, count 0.
@@ -154,7 +148,7 @@ pub fn memfd(name: &CStr, flags: u32) -> io::Result<OwnedFd> {
 pub fn eventfd(semaphore: bool) -> io::Result<OwnedFd> {
     let flags = libc::EFD_CLOEXEC | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
     // SAFETY: numbers only.
-    owned(unsafe { libc::eventfd(0, flags) }.into())
+    owned(unsafe { libc::eventfd(0, flags) })
 }
 
 /// signalfd(2), close-on-exec; bit n-1 of `mask` stands for signal n.
@@ -163,7 +157,9 @@ pub fn eventfd(semaphore: bool) -> io::Result<OwnedFd> {
 /// `EMFILE`, `ENFILE`.
 pub fn signalfd(mask: u64) -> io::Result<OwnedFd> {
     // SAFETY: mask lives through the call and has the 8 bytes of the kernel's sigset_t.
-    owned(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC) })
+    let fd =
+        unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC) };
+    owned(fd as RawFd)
 }
 
 /// clock_gettime(2) in nanoseconds.
@@ -173,7 +169,7 @@ pub fn signalfd(mask: u64) -> io::Result<OwnedFd> {
 pub fn clock(id: i32) -> io::Result<i64> {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: t lives through the call.
-    check(unsafe { libc::clock_gettime(id, &raw mut t) }.into())?;
+    check(unsafe { libc::clock_gettime(id, &raw mut t) })?;
     Ok(t.tv_sec.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec))
 }
 
@@ -191,7 +187,7 @@ fn timespec(ns: u64) -> libc::timespec {
 /// `EPERM` for the ALARM clocks without CAP_WAKE_ALARM.
 pub fn timerfd(clock: i32) -> io::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) }.into())
+    owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) })
 }
 
 /// timerfd_settime(2), times in nanoseconds.
@@ -201,7 +197,7 @@ pub fn timerfd(clock: i32) -> io::Result<OwnedFd> {
 pub fn timerfd_set(fd: RawFd, flags: i32, value: u64, interval: u64) -> io::Result<()> {
     let new = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
     // SAFETY: new lives through the call; the old value is not asked for.
-    check(unsafe { libc::timerfd_settime(fd, flags, &raw const new, std::ptr::null_mut()) }.into())
+    check(unsafe { libc::timerfd_settime(fd, flags, &raw const new, std::ptr::null_mut()) })
         .map(drop)
 }
 
@@ -214,7 +210,7 @@ pub fn timerfd_remaining(fd: RawFd) -> io::Result<u64> {
     let zero = libc::itimerspec { it_interval: timespec(0), it_value: timespec(0) };
     let mut now = zero;
     // SAFETY: now lives through the call.
-    check(unsafe { libc::timerfd_gettime(fd, &raw mut now) }.into())?;
+    check(unsafe { libc::timerfd_gettime(fd, &raw mut now) })?;
     Ok(now.it_value.tv_sec as u64 * 1_000_000_000 + now.it_value.tv_nsec as u64)
 }
 
@@ -225,7 +221,7 @@ pub fn timerfd_remaining(fd: RawFd) -> io::Result<u64> {
 pub fn timerfd_set_ticks(fd: RawFd, ticks: u64) -> io::Result<()> {
     const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
     // SAFETY: ticks is the u64 that the request reads and lives through the call.
-    check(unsafe { libc::ioctl(fd, TFD_IOC_SET_TICKS, &raw const ticks) }.into()).map(drop)
+    check(unsafe { libc::ioctl(fd, TFD_IOC_SET_TICKS, &raw const ticks) }).map(drop)
 }
 
 /// epoll_create1(2), close-on-exec.
@@ -234,7 +230,7 @@ pub fn timerfd_set_ticks(fd: RawFd, ticks: u64) -> io::Result<()> {
 /// `EMFILE`, `ENFILE`.
 pub fn epoll() -> io::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }.into())
+    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
 }
 
 /// epoll_ctl(2) with EPOLL_CTL_ADD or EPOLL_CTL_MOD.
@@ -244,7 +240,7 @@ pub fn epoll() -> io::Result<OwnedFd> {
 pub fn epoll_ctl(epoll: RawFd, op: i32, fd: RawFd, events: u32, data: u64) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: event lives through the call.
-    check(unsafe { libc::epoll_ctl(epoll, op, fd, &raw mut event) }.into()).map(drop)
+    check(unsafe { libc::epoll_ctl(epoll, op, fd, &raw mut event) }).map(drop)
 }
 
 /// epoll_wait(2) without waiting, for at most one event; its data.
@@ -254,7 +250,7 @@ pub fn epoll_ctl(epoll: RawFd, op: i32, fd: RawFd, events: u32, data: u64) -> io
 pub fn epoll_poll(epoll: RawFd) -> io::Result<Option<u64>> {
     let mut event = libc::epoll_event { events: 0, u64: 0 };
     // SAFETY: event is the one entry that the kernel may write and lives through the call.
-    let n = check(unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 0) }.into())?;
+    let n = check(unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 0) })?;
     Ok((n == 1).then_some(event.u64))
 }
 
@@ -264,7 +260,7 @@ pub fn epoll_poll(epoll: RawFd) -> io::Result<Option<u64>> {
 /// `EMFILE` also beyond fs.inotify.max_user_instances.
 pub fn inotify() -> io::Result<OwnedFd> {
     // SAFETY: numbers only.
-    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) }.into())
+    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })
 }
 
 /// inotify_add_watch(2): the watch descriptor.
@@ -273,7 +269,7 @@ pub fn inotify() -> io::Result<OwnedFd> {
 /// `ENOENT`, `EACCES`, `ENOSPC` beyond fs.inotify.max_user_watches.
 pub fn inotify_add(fd: RawFd, path: &CStr, mask: u32) -> io::Result<i32> {
     // SAFETY: path is a C string that lives through the call.
-    check(unsafe { libc::inotify_add_watch(fd, path.as_ptr(), mask) }.into()).map(|wd| wd as i32)
+    check(unsafe { libc::inotify_add_watch(fd, path.as_ptr(), mask) })
 }
 
 /// inotify_rm_watch(2).
@@ -282,7 +278,7 @@ pub fn inotify_add(fd: RawFd, path: &CStr, mask: u32) -> io::Result<i32> {
 /// `EINVAL` for an unknown watch descriptor.
 pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
     // SAFETY: numbers only.
-    check(unsafe { libc::inotify_rm_watch(fd, wd) }.into()).map(drop)
+    check(unsafe { libc::inotify_rm_watch(fd, wd) }).map(drop)
 }
 
 /// getdents64(2): the next records of a directory, at most 4 KiB.

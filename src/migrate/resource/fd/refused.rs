@@ -1,9 +1,7 @@
 //! What does not move, each by its name. [`Special`] comes before the kinds that would take
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
-use std::os::fd::OwnedFd;
-
-use super::{CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{CaptureCx, FdError, FdKind, FdView};
 
 /// Start of the link, code, cause, remedy.
 struct Rule(&'static str, &'static str, &'static str, &'static str);
@@ -106,15 +104,6 @@ impl FdKind for Special {
         let (code, cause, remedy) = special(view).ok_or(FdError::State("special"))?;
         Err(view.refuse(code, cause, remedy))
     }
-
-    fn restore(
-        &self,
-        _object: u32,
-        _state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
-        Err(FdError::State("special"))
-    }
 }
 
 /// What is not known.
@@ -133,15 +122,6 @@ impl FdKind for Rest {
         let cause = "vosrun does not know this kind of descriptor";
         Err(view.refuse("VOS-UNKNOWN-FD", cause, CLOSE))
     }
-
-    fn restore(
-        &self,
-        _object: u32,
-        _state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
-        Err(FdError::State("other"))
-    }
 }
 
 #[cfg(test)]
@@ -149,15 +129,10 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
-    use super::super::{find, raw, testing::Here};
+    use super::super::testing::{refusal, Here};
+    use super::super::{find, raw};
     use super::*;
     use crate::codes;
-
-    fn refusal(fd: &dyn AsRawFd) -> String {
-        let code = Here::of(&[fd]).refusal(fd);
-        assert!(codes::find(&code).is_some(), "{code} is not explained");
-        code
-    }
 
     #[test]
     fn objects_of_this_kernel() {

@@ -11,13 +11,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use nix::unistd::{access, AccessFlags};
 use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, OPEN_FLAGS};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
+use crate::boot;
 use crate::control::{Finding, Severity};
 
 /// File systems (statfs(2)) whose inode numbers are the same on every machine that mounts
@@ -39,7 +39,7 @@ const NETWORK: [i64; 11] = [
 /// What tells whether two machines mean the same file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// `/proc/sys/kernel/random/boot_id` of the machine.
+    /// The boot of the machine ([`boot::id`]).
     pub boot: String,
     pub dev: u64,
     pub ino: u64,
@@ -67,7 +67,7 @@ pub fn identity(path: &Path, with_hash: bool) -> io::Result<Identity> {
 
 fn from_metadata(meta: &Metadata, fs_type: i64) -> io::Result<Identity> {
     Ok(Identity {
-        boot: boot_id()?.to_owned(),
+        boot: boot::id()?.to_owned(),
         dev: meta.dev(),
         ino: meta.ino(),
         size: meta.size(),
@@ -81,16 +81,6 @@ fn hash(path: &Path) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(*hasher.finalize().as_bytes())
-}
-
-/// This machine's boot, random(4).
-fn boot_id() -> io::Result<&'static str> {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    if let Some(id) = BOOT.get() {
-        return Ok(id);
-    }
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    Ok(BOOT.get_or_init(|| id.trim().to_owned()))
 }
 
 /// A description of an object with a name: the state of regular files, directories and
@@ -165,7 +155,7 @@ impl Named {
         let (here, there) = (from_metadata(meta, fs_type)?, &self.identity);
         let regular = self.file_type == libc::S_IFREG;
         let unchanged = (here.size, here.mtime_ns) == (there.size, there.mtime_ns);
-        let one_machine = here.boot == there.boot && here.dev == there.dev;
+        let one_machine = boot::is_this(&there.boot) && here.dev == there.dev;
         let one_server = here.network && there.network && (unchanged || !regular);
         Ok(if meta.mode() & libc::S_IFMT != self.file_type {
             Sameness::Differs
@@ -302,12 +292,7 @@ impl FdKind for Regular {
         encode(&Named::read(view).map_err(view.failed("examine"))?)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         decode::<Named>(NAME, state)?.open(0).map(|(fd, _)| fd)
     }
 }
@@ -318,7 +303,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::raw;
-    use super::super::testing::{moved, Here};
+    use super::super::testing::{moved, refusal, Here};
     use super::*;
 
     fn file(content: &str) -> (tempfile::TempDir, File) {
@@ -361,8 +346,10 @@ mod tests {
         let path = dir.path().join("f");
         let mut named = elsewhere(&file, true);
         assert_eq!(same_file(&named).expect("ask"), Sameness::SameContent);
-        named.identity.boot = boot_id().expect("boot").into();
+        named.identity.boot = boot::id().expect("boot").into();
         assert_eq!(same_file(&named).expect("ask"), Sameness::SameObject);
+        named.identity.boot.clear();
+        assert_eq!(same_file(&named).expect("ask"), Sameness::SameContent, "an unknown machine");
         assert_eq!(same_file(&elsewhere(&file, false)).expect("ask"), Sameness::NeedsHash);
 
         let named = elsewhere(&file, true);
@@ -409,7 +396,7 @@ mod tests {
     fn locks_are_refused() {
         let (_dir, file) = file("");
         file.lock_shared().expect("flock");
-        assert_eq!(Here::of(&[&file]).refusal(&file), "VOS-LOCK");
+        assert_eq!(refusal(&file), "VOS-LOCK");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
 
 const NAME: &str = "signalfd";
 
@@ -30,12 +30,7 @@ impl FdKind for SignalFd {
         encode(&State { mask })
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
         raw::signalfd(state.mask).map_err(failed(format!("make a signalfd for {:#x}", state.mask)))
     }

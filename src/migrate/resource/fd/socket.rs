@@ -10,7 +10,7 @@ use nix::sys::socket::{
     getpeername, getsockname, socketpair, AddressFamily, SockFlag, SockType, UnixAddr,
 };
 
-use super::{failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{failed, raw, CaptureCx, FdError, FdKind, FdView};
 
 pub(super) struct Socket;
 
@@ -33,12 +33,7 @@ impl FdKind for Socket {
         Err(view.refuse(code, cause, remedy))
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        _state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, _state: &[u8]) -> Result<OwnedFd, FdError> {
         // The kernel shuts the survivor down (unix_release_sock, net/unix/af_unix.c).
         let flags = SockFlag::SOCK_CLOEXEC;
         socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
@@ -90,15 +85,8 @@ mod tests {
 
     use nix::sys::socket::{socket, SockProtocol};
 
-    use super::super::testing::{moved, Here};
+    use super::super::testing::{moved, refusal, Here};
     use super::*;
-    use crate::codes;
-
-    fn refusal(fd: &dyn AsRawFd) -> String {
-        let code = Here::of(&[fd]).refusal(fd);
-        assert!(codes::find(&code).is_some(), "{code} is not explained");
-        code
-    }
 
     fn pair() -> (UnixStream, UnixStream) {
         UnixStream::pair().expect("socketpair")

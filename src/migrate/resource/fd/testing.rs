@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{by_name, find, place, CaptureCx, FdError, FdView, Object, RestoreCx, Shared};
+use crate::codes;
 use crate::tracer;
 
 /// A job that is this process, with some of its descriptors.
@@ -42,7 +43,10 @@ impl Here {
         let view = self.view(fd);
         let found = super::check(&view, self);
         match super::capture(&view, self) {
-            Err(FdError::Refused(finding)) if found.contains(&finding) => finding.code,
+            Err(FdError::Refused(finding)) if found.contains(&finding) => {
+                assert!(codes::find(&finding.code).is_some(), "{} is not explained", finding.code);
+                finding.code
+            }
             other => panic!("{other:?}, but check says {found:?}"),
         }
     }
@@ -117,6 +121,11 @@ pub fn moved(fd: &dyn AsRawFd) -> OwnedFd {
     restored.shared = Shared::default();
     restored.finish(&object, &copy);
     copy
+}
+
+/// The code with which a descriptor that needs nothing else is refused.
+pub fn refusal(fd: &dyn AsRawFd) -> String {
+    Here::of(&[fd]).refusal(fd)
 }
 
 /// Carries the content of `view` into a vessel, as the mover does, and provides it for

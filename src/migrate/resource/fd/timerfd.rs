@@ -14,9 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, RestoreCx,
-};
+use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -63,12 +61,7 @@ impl FdKind for TimerFd {
         encode(&state)
     }
 
-    fn restore(
-        &self,
-        _object: u32,
-        state: &[u8],
-        _cx: &mut dyn RestoreCx,
-    ) -> Result<OwnedFd, FdError> {
+    fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
         let tried = || failed(format!("make a timerfd on clock {}", state.clock));
         let fd = raw::timerfd(state.clock).map_err(tried())?;

@@ -1,0 +1,359 @@
+//! What the source sends: files ahead of the freeze, then the frozen job.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::unistd::{getpgid, getpgrp, Pid};
+
+use super::super::hook::reached;
+use super::super::{stream_key, Mover, StreamKey, CHUNK};
+use super::{
+    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, stopped, Agreed, Frozen,
+    Laps, Step1, Target, PATIENCE, READY_PATIENCE,
+};
+use crate::control::Phase;
+use crate::migrate::capture;
+use crate::migrate::files::Files;
+use crate::migrate::image::{JobImage, ProcessImage};
+use crate::migrate::message::{Msg, Parcel};
+use crate::migrate::preflight;
+use crate::migrate::resource::fd::{BulkSource, FdView};
+use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::proxy::{AwayState, HomeEnd, JobControl};
+
+/// Bytes that may wait for the network.
+const WINDOW: usize = 1 << 20;
+
+/// Which object of an image is the job's end of which stream.
+type Streams = Vec<(u32, u32)>;
+
+impl Mover {
+    /// Sends the content of files that the target lacks.
+    pub(super) fn ship(&mut self, target: &Target, files: &[FileId]) -> Step1<()> {
+        let pid = self.sup.session.root;
+        for (index, file) in (0..).zip(files) {
+            let path = preflight::through_root(pid, &file.path);
+            let broken = |e| own(format!("{}: {e}", file.path));
+            let hash = preflight::hash_file(&path).map_err(broken)?;
+            let mode = std::os::unix::fs::PermissionsExt::mode(
+                &std::fs::metadata(&path).map_err(broken)?.permissions(),
+            );
+            let body = Msg::File { index, hash, mode, size: file.size };
+            let id = postcard::to_stdvec(file).map_err(own)?;
+            self.send(target.key, &body, &id);
+            match self.answer(target, PATIENCE)? {
+                (Msg::FileAnswer { send: true, .. }, _) => {
+                    self.send_file(target, index, file, &path)?;
+                }
+                (Msg::FileAnswer { .. }, _) => {}
+                (other, _) => return Err(out_of_order(&other)),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_file(
+        &mut self,
+        target: &Target,
+        index: u32,
+        file: &FileId,
+        path: &std::path::Path,
+    ) -> Step1<()> {
+        let broken = |e| own(format!("{}: {e}", file.path));
+        let mut content = std::fs::File::open(path).map_err(broken)?;
+        let mut buf = vec![0; CHUNK];
+        loop {
+            let got = content.read(&mut buf).map_err(broken)?;
+            self.send(target.key, &Msg::Chunk { index, last: got == 0 }, &buf[..got]);
+            self.flow(target)?;
+            if got == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until little is left to send.
+    fn flow(&mut self, target: &Target) -> Step1<()> {
+        let mut until = Instant::now() + PATIENCE;
+        let mut before = usize::MAX;
+        loop {
+            let queued = match self.links.get(&target.key) {
+                Some(peer) if peer.over.is_none() => peer.link.queued(),
+                _ => {
+                    // Perhaps it said why before it went.
+                    self.answer(target, Duration::ZERO)?;
+                    return Ok(());
+                }
+            };
+            if queued <= WINDOW {
+                return Ok(());
+            }
+            if queued < before {
+                (before, until) = (queued, Instant::now() + PATIENCE);
+            }
+            if Instant::now() > until {
+                let text = format!("{} takes nothing for {} s", target.name, PATIENCE.as_secs());
+                return Err(stopped(11, "VOS-TIMEOUT", text));
+            }
+            self.pump(Some(Duration::from_millis(200))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
+            if self.is_cancelled() {
+                return Err(cancelled());
+            }
+        }
+    }
+
+    /// Captures the frozen job, sends everything, and waits for READY.
+    pub(super) fn send_frozen(
+        &mut self,
+        target: &Target,
+        frozen: &mut Frozen,
+        agreed: &Agreed,
+        laps: &mut Laps,
+    ) -> Step1<ProcessImage> {
+        reached("frozen");
+        let pid = frozen.process.pid;
+        if !preflight::children(pid).is_empty() {
+            return Err(stopped(11, "VOS-CHILDREN", "the job has started a child process"));
+        }
+        if agreed.foreign_vdso {
+            capture::leave_vdso(&mut frozen.process).map_err(own)?;
+        }
+        let files = self.files(pid).map_err(own)?;
+        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
+        let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
+        let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let running = self.sup.session.running_restarts();
+        let process = capture::capture(&mut frozen.process, fds, &running).map_err(part_stopped)?;
+        laps.lap("capture");
+        let (nodename, domainname) = self.names().map_err(own)?;
+        let handles = &self.sup.session.handles;
+        let annotations =
+            files.views.table.iter().filter_map(|s| Some((s.fd, handles.annotation(pid, s.fd)?)));
+        let parcel = Parcel {
+            annotations: annotations.collect(),
+            image: JobImage {
+                job: self.job_info(),
+                clocks: job_clocks(pid).map_err(own)?,
+                nodename,
+                domainname,
+                processes: vec![process],
+            },
+            relays,
+            relays_lost: self.has_lost_relays(),
+            streams,
+            signals_taken: self.forward.next(),
+        };
+        let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
+        let ahead = files.all(|file| agreed.mapped.contains(file));
+        self.send_parcel(target, &parcel)?;
+        if !ahead {
+            self.answer_unknown(target)?;
+        }
+        self.send_bulk(target, &bulk)?;
+        let Some(process) = parcel.image.processes.into_iter().next() else {
+            return Err(own("an image without a process"));
+        };
+        self.send_memory(target, pid, &process)?;
+        if ahead {
+            self.expect_known(target)?;
+        }
+        reached("image-sent");
+        match self.answer(target, READY_PATIENCE)? {
+            (Msg::Ready, _) => {}
+            (other, _) => return Err(out_of_order(&other)),
+        }
+        laps.lap("transfer and restore");
+        reached("ready-received");
+        Ok(process)
+    }
+
+    /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,
+    /// and which object is which stream.
+    fn freeze_relays(
+        &mut self,
+        frozen: &mut Frozen,
+        files: &Files,
+        is_forwarded: &dyn Fn(&FdView) -> bool,
+    ) -> Step1<(Vec<AwayState>, Streams)> {
+        let mut ends: BTreeMap<StreamKey, OwnedFd> = BTreeMap::new();
+        let mut keys = Vec::new();
+        for (object, view) in (0..).zip(&files.views.objects) {
+            if is_forwarded(view) {
+                let fd = files.duplicate(view).map_err(own)?;
+                ends.entry(stream_key(view)).or_insert(fd);
+                keys.push((object, stream_key(view)));
+            }
+        }
+        if self.away.is_some() || !self.is_home() {
+            self.freeze_away(frozen, &ends)?;
+        } else {
+            self.begin_home(frozen, ends)?;
+        }
+        let mut streams = Vec::new();
+        for (object, key) in keys {
+            let stream = self.streams.get(&key).ok_or_else(|| {
+                stopped(11, "VOS-TTY", "a terminal or pipe was opened after the job had moved")
+            })?;
+            streams.push((object, *stream));
+        }
+        Ok((frozen.states.clone(), streams))
+    }
+
+    fn freeze_away(
+        &mut self,
+        frozen: &mut Frozen,
+        ends: &BTreeMap<StreamKey, OwnedFd>,
+    ) -> Step1<()> {
+        let Some(away) = &mut self.away else { return Ok(()) };
+        let all: Vec<u32> = away.streams().collect();
+        for stream in all {
+            let end = self.streams.iter().find(|(_, s)| **s == stream);
+            let end = end.and_then(|(key, _)| ends.get(key)).map(AsFd::as_fd);
+            frozen.states.push(away.freeze(stream, end).map_err(own)?);
+        }
+        Ok(())
+    }
+
+    fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
+        let mut home = self.new_relays().map_err(own)?;
+        let pid = frozen.process.pid;
+        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
+        let control = match self.sup.job.meta.attached {
+            true => JobControl::Of(pid),
+            false if group == getpgrp() => JobControl::Own,
+            false => JobControl::OwnFor(group.as_raw()),
+        };
+        self.streams.clear();
+        for (stream, (key, fd)) in (1..).zip(ends) {
+            let end = match key.2 {
+                0 => HomeEnd::Terminal(fd, control),
+                1 => HomeEnd::Input(fd),
+                _ => HomeEnd::Output(fd),
+            };
+            frozen.states.push(home.add_home(stream, end).map_err(own)?);
+            self.streams.insert(key, stream);
+        }
+        self.home = Some(home);
+        frozen.new_home = true;
+        Ok(())
+    }
+
+    fn send_parcel(&mut self, target: &Target, parcel: &Parcel) -> Step1<()> {
+        let bytes = postcard::to_stdvec(parcel).map_err(own)?;
+        let pieces = bytes.chunks(CHUNK).count();
+        for (n, piece) in bytes.chunks(CHUNK).enumerate() {
+            self.send(target.key, &Msg::Image { last: n + 1 == pieces }, piece);
+        }
+        Ok(())
+    }
+
+    /// After memory was sent without waiting for this answer: the target knew all files.
+    fn expect_known(&mut self, target: &Target) -> Step1<()> {
+        match self.answer(target, PATIENCE)? {
+            (Msg::Unknown(files), _) if files.is_empty() => Ok(()),
+            (Msg::Unknown(files), _) => {
+                let path = files.first().map_or("", |f| f.path.as_str());
+                let text = format!("{path} changed on {} during the move", target.name);
+                Err(stopped(11, "VOS-TARGET", text))
+            }
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    /// Ships the mapped files that the target does not know: opened since the preflight.
+    fn answer_unknown(&mut self, target: &Target) -> Step1<()> {
+        match self.answer(target, PATIENCE)? {
+            (Msg::Unknown(files), _) => {
+                self.ship(target, &files)?;
+                Ok(())
+            }
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    fn send_bulk(&mut self, target: &Target, all: &[BulkSource]) -> Step1<()> {
+        use std::os::unix::fs::FileExt;
+        let mut buf = vec![0; CHUNK];
+        for source in all {
+            let content = std::fs::File::from(source.fd.try_clone().map_err(own)?);
+            for &(start, len) in &source.extents {
+                let mut at = start;
+                while at < start + len {
+                    let want = ((start + len - at) as usize).min(CHUNK);
+                    let got = content.read_at(&mut buf[..want], at).map_err(own)?;
+                    if got == 0 {
+                        break;
+                    }
+                    let msg = Msg::Bulk { id: source.id, offset: at };
+                    self.send(target.key, &msg, &buf[..got]);
+                    self.flow(target)?;
+                    at += got as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_memory(&mut self, target: &Target, pid: i32, process: &ProcessImage) -> Step1<()> {
+        let total = process.memory.data_bytes();
+        let (mut done, mut shown) = (0, 0);
+        let mut buf = vec![0; CHUNK];
+        for ranges in chunks(&process.memory.data) {
+            let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
+            let piece = &mut buf[..len as usize];
+            read_pages(pid, &ranges, piece).map_err(|e| own(format!("reading memory: {e}")))?;
+            self.send(target.key, &Msg::Pages(ranges), piece);
+            done += len;
+            if done - shown > 64 << 20 {
+                shown = done;
+                self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
+            }
+            self.flow(target)?;
+        }
+        self.send(target.key, &Msg::PagesEnd, &[]);
+        self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
+        Ok(())
+    }
+}
+
+/// Ranges in pieces of at most [`CHUNK`] bytes.
+fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+    const MOST_RANGES: usize = 512;
+    let mut all = Vec::new();
+    let (mut piece, mut len) = (Vec::new(), 0u64);
+    for &(start, end) in ranges {
+        let mut at = start;
+        while at < end {
+            let to = end.min(at + (CHUNK as u64 - len));
+            piece.push((at, to));
+            len += to - at;
+            at = to;
+            if len == CHUNK as u64 || piece.len() == MOST_RANGES {
+                all.push(std::mem::take(&mut piece));
+                len = 0;
+            }
+        }
+    }
+    if !piece.is_empty() {
+        all.push(piece);
+    }
+    all
+}
+
+#[cfg(test)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_into_chunks() {
+        let all = chunks(&[(0, 4096), (8192, 8192 + (3 << 20))]);
+        let bytes: u64 = all.iter().flatten().map(|(s, e)| e - s).sum();
+        assert_eq!(bytes, 4096 + (3 << 20));
+        assert!(all.iter().all(|c| c.iter().map(|(s, e)| e - s).sum::<u64>() <= CHUNK as u64));
+        assert!(chunks(&[]).is_empty());
+    }
+}

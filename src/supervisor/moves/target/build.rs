@@ -1,0 +1,385 @@
+//! The way to a stopped process that is whole: the files that are missing here, the frame,
+//! the image, the pages.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, Context, Result};
+
+use super::super::{LinkKey, Mover, StreamKey, CHUNK};
+use super::{read_hello, Prepared, PATIENCE};
+use crate::ids::NodeId;
+use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
+use crate::migrate::preflight;
+use crate::migrate::resource::fd::{self, BulkId};
+use crate::migrate::resource::memory::{Backing, FileId, MmImage};
+use crate::migrate::restore::{verify, Restoring};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Build, Skeleton, MAX_FDS};
+use crate::proxy::{AwayEnd, PtyPair};
+use crate::state::StateDir;
+use crate::syscalls::table::TABLE;
+use crate::tracer::filter;
+use crate::tracer::memory::VmFlags;
+
+/// Largest image taken, bytes (pages are not in it).
+const MOST_IMAGE: usize = 256 << 20;
+
+/// What is being built while messages come in.
+struct Arriving {
+    hello: Hello,
+    peer: (NodeId, String),
+    /// Where the source's files are found here.
+    files: BTreeMap<FileId, PathBuf>,
+    /// The file whose content is coming.
+    incoming: Option<Incoming>,
+    skeleton: Option<Skeleton>,
+    /// Pieces of the image, then the image.
+    image: Vec<u8>,
+    parcel: Option<Parcel>,
+    /// Files that carry the content of deleted files and memfds.
+    vessels: BTreeMap<BulkId, File>,
+    content_done: bool,
+    restoring: Option<Restoring>,
+    names: (String, String),
+    /// Becomes the controlling terminal of the job's session.
+    pty: Option<PtyPair>,
+    /// When the image of the frozen job began to arrive.
+    arrived: Option<Instant>,
+}
+
+struct Incoming {
+    id: FileId,
+    hash: [u8; 32],
+    mode: u32,
+    hasher: blake3::Hasher,
+    file: tempfile::NamedTempFile,
+}
+
+impl Mover {
+    /// Everything up to a stopped process that is whole.
+    pub(super) fn build(
+        &mut self,
+        key: LinkKey,
+        hello: Hello,
+        peer: (NodeId, String),
+    ) -> Result<Prepared> {
+        let mut arriving = Arriving {
+            hello,
+            peer,
+            files: BTreeMap::new(),
+            incoming: None,
+            skeleton: None,
+            image: Vec::new(),
+            parcel: None,
+            vessels: BTreeMap::new(),
+            content_done: false,
+            restoring: None,
+            names: Default::default(),
+            pty: None,
+            arrived: None,
+        };
+        let built = self.build_from(key, &mut arriving);
+        if built.is_err() {
+            if let Some(skeleton) = &arriving.skeleton {
+                skeleton.kill();
+            }
+        }
+        built
+    }
+
+    fn build_from(&mut self, key: LinkKey, a: &mut Arriving) -> Result<Prepared> {
+        let verdict = preflight::judge(&a.hello);
+        let foreign = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
+        let other_kernel = verdict.findings.iter().any(|f| f.code == "VOS-KERNEL");
+        let verdict = Verdict { foreign_vdso: foreign || other_kernel, ..verdict };
+        self.send(key, &Msg::Verdict(verdict), &[]);
+        loop {
+            let got = self.next(key, Instant::now() + PATIENCE)?;
+            let Some((msg, payload)) = got else {
+                bail!("the source {} is gone: {}", a.peer.1, self.why(key));
+            };
+            match msg {
+                Msg::Hello(version, body) => {
+                    a.hello = read_hello(version, &body).map_err(|f| anyhow!(f.text))?;
+                    self.send(key, &Msg::Verdict(preflight::judge(&a.hello)), &[]);
+                }
+                Msg::File { index, hash, mode, size } => {
+                    let id: FileId = postcard::from_bytes(&payload).context("a file's name")?;
+                    let send = self.want_file(a, id, hash, mode, size)?;
+                    self.send(key, &Msg::FileAnswer { index, send }, &[]);
+                    self.begin_if_complete(a)?;
+                }
+                Msg::Chunk { last, .. } => {
+                    take_chunk(&self.sup.state, a, &payload, last)?;
+                    if last {
+                        self.begin_if_complete(a)?;
+                    }
+                }
+                Msg::Prepare(_) if a.skeleton.is_some() => bail!("a second frame"),
+                Msg::Prepare(plan) => {
+                    a.names = (plan.nodename.clone(), plan.domainname.clone());
+                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
+                    a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
+                    // After the fork, which would make every page be copied again.
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.expect_many(CHUNK);
+                    }
+                    self.send(key, &Msg::Prepared, &[]);
+                }
+                Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
+                Msg::Image { last } => {
+                    a.arrived.get_or_insert_with(Instant::now);
+                    if a.image.len() + payload.len() > MOST_IMAGE {
+                        bail!("an image of more than {} MiB", MOST_IMAGE >> 20);
+                    }
+                    a.image.extend_from_slice(&payload);
+                    if last {
+                        self.take_image(key, a)?;
+                    }
+                }
+                Msg::Bulk { id, offset } => {
+                    let vessel = a.vessels.get(&id).ok_or_else(|| anyhow!("content of nothing"))?;
+                    vessel.write_all_at(&payload, offset).context("content of a deleted file")?;
+                }
+                Msg::Pages(ranges) => {
+                    self.content_is_done(a)?;
+                    let restoring = a.restoring.as_ref();
+                    restoring
+                        .ok_or_else(|| anyhow!("pages before the image"))?
+                        .fill(&ranges, &payload)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.recycle(payload);
+                    }
+                }
+                Msg::PagesEnd => {
+                    self.content_is_done(a)?;
+                    if let Some(peer) = self.links.get_mut(&key) {
+                        peer.link.expect_few();
+                    }
+                    return self.complete(a);
+                }
+                Msg::Abort(why) => bail!("given up by the source: {why}"),
+                other => bail!("unexpected from the source: {other:?}"),
+            }
+        }
+    }
+
+    /// A file that the source has described: is its content needed?
+    fn want_file(
+        &self,
+        a: &mut Arriving,
+        id: FileId,
+        hash: [u8; 32],
+        mode: u32,
+        size: u64,
+    ) -> Result<bool> {
+        let same_size = fs::metadata(&id.path).is_ok_and(|m| m.is_file() && m.size() == size);
+        let here = PathBuf::from(&id.path);
+        if same_size && preflight::hash_file(&here).is_ok_and(|h| h == hash) {
+            a.files.insert(id, here);
+            return Ok(false);
+        }
+        let kept = self.sup.state.files().join(crate::ids::hex(&hash));
+        if preflight::hash_file(&kept).is_ok_and(|h| h == hash) {
+            a.files.insert(id, kept);
+            return Ok(false);
+        }
+        crate::state::make_dir(&self.sup.state.files())?;
+        let file = tempfile::NamedTempFile::new_in(self.sup.state.files())
+            .context("a file in the state folder")?;
+        a.incoming = Some(Incoming { id, hash, mode, hasher: blake3::Hasher::new(), file });
+        Ok(true)
+    }
+
+    /// The image is whole: says which of its files are unknown here, or begins to restore.
+    fn take_image(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
+        let bytes = std::mem::take(&mut a.image);
+        let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
+        parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
+        let process = parcel.image.processes.first().context("an image without a process")?;
+        let unknown: Vec<FileId> = process
+            .memory
+            .files
+            .iter()
+            .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
+            .cloned()
+            .collect();
+        for object in &process.files.objects {
+            let kind = fd::by_name(&object.kind).context("a descriptor of an unknown kind")?;
+            let Some(id) = kind.bulk_id(&object.state)? else { continue };
+            if let Some(vessel) = kind.vessel(&object.state)? {
+                a.vessels.entry(id).or_insert_with(|| File::from(vessel));
+            }
+        }
+        a.parcel = Some(parcel);
+        self.send(key, &Msg::Unknown(unknown), &[]);
+        self.begin_if_complete(a)
+    }
+
+    /// Pages come: all content of deleted files has come before.
+    fn content_is_done(&mut self, a: &mut Arriving) -> Result<()> {
+        a.content_done = true;
+        self.begin_if_complete(a)
+    }
+
+    /// Begins to restore when the image and all its files are here.
+    fn begin_if_complete(&mut self, a: &mut Arriving) -> Result<()> {
+        let Some(parcel) = &a.parcel else { return Ok(()) };
+        // Content of deleted files comes first: a memfd's seals would keep it out.
+        let content_first = !a.vessels.is_empty() && !a.content_done;
+        if a.restoring.is_some() || a.incoming.is_some() || content_first {
+            return Ok(());
+        }
+        let boot = a.hello.boot_id.clone();
+        let mut paths = Vec::new();
+        for file in &parcel.image.processes[0].memory.files {
+            match a.files.get(file) {
+                Some(path) => paths.push(path.to_string_lossy().into_owned()),
+                None if preflight::is_same_file(file, &boot) => paths.push(file.path.clone()),
+                None => return Ok(()),
+            }
+        }
+        let parcel = a.parcel.clone().context("no image")?;
+        let restoring = self.begin(a, &parcel, &paths)?;
+        a.restoring = Some(restoring);
+        Ok(())
+    }
+
+    fn begin(&mut self, a: &mut Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
+        let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
+        let process = &parcel.image.processes[0];
+        let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
+        let mut away = self.new_relays()?;
+        for state in &parcel.relays {
+            let terminal = matches!(state.end, AwayEnd::Pty(_));
+            let pty = if terminal { a.pty.take() } else { None };
+            let controlling = pty.is_some();
+            let end = away.rebuild_on(state.clone(), pty)?;
+            if controlling {
+                skeleton.set_terminal(end.as_fd())?;
+            }
+            ends.insert(state.stream, end);
+        }
+        self.away = (!parcel.relays_lost).then_some(away);
+        self.idle_terminal = a.pty.take();
+        self.streams.clear();
+        let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
+        for (object, stream) in &parcel.streams {
+            let end = ends.get(stream).context("a descriptor of no relay")?;
+            provided.push((*object, end.as_fd()));
+            self.streams.insert(key_of(end)?, *stream);
+        }
+        for (object, o) in (0..).zip(&process.files.objects) {
+            let kind = fd::by_name(&o.kind).context("a descriptor of an unknown kind")?;
+            let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
+            provided.extend(vessel.map(|v| (object, v.as_fd())));
+        }
+        if provided.len() > MAX_FDS {
+            bail!("more than {} deleted files and relays", MAX_FDS);
+        }
+        let build = Build {
+            files: process.files.clone(),
+            paths: mapped_paths(&process.memory, paths),
+            exe: paths[process.memory.exe as usize].clone(),
+            shared: process
+                .memory
+                .objects
+                .iter()
+                .map(|o| (o.dev, o.ino, o.name.clone(), o.size))
+                .collect(),
+            provided: provided.iter().map(|(object, _)| *object).collect(),
+        };
+        let fds: Vec<BorrowedFd> = provided.iter().map(|(_, fd)| *fd).collect();
+        let built = skeleton.build(&build, &fds)?;
+        Ok(Restoring::begin(skeleton.pid, process, &built, &self.vdso)?)
+    }
+
+    /// All pages are here: the rest.
+    fn complete(&mut self, a: &mut Arriving) -> Result<Prepared> {
+        let restoring = a.restoring.take().context("an image without its files")?;
+        let parcel = a.parcel.take().context("no image")?;
+        let Parcel { image, annotations, signals_taken, .. } = parcel;
+        let process = image.processes.into_iter().next().context("no process")?;
+        let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
+        let threads = restoring.finish(&process, program.as_deref())?;
+        let skeleton = a.skeleton.take().context("no frame")?;
+        verify(skeleton.pid, &process)?;
+        self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
+        self.sup.board.history = a.hello.history.clone();
+        self.sup.job.meta.epoch = a.hello.epoch;
+        // The job's clock never goes back; the frame's was set when the plan was made.
+        wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
+        let arrived = a.arrived.unwrap_or_else(Instant::now);
+        Ok(Prepared { process, skeleton, threads, annotations, signals_taken, arrived })
+    }
+}
+
+fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
+    pty.slave.as_fd()
+}
+
+fn is_tty(fd: &OwnedFd) -> bool {
+    std::io::IsTerminal::is_terminal(fd)
+}
+
+/// How the job's end of a relay is recognised later.
+fn key_of(end: &OwnedFd) -> Result<StreamKey> {
+    let m = File::from(end.try_clone()?).metadata()?;
+    let flags = nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_GETFL)?;
+    let class = match (is_tty(end), flags & libc::O_ACCMODE) {
+        (true, _) => 0,
+        (false, libc::O_RDONLY) => 1,
+        (false, _) => 2,
+    };
+    Ok((m.dev(), m.ino(), class))
+}
+
+/// Paths here of the mapped files, and whether a mapping may write to them.
+fn mapped_paths(memory: &MmImage, paths: &[String]) -> Vec<(String, bool)> {
+    let writes = |index: usize| {
+        memory.mappings.iter().any(|m| {
+            m.shared
+                && m.flags.contains(VmFlags::MAY_WRITE)
+                && m.backing == Backing::File(index as u32)
+        })
+    };
+    paths.iter().enumerate().map(|(i, path)| (path.clone(), writes(i))).collect()
+}
+
+/// Content of a shipped file; the last piece puts it in its place, if it is what was promised.
+fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> Result<()> {
+    let incoming = a.incoming.as_mut().context("content of no file")?;
+    incoming.hasher.update(bytes);
+    incoming.file.write_all(bytes).context("a shipped file")?;
+    if !last {
+        return Ok(());
+    }
+    let Some(done) = a.incoming.take() else { return Ok(()) };
+    if *done.hasher.finalize().as_bytes() != done.hash {
+        bail!("{} arrived with another content", done.id.path);
+    }
+    let place = state.files().join(crate::ids::hex(&done.hash));
+    let mode = done.mode & 0o555 | 0o400;
+    done.file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
+    done.file.persist(&place).with_context(|| place.display().to_string())?;
+    a.files.insert(done.id, place);
+    Ok(())
+}
+
+/// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
+fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
+    let own = offsets("self").context("time namespace")?;
+    let theirs = offsets(&pid.to_string()).context("time namespace")?;
+    let reached = reached + coarse_tick().context("clock_getres")?;
+    let now = own_clocks()?.monotonic + theirs.0 - own.0;
+    if now < reached {
+        let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
+        std::thread::sleep(Duration::from_nanos(missing));
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! Prepared: the wait for the decision, and the job's first moments here.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::super::hook::reached;
+use super::super::signals::Forward;
+use super::super::{LinkKey, Mover, Peer, Side};
+use super::Prepared;
+use crate::control::{MoveReport, ProcessStatus};
+use crate::ids::{MoveId, NodeId};
+use crate::journal::Step;
+use crate::migrate::capture;
+use crate::migrate::image::ProcessImage;
+use crate::migrate::message::Msg;
+use crate::migrate::resource::attributes::is_dumpable;
+use crate::migrate::restore::NewThread;
+use crate::migrate::transport::{Link, Service};
+use crate::node;
+use crate::proxy::Loopback;
+use crate::supervisor::job::{now_ms, start_time};
+use crate::supervisor::session::Way;
+use crate::tracer::raw;
+
+/// In doubt: pause between two questions to the source.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// In doubt: a source that has said nothing for so long is asked again over a new connection.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How a wait for the decision ended.
+pub(super) enum Decision {
+    Commit(LinkKey),
+    Abort,
+}
+
+/// A job that is to stop does so in far less.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
+
+impl Mover {
+    /// PREPARED: only the source's word counts, for ever.
+    pub(super) fn await_decision(
+        &mut self,
+        id: MoveId,
+        first: LinkKey,
+        peer: &(NodeId, String),
+    ) -> Result<Decision> {
+        let prepared = Instant::now();
+        let mut next_ask = prepared;
+        let mut asking: Option<(LinkKey, Instant)> = None;
+        loop {
+            for key in self.links.keys().copied().collect::<Vec<_>>() {
+                while let Some((msg, payload)) = self.pop(key) {
+                    match msg {
+                        Msg::Commit if key == first => return Ok(Decision::Commit(key)),
+                        Msg::Relay(_) => self.early.push_back((msg, payload)),
+                        Msg::Decided { id: of, commit }
+                            if of == id && self.peer_of(key) == Some(peer.0) =>
+                        {
+                            return Ok(match commit {
+                                true => Decision::Commit(key),
+                                false => Decision::Abort,
+                            });
+                        }
+                        Msg::Abort(_) if key == first => return Ok(Decision::Abort),
+                        other => self.hear(key, other)?,
+                    }
+                }
+            }
+            if self.recovered(&peer.1, |_| Ok(())) {
+                return Ok(Decision::Commit(first));
+            }
+            let lost = self.links.get(&first).is_none_or(|p| p.over.is_some());
+            let silent = lost || prepared.elapsed() > SILENCE;
+            let over = |key| self.links.get(&key).is_none_or(|p: &Peer| p.over.is_some());
+            let waits = asking.is_some_and(|(key, since)| !over(key) && since.elapsed() < SILENCE);
+            if silent && !waits && Instant::now() >= next_ask {
+                next_ask = Instant::now() + ASK_EVERY;
+                if let Some((old, _)) = asking.take() {
+                    self.drop_link(old);
+                }
+                asking = self.ask(id, peer).map(|key| (key, Instant::now()));
+            }
+            self.pump(Some(Duration::from_millis(200)))?;
+            self.requests_while_moving()?;
+        }
+    }
+
+    /// Asks the source what it decided, over a new connection.
+    fn ask(&mut self, id: MoveId, peer: &(NodeId, String)) -> Option<LinkKey> {
+        let known = node::peers::by_id(&self.sup.state, peer.0).ok()??;
+        let tls = node::tls(&self.sup.state).ok()?;
+        let service = Service::Job(self.sup.job.id);
+        let link = Link::connect(&known.addr, &tls, known.id, service).ok()?;
+        let key = self.add_link(link).ok()?;
+        self.send(key, &Msg::Ask(id), &[]);
+        Some(key)
+    }
+
+    /// The commit has come: this node owns the job, which runs.
+    pub(super) fn own(
+        &mut self,
+        id: MoveId,
+        key: LinkKey,
+        peer: &(NodeId, String),
+        prepared: Prepared,
+    ) -> Result<()> {
+        let Prepared { process, skeleton, threads, annotations, signals_taken, arrived } = prepared;
+        let pid = skeleton.pid;
+        // Who looks after this supervisor's death finds by this whether the job lives.
+        self.sup.job.meta.pid = process.ids.pid;
+        self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
+        if let Err(e) = self.sup.job.note() {
+            tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
+        }
+        // A journal that cannot be written does not stop a job that has no other copy.
+        if let Err(e) = self.write_journal(id, Step::Own, peer) {
+            tracing::error!("{e:#}");
+        }
+        reached("owned");
+        let home = self.is_home();
+        self.agent = None;
+        self.sup.away = false;
+        self.sup.board.state = None;
+        self.sup.board.moved_to = None;
+        self.sup.board.remote.clear();
+        self.init = Some(skeleton.init);
+        self.sup.session.leave();
+        self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
+        self.sup.session.insn = capture::syscall_insn(pid, &process.memory).ok();
+        for (fd, annotation) in annotations {
+            if let Ok(watches) = postcard::from_bytes(&annotation) {
+                self.sup.session.handles.take_up(pid, fd, watches);
+            }
+        }
+        self.join_relays(home, key, peer);
+        self.forward.taken(signals_taken);
+        let waiting = self.forward.rest();
+        self.forward = Forward::at(signals_taken + waiting.len() as u64);
+        self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
+        self.resume_all(&process, pid, &threads)?;
+        let resumed = Instant::now();
+        waiting.into_iter().for_each(|signal| self.signal_job(signal));
+        if let Err(e) = self.sup.job.save() {
+            tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
+        }
+        let processes = self.statuses(&process, pid);
+        let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
+        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
+        self.note(self.own_report(id, peer, &process, processes, arrived));
+        self.note_restored(pid);
+        self.stop_again(process.stopped, home)
+    }
+
+    /// A job that was stopped comes to its stop again, of which the home knows. One that goes on
+    /// wakes who waits for it.
+    fn stop_again(&mut self, stopped: Option<i32>, home: bool) -> Result<()> {
+        let Some(signal) = stopped else {
+            if self.asleep.is_some() {
+                self.awake();
+            }
+            return Ok(());
+        };
+        let until = Instant::now() + STOPS_WITHIN;
+        while self.sup.session.root_in_stop().is_none() && Instant::now() < until {
+            self.pump(Some(Duration::from_millis(10)))?;
+        }
+        if self.sup.session.root_stopped.take().is_some() && home {
+            self.stop_with_far_job(signal);
+        }
+        Ok(())
+    }
+
+    /// The move as this side saw it: kept if the source's own figures do not come.
+    fn own_report(
+        &self,
+        id: MoveId,
+        peer: &(NodeId, String),
+        process: &ProcessImage,
+        processes: Vec<ProcessStatus>,
+        arrived: Instant,
+    ) -> MoveReport {
+        let ms = arrived.elapsed().as_secs_f64() * 1e3;
+        MoveReport {
+            id,
+            job: self.sup.job.meta.name.clone(),
+            job_id: self.sup.job.id,
+            from: peer.1.clone(),
+            to: self.sup.node.clone(),
+            epoch: self.sup.job.meta.epoch,
+            at_ms: now_ms(),
+            pause_ms: ms,
+            total_ms: ms,
+            parts: Vec::new(),
+            bytes_memory: process.memory.data_bytes(),
+            bytes_wire: 0,
+            processes,
+        }
+    }
+
+    fn statuses(&self, process: &ProcessImage, host_pid: i32) -> Vec<ProcessStatus> {
+        let comm = fs::read_to_string(format!("/proc/{host_pid}/comm")).unwrap_or_default();
+        vec![ProcessStatus {
+            pid: process.ids.pid,
+            host_pid,
+            node: self.sup.node.clone(),
+            comm: comm.trim().to_owned(),
+            threads: process.threads.len() as u32,
+        }]
+    }
+
+    /// Connects both halves of the relays, the job being still stopped.
+    fn join_relays(&mut self, home: bool, key: LinkKey, peer: &(NodeId, String)) {
+        if home {
+            if let Some(asked) = &mut self.asked {
+                // The source reports over its own link.
+                asked.via = key;
+            }
+            if let Some(old) = self.relay_link.take().filter(|old| *old != key) {
+                self.drop_link(old);
+            }
+            if self.away.is_none() {
+                self.lose_relays();
+            }
+            if let (Some(home), Some(away)) = (&mut self.home, &mut self.away) {
+                home.disconnected();
+                self.loopback = Some(Loopback::join(home, away));
+            }
+        } else if peer.0 == self.home_node.0 {
+            self.relay_link = Some(key);
+            self.relay(Side::Away, |relays, out| relays.resync(out));
+            // What the home said before the go is taken first.
+            let early = std::mem::take(&mut self.early);
+            if let Some(peer) = self.links.get_mut(&key) {
+                early.into_iter().rev().for_each(|m| peer.inbox.push_front(m));
+            }
+            self.take_relayed(key);
+            self.drive(key);
+        }
+        self.relay(Side::Away, |relays, out| relays.thaw(out));
+    }
+
+    fn resume_all(
+        &mut self,
+        process: &ProcessImage,
+        pid: i32,
+        threads: &[NewThread],
+    ) -> Result<()> {
+        if let Some(signal) = process.stopped {
+            raw::kill(pid, signal).context("stopping the job as it was")?;
+        }
+        for thread in threads {
+            raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
+        }
+        let mut ways = Vec::with_capacity(threads.len());
+        for thread in threads {
+            ways.push(match thread.restart {
+                Some(restart) => {
+                    let ready = self.sup.session.make_ready(thread.host_tid, restart);
+                    ready.with_context(|| format!("the call of thread {}", thread.tid))?;
+                    Way::Step(0)
+                }
+                None => Way::Cont(0),
+            });
+        }
+        if !is_dumpable(process) {
+            if let Err(e) = self.make_undumpable(pid) {
+                tracing::error!("process {} stays dumpable: {e:#}", process.ids.pid);
+            }
+        }
+        for (thread, way) in threads.iter().zip(ways) {
+            let resumed = self.sup.session.go(thread.host_tid, way);
+            resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
+        }
+        Ok(())
+    }
+}
