@@ -36,6 +36,7 @@ use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
+use crate::tracer::Exit;
 use agent::{Agent, Seeker};
 use signals::Forward;
 use standin::StandIn;
@@ -148,6 +149,9 @@ pub struct Mover {
     kept: String,
     looked: Option<Looked>,
     asked: Option<Asked>,
+    /// The job was stopped by this signal, and who waits for it here stops as well; see
+    /// [`Mover::rest`].
+    asleep: Option<i32>,
 }
 
 impl Mover {
@@ -190,6 +194,7 @@ impl Mover {
             kept: String::new(),
             looked: None,
             asked: None,
+            asleep: None,
         })
     }
 
@@ -211,6 +216,9 @@ impl Mover {
             self.serve_links()?;
             self.serve_agent();
             self.seek_home();
+            if self.rest()? {
+                continue;
+            }
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -395,10 +403,7 @@ impl Mover {
                     self.show_asked(*event);
                     None
                 }
-                _ => {
-                    self.signal_job(libc::SIGCONT);
-                    None
-                }
+                _ => None,
             };
             if let Some(Err(e)) = failed {
                 tracing::error!("{e}");
@@ -467,12 +472,7 @@ impl Mover {
                 libc::SIGWINCH => {
                     self.relay(Side::Home, |relays, out| relays.on_winch(out));
                 }
-                libc::SIGCONT => {
-                    self.relay(Side::Home, |relays, out| relays.resume(out));
-                    if self.agent.is_some() {
-                        self.signal_anywhere(libc::SIGCONT);
-                    }
-                }
+                libc::SIGCONT => self.awake(),
                 signal if self.sup.away && !arrived.is_from_kernel() => {
                     self.signal_anywhere(signal);
                 }
@@ -499,7 +499,7 @@ impl Mover {
         if self.agent.is_some() {
             return Ok(());
         }
-        if self.home.is_none() && self.away.is_none() {
+        if self.home.is_none() && self.away.is_none() && self.asleep.is_none() {
             return self.sup.stop_with_job();
         }
         if self.loopback.is_none() && self.relay_link.is_none() {
@@ -512,31 +512,58 @@ impl Mover {
         };
         if self.loopback.is_none() {
             self.say(Msg::Stopped(signal), &[]);
-        } else if self.stop_with_far_job(signal)? {
+        } else {
+            self.stop_with_far_job(signal);
+        }
+        Ok(())
+    }
+
+    /// The job was stopped, and whoever waits for it at home has to see that.
+    fn stop_with_far_job(&mut self, signal: i32) {
+        if self.sup.mode != Mode::Launched {
+            if let Some(standin) = &mut self.standin {
+                standin.stop(signal);
+            }
+        } else if self.asleep.replace(signal).is_none() {
+            self.relay(Side::Home, |relays, _| relays.suspend());
+        }
+    }
+
+    /// Stops this process as a shell expects of its job, when the job is stopped and nobody needs
+    /// an answer. A shell lets both go on; a client or another node only wakes this process, which
+    /// stops again when it has served them ([`super::wake`]). True: it was stopped.
+    fn rest(&mut self) -> Result<bool> {
+        let Some(signal) = self.asleep.filter(|_| !self.is_needed()) else { return Ok(false) };
+        self.sup.woken = false;
+        super::Signals::stop_self(signal).context("stopping with the job")?;
+        // Who woke it has connected before.
+        self.pump(Some(Duration::ZERO))?;
+        let continued = self.sup.arrived.iter().any(|a| a.signal == libc::SIGCONT);
+        if !self.sup.woken && !continued {
+            // It did not stop: nobody is there who could let it go on (setpgid(2), orphaned
+            // process groups).
+            self.awake();
             self.signal_job(libc::SIGCONT);
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
-    /// has let it go on.
-    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
-        if self.sup.mode == Mode::Launched {
-            self.stop_self(signal)?;
-            return Ok(true);
-        }
-        if let Some(standin) = &mut self.standin {
-            standin.stop(signal);
-        }
-        Ok(false)
+    /// Is there somebody to be served before this process may stop?
+    fn is_needed(&self) -> bool {
+        let waits = |key: &LinkKey| self.relay_link != Some(*key) && !self.is_trying(*key);
+        // A job that has come home stopped has to get there first.
+        let stopping = self.agent.is_none() && self.sup.session.root_in_stop().is_none();
+        stopping || !self.idle() || self.sup.has_clients() || self.links.keys().any(waits)
     }
 
-    /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
-    fn stop_self(&mut self, signal: i32) -> Result<()> {
-        self.relay(Side::Home, |relays, _| relays.suspend());
-        super::Signals::stop_self(signal).context("stopping with the job")?;
+    /// This process goes on, and a job elsewhere with it. One that is here has got the signal
+    /// already.
+    fn awake(&mut self) {
+        self.asleep = None;
         self.relay(Side::Home, |relays, out| relays.resume(out));
-        Ok(())
+        if self.agent.is_some() {
+            self.signal_anywhere(libc::SIGCONT);
+        }
     }
 
     /// New links: the first message tells what they are for. Dead ones go.
@@ -570,7 +597,7 @@ impl Mover {
             }
             Msg::Ask(id) => self.tell_decision(key, id),
             Msg::Decided { id, commit: true } => self.confirm(key, id),
-            Msg::Attach { epoch } => self.attached(key, epoch),
+            Msg::Attach { epoch, stopped } => self.attached(key, epoch, stopped),
             Msg::LateSignal(signal) => self.signal_anywhere(signal),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
                 self.please_move(key, &to)?;
@@ -583,7 +610,7 @@ impl Mover {
     }
 
     /// The home agent has come.
-    fn attached(&mut self, key: LinkKey, epoch: Epoch) {
+    fn attached(&mut self, key: LinkKey, epoch: Epoch, stopped: bool) {
         let own = self.sup.job.meta.epoch;
         if self.agent.is_some() || epoch > own {
             self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
@@ -600,9 +627,10 @@ impl Mover {
             self.send(key, &Msg::RelaysLost, &[]);
         }
         self.relay(Side::Away, |relays, out| relays.resync(out));
-        // A home agent stops with the job. This one runs: it was continued while there was no
-        // link to say so.
-        if self.sup.session.root_in_stop().is_some() {
+        // A home agent stops with the job. One that says nothing of it was continued while there
+        // was no link to say so.
+        self.sup.session.root_stopped = None;
+        if !stopped && self.sup.session.root_in_stop().is_some() {
             self.signal_job(libc::SIGCONT);
         }
     }
@@ -665,7 +693,10 @@ impl Mover {
     fn request(&mut self, pending: Pending) -> Result<()> {
         let client = pending.client;
         match pending.request {
-            Request::Connection => self.connection(pending.fd),
+            Request::Connection => {
+                self.sup.dismiss(client);
+                self.connection(pending.fd);
+            }
             Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
@@ -933,7 +964,7 @@ impl Mover {
             if agent.has_lost() {
                 if let Some(standin) = self.standin.take() {
                     // Its parent has to be told something: nothing else was asked to end it.
-                    standin.end(crate::tracer::Exit::Signal(libc::SIGKILL));
+                    standin.end(Exit::Signal(libc::SIGKILL));
                 }
                 return Ok(Some(End::Lost));
             }
@@ -957,7 +988,7 @@ impl Mover {
     }
 
     /// Sends the job's last words home and waits until they are taken.
-    fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
+    fn farewell(&mut self, exit: Exit) -> Result<()> {
         /// A home that does not come back for so long is gone for good.
         const PATIENCE: Duration = Duration::from_secs(60);
         /// Home agents connect anew twice a second; one that does not is asked for.
@@ -1032,7 +1063,7 @@ impl Mover {
         let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
         let key = self.add_link(link).ok()?;
         let epoch = self.epoch();
-        self.send(key, &Msg::Attach { epoch }, &[]);
+        self.send(key, &Msg::Attach { epoch, stopped: false }, &[]);
         Some(key)
     }
 
@@ -1063,25 +1094,19 @@ impl Mover {
 }
 
 /// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
-/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)). It need not be an ancestor.
 fn namespace_init(pid: i32) -> Option<i32> {
-    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
-        let view = View::read_process(pid).ok()?;
-        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
-        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
-    };
-    let own = ids(std::process::id() as i32)?.0.len();
-    let mut pid = pid;
-    loop {
-        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
-        if numbers.last() == Some(&1) {
-            return Some(pid);
-        }
-        pid = parent;
+    let space = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let of_process = space(pid)?;
+    if space(std::process::id() as i32)? == of_process {
+        return None;
     }
+    let all = procfs::process::all_processes().ok()?.flatten().map(|p| p.pid);
+    let leads = |pid: &i32| View::read_process(*pid).is_ok_and(|view| view.job_pid == 1);
+    all.filter(|pid| space(*pid).as_ref() == Some(&of_process)).find(leads)
 }
 
 fn is_relayed(msg: &Msg) -> bool {
-    use Msg::{Continue, Progress, Relay, Signal, SignalsTaken};
-    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Continue | Progress(_))
+    use Msg::{Progress, Relay, Signal, SignalsTaken};
+    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Progress(_))
 }
