@@ -80,7 +80,7 @@ const GUESTS: &[Guest] = &[
     with("traps", &["ignored"]),
     Guest {
         args: &["undumpable"],
-        ..launched_only("traps", "a process that is not dumpable belongs to root")
+        ..launched_only("traps", &[Who::User], "a process that is not dumpable belongs to root")
     },
     guest("sigaltstack"),
     guest("sig_pending"),
