@@ -76,6 +76,8 @@ pub(super) const LOST: u8 = 13;
 const FENCED: u8 = 14;
 /// The end of a killed supervisor takes far less.
 const DYING: Duration = Duration::from_secs(5);
+/// The node's daemon answers for a job faster than that.
+const ANSWERING: Duration = Duration::from_secs(1);
 
 /// A sentence for stderr and an exit code.
 #[derive(Debug)]
@@ -249,7 +251,7 @@ pub fn adopt(state: &StateDir, args: &AdoptArgs) -> u8 {
 fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<Supervisor, Failure> {
     let (id, dir, meta) = find(state, &args.job)?;
     let name = &meta.name;
-    let job = Job::take_over(id, dir).map_err(|e| match e.kind() {
+    let job = take_over(id, &dir).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock => failure(FAILED, format!("{name} {id} has a supervisor")),
         _ => failure(FAILED, format!("{name} {id}: {e}")),
     })?;
@@ -266,6 +268,19 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<Supervisor, Failure> 
     supervisor.session.begin(pid, BTreeSet::new());
     tree.into_iter().for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
     Ok(supervisor)
+}
+
+/// Takes the job's folder. The node's daemon has it for a moment when it answers for the job.
+fn take_over(id: JobId, dir: &JobDir) -> io::Result<Job> {
+    let until = Instant::now() + ANSWERING;
+    loop {
+        match Job::take_over(id, dir.clone()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// The node that owns the job, when this one has given it away. A move that the dead

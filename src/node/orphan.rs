@@ -10,7 +10,7 @@ use crate::ids::{Epoch, JobId, MoveId, NodeId};
 use crate::journal::{self, Journal, Record, Step};
 use crate::migrate::message::Msg;
 use crate::state::{JobMeta, StateDir};
-use crate::supervisor::job::{is_supervised, lasting_presence, Job, Presence};
+use crate::supervisor::job::{is_supervised, lasting_presence, presence, Job, Presence};
 
 /// How long the folder of a job that has gone on is kept, for those who look for the job.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -100,7 +100,8 @@ fn whereabouts(state: &StateDir, job: JobId) -> io::Result<Option<Msg>> {
         Some(Record { step: Step::Commit | Step::Done, epoch, peer, peer_name, .. }) => {
             Some(Msg::Gone { to: Some((peer, peer_name)), epoch: epoch.next() })
         }
-        Some(Record { step: Step::Own, .. }) => match lasting_presence(&taken.meta) {
+        // Nothing was to kill it along with its supervisor: one look is enough.
+        Some(Record { step: Step::Own, .. }) => match presence(&taken.meta) {
             Presence::Gone => Some(Msg::Lost),
             Presence::Here | Presence::Leaving => None,
         },
