@@ -77,10 +77,12 @@ pub fn tmux(hosts: &Hosts, _: Start) -> Result<()> {
         window.expect("('n is 41', 1)")?;
     }
     window.type_in("raise SystemExit(7)")?;
-    until(LONG, "the end of the program", || {
-        let end = window.ask(&["display-message", "-p", "#{pane_dead} #{pane_dead_status}"])?;
+    let mut end = String::new();
+    let ended = until(LONG, "the end of the program", || {
+        end = window.ask(&["display-message", "-p", "#{pane_dead} #{pane_dead_status}"])?;
         Ok((end.trim() == "1 7").then_some(()))
-    })?;
+    });
+    ended.with_context(|| format!("{end}: {}", window.all_shown().unwrap_or_default()))?;
     window.ask(&["kill-server"])?;
     job.await_nothing_left()
 }
