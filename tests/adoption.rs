@@ -137,17 +137,22 @@ fn receiver(hosts: &Hosts, index: usize) -> Result<i32> {
     receivers.first().copied().context("no receiver")
 }
 
-/// Killed after the whole image was sent.
-fn aborted(hosts: &Hosts) -> Result<()> {
-    let (job, pid, before) = sleeping(hosts, &[])?;
-    let mut gate = Gate::new("image-sent")?;
-    job.attach_with(&[gate.variable()])?;
+/// The target is killed when it has the whole image.
+fn aborted(who: Who) -> Result<()> {
+    ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let mut gate = Gate::new("ready")?;
+    let hosts = Hosts::start_with(who, 2, |index, command| {
+        if index == 1 {
+            command.envs([gate.variable()]);
+        }
+    })?;
+    let (job, pid, before) = sleeping(&hosts, &[])?;
+    job.attach()?;
     let mut command = hosts.vosrun(0);
     command.args(["migrate", &job.name, "--to", "b"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut mover = command.spawn()?;
     gate.reached()?;
-    kill(Pid::from_raw(receiver(hosts, 1)?), Signal::SIGKILL)?;
-    gate.release()?;
+    kill(Pid::from_raw(receiver(&hosts, 1)?), Signal::SIGKILL)?;
     let code = procs::exit_code(procs::wait(&mut mover, SOON, "migrate")?);
     ensure!(code == 11, "migrate ended with {code}");
     await_same(pid, &before)?;
@@ -172,10 +177,6 @@ fn signals_seen(job: &Job<'_>, count: u32) -> Result<()> {
     Ok(())
 }
 
-fn signal(job: &Job<'_>, signal: Signal) -> Result<()> {
-    Ok(kill(Pid::from_raw(job.child.id() as i32), signal)?)
-}
-
 /// Kills a supervisor and waits until it is gone.
 fn kill_supervisor(pid: i32) -> Result<()> {
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -187,7 +188,7 @@ fn kill_supervisor(pid: i32) -> Result<()> {
 /// The supervisor at home dies at rest, before any move.
 fn orphaned_at_home(hosts: &Hosts) -> Result<()> {
     let mut job = obedient(hosts, Start::Attached)?;
-    let pid = job.child.id() as i32;
+    let pid = job.pid_at_home()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
     kill_supervisor(tracer.context("no TracerPid")?.trim().parse()?)?;
@@ -197,9 +198,9 @@ fn orphaned_at_home(hosts: &Hosts) -> Result<()> {
         job.migrate(to)?;
         job.await_progress(2)?;
     }
-    signal(&job, Signal::SIGUSR1)?;
+    job.signal(Signal::SIGUSR1)?;
     signals_seen(&job, 1)?;
-    signal(&job, Signal::SIGTERM)?;
+    job.signal(Signal::SIGTERM)?;
     let code = job.end(SOON)?;
     ensure!(code == 7, "the parent sees {code}: {}", job.said());
     job.await_nothing_left()
@@ -218,36 +219,99 @@ fn orphaned_away(hosts: &Hosts, start: Start, places: &[usize]) -> Result<()> {
     for (n, to) in (1..).zip(places) {
         job.migrate(*to).with_context(|| hosts.diagnosis())?;
         job.await_progress(2)?;
-        signal(&job, Signal::SIGUSR1)?;
+        job.signal(Signal::SIGUSR1)?;
         signals_seen(&job, n)?;
     }
-    signal(&job, Signal::SIGTERM)?;
+    job.signal(Signal::SIGTERM)?;
     let code = job.end(SOON)?;
     ensure!(code == 7, "the parent sees {code}: {}", job.said());
     job.await_nothing_left()
 }
 
-fn cells() -> Vec<Cell> {
-    let cell = |name: &'static str, run: fn(&Hosts) -> Result<()>| {
-        Cell::new(name, move |w: &mut Worker| run(w.hosts(Who::User)?))
-    };
-    let mut cells = vec![
-        cell("untouched/attach", attach),
-        cell("untouched/check", check),
-        cell("untouched/refused", refused),
-        cell("untouched/aborted", aborted),
-        cell("orphaned/home", orphaned_at_home),
-    ];
+type Plain = fn(&Hosts) -> Result<()>;
+
+/// Cells with no more to them than a name.
+const PLAIN: [(&str, Plain); 6] = [
+    ("untouched/attach", attach),
+    ("untouched/check", check),
+    ("untouched/refused", refused),
+    ("orphaned/home", orphaned_at_home),
+    ("orphaned/watches", watches),
+    ("orphaned/restarted-calls", restarted_calls),
+];
+
+/// Starts vosrun and outlives it, until the program is told to end.
+const OUTLIVING: &[&str] = &[
+    "perl",
+    "-e",
+    "my $p = fork; exec @ARGV if !$p; waitpid($p, 0); sleep 1 until -e $ENV{GUEST_STOP}",
+];
+
+/// A launched job loses its supervisor and is adopted: what the handle table says of its watches
+/// holds for later moves.
+fn watches(hosts: &Hosts) -> Result<()> {
+    let program = Program::new(build::guest("fd_inotify", Flavour::Plain)?).via(OUTLIVING);
+    let mut job = Job::start(hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    let below = procs::descendants(job.child.id() as i32);
+    let own = |pid: &&i32| procs::command_line(**pid).contains("vosrun --state-dir");
+    let of_perl = |pid: &&i32| procs::command_line(**pid).starts_with("perl");
+    let supervisor = below.iter().filter(own).find(|pid| !of_perl(pid));
+    kill_supervisor(*supervisor.context("no supervisor")?)?;
+    hosts.run(0, &["adopt", &job.name])?.good("adopt")?;
+    for to in [1, 2, 0] {
+        job.migrate(to)?;
+        job.await_progress(2)?;
+    }
+    job.finish().map(drop)
+}
+
+/// The supervisor dies while calls of the job go on that it has started again after a move.
+fn restarted_calls(hosts: &Hosts) -> Result<()> {
+    for guest in ["sleepers", "blocked"] {
+        let program = Program::new(build::guest(guest, Flavour::Plain)?);
+        let mut job = Job::start(hosts, Start::Launched, program)?;
+        job.await_ready()?;
+        for to in [1, 2] {
+            job.migrate(to)?;
+            let died = std::time::Instant::now();
+            kill_supervisor(receiver(hosts, to)?)?;
+            hosts.run(to, &["adopt", &job.name])?.good("adopt")?;
+            job.excuse(died.elapsed().as_secs_f64() * 1e3)?;
+            job.await_progress(3).with_context(|| format!("{guest} at host {to}"))?;
+        }
+        // Its pipes have ended with the supervisor: only the status file tells how it ends.
+        fs::write(job.dir.join("stop"), "")?;
+        job.end(SOON)?;
+        let status = fs::read_to_string(job.dir.join("status"))?;
+        ensure!(status.contains("done"), "{guest}: {status} {}", job.said());
+        job.await_nothing_left()?;
+    }
+    Ok(())
+}
+
+fn cells_of(who: Who) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (name, run) in PLAIN {
+        let run = move |w: &mut Worker| run(w.hosts(who)?);
+        cells.push(Cell::new(format!("{}/{name}", who.word()), run));
+    }
+    let run = move |_: &mut Worker| aborted(who);
+    cells.push(Cell::new(format!("{}/untouched/aborted", who.word()), run));
     let starts = [("launched", Start::Launched), ("attached", Start::Attached)];
     let routes: [(&str, &'static [usize]); 3] =
         [("stays", &[]), ("home", &[0]), ("on", &[2, 0, 1])];
     for (word, start) in starts {
         for (route, places) in routes {
-            let run = move |w: &mut Worker| orphaned_away(w.hosts(Who::User)?, start, places);
-            cells.push(Cell::new(format!("orphaned/away/{word}/{route}"), run));
+            let run = move |w: &mut Worker| orphaned_away(w.hosts(who)?, start, places);
+            cells.push(Cell::new(format!("{}/orphaned/away/{word}/{route}", who.word()), run));
         }
     }
     cells
+}
+
+fn cells() -> Vec<Cell> {
+    [Who::Root, Who::User].into_iter().flat_map(cells_of).collect()
 }
 
 fn main() -> ExitCode {

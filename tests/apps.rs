@@ -1,7 +1,13 @@
 //! Real programs, moved at least three times in the middle of work; what they print and write
 //! is compared with an unmoved run. A program that is not installed is skipped with a word.
 
+#[path = "apps/adopted.rs"]
+mod adopted;
+#[path = "apps/background.rs"]
+mod background;
 mod common;
+#[path = "apps/multiplexer.rs"]
+mod multiplexer;
 #[path = "apps/shell.rs"]
 mod shell;
 
@@ -354,6 +360,9 @@ const APPS: &[(&str, App)] = &[
 const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
+    ("asked-while-stopped", shell::asked_while_stopped),
+    ("background", background::background),
+    ("tmux", multiplexer::tmux),
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];
@@ -364,6 +373,17 @@ fn cells() -> Vec<Cell> {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| run(w.hosts(who)?, Start::Launched);
             cells.push(Cell::new(format!("shell/{}/{name}", who.word()), run).limit(300));
+        }
+    }
+    let adopters = [
+        ("waits", adopted::Adopter::Waits),
+        ("leaves", adopted::Adopter::Leaves),
+        ("detaches", adopted::Adopter::Detaches),
+    ];
+    for (word, adopter) in adopters {
+        for who in [Who::User, Who::Root] {
+            let run = move |w: &mut Worker| adopted::from_another_terminal(w.hosts(who)?, adopter);
+            cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
         }
     }
     for (name, app) in APPS.iter().copied() {

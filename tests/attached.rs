@@ -1,6 +1,8 @@
 //! Adopting a running process: what its parent and those who know its pid see afterwards.
 
 mod common;
+#[path = "attached/standin.rs"]
+mod standin;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -23,10 +25,6 @@ fn obedient<'h>(hosts: &'h Hosts, start: Start) -> Result<Job<'h>> {
     Ok(job)
 }
 
-fn send(job: &Job<'_>, signal: Signal) -> Result<()> {
-    Ok(kill(Pid::from_raw(job.child.id() as i32), signal)?)
-}
-
 fn signals_seen(job: &Job<'_>) -> Result<u32> {
     let text = fs::read_to_string(job.dir.join("status.usr1"))?;
     Ok(text.lines().next().unwrap_or("0").parse()?)
@@ -45,7 +43,7 @@ fn status(hosts: &Hosts, places: &[usize], signal: Signal, want: i32) -> Result<
         job.migrate(*to)?;
         job.await_progress(2)?;
     }
-    send(&job, signal)?;
+    job.signal(signal)?;
     let code = job.end(SOON)?;
     ensure!(code == want, "the parent sees {code}, wanted {want}: {}", job.said());
     job.await_nothing_left()
@@ -54,11 +52,11 @@ fn status(hosts: &Hosts, places: &[usize], signal: Signal, want: i32) -> Result<
 /// A signal to the old pid reaches the job, at home, away, further away and back.
 fn signals(hosts: &Hosts) -> Result<()> {
     let mut job = obedient(hosts, Start::Attached)?;
-    send(&job, Signal::SIGUSR1)?;
+    job.signal(Signal::SIGUSR1)?;
     await_signals(&job, 1)?;
     for (i, to) in [1, 2, 0, 1].into_iter().enumerate() {
         job.migrate(to)?;
-        send(&job, Signal::SIGUSR1)?;
+        job.signal(Signal::SIGUSR1)?;
         await_signals(&job, i as u32 + 2)?;
     }
     job.finish().map(drop)
@@ -69,7 +67,7 @@ fn stop_and_continue(hosts: &Hosts) -> Result<()> {
     let mut job = obedient(hosts, Start::Attached)?;
     job.migrate(1)?;
     job.await_progress(2)?;
-    send(&job, Signal::SIGSTOP)?;
+    job.signal(Signal::SIGSTOP)?;
     let mut last = 0;
     let mut same = 0;
     until(SOON, "the job stands", || {
@@ -78,7 +76,11 @@ fn stop_and_continue(hosts: &Hosts) -> Result<()> {
         last = now;
         Ok((same > 200).then_some(()))
     })?;
-    send(&job, Signal::SIGCONT)?;
+    job.signal(Signal::SIGCONT)?;
+    if hosts.who == Who::Root {
+        // nsenter stops with its child, and sees no further than that then.
+        kill(Pid::from_raw(job.child.id() as i32), Signal::SIGCONT)?;
+    }
     job.await_progress(5)?;
     job.finish().map(drop)
 }
@@ -87,10 +89,10 @@ fn stop_and_continue(hosts: &Hosts) -> Result<()> {
 fn launched(hosts: &Hosts) -> Result<()> {
     let mut job = obedient(hosts, Start::Launched)?;
     job.migrate(1)?;
-    send(&job, Signal::SIGUSR1)?;
+    job.signal(Signal::SIGUSR1)?;
     await_signals(&job, 1)?;
     job.migrate(2)?;
-    send(&job, Signal::SIGTERM)?;
+    job.signal(Signal::SIGTERM)?;
     let code = job.end(SOON)?;
     ensure!(code == 7, "vosrun ended with {code}, wanted 7: {}", job.said());
     job.await_nothing_left()
@@ -107,7 +109,7 @@ fn refused(done: &Done, code: i32, words: &str) -> Result<()> {
 
 fn already_traced(hosts: &Hosts) -> Result<()> {
     let job = obedient(hosts, Start::Attached)?;
-    let pid = job.child.id().to_string();
+    let pid = job.pid_on_host(job.pid_at_home()?.as_raw())?.to_string();
     let done = hosts.run(0, &["--attach", &pid, "--detach", "--name", "twice"])?;
     ensure!(done.code() != 0, "a process was adopted twice");
     refused(&done, done.code(), &pid)?;
@@ -148,27 +150,35 @@ fn ten_moves(hosts: &Hosts) -> Result<()> {
 }
 
 /// Where a cell runs: what does not move needs no daemon.
-fn hosts_for(worker: &mut Worker, still: bool) -> Result<&Hosts> {
+fn hosts_for(worker: &mut Worker, who: Who, still: bool) -> Result<&Hosts> {
     match still {
-        true => worker.bare_hosts(Who::User),
-        false => worker.hosts(Who::User),
+        true => worker.bare_hosts(who),
+        false => worker.hosts(who),
     }
 }
 
-fn cells() -> Vec<Cell> {
-    let cell = |name: &'static str, run: fn(&Hosts) -> Result<()>| {
+type Plain = fn(&Hosts) -> Result<()>;
+
+/// Cells with no more to them than a name.
+const PLAIN: [(&str, Plain); 9] = [
+    ("signals", signals),
+    ("stop-and-continue", stop_and_continue),
+    ("launched-signals", launched),
+    ("ten-moves", ten_moves),
+    ("refused/already-traced", already_traced),
+    ("stand-in/holds-nothing", standin::holds_nothing),
+    ("stand-in/stops", standin::stops),
+    ("stand-in/dies-by-signal", standin::dies_by_signal),
+    ("stand-in/counts-realtime-signals", standin::counts_realtime_signals),
+];
+
+fn cells_of(who: Who) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (name, run) in PLAIN {
         let still = name.starts_with("refused");
-        Cell::new(name, move |w: &mut Worker| run(hosts_for(w, still)?))
-    };
-    let mut cells = vec![
-        cell("signals", signals),
-        cell("stop-and-continue", stop_and_continue),
-        cell("launched-signals", launched),
-        cell("ten-moves", ten_moves),
-        cell("refused/already-traced", already_traced),
-        cell("refused/other-user", other_user),
-        cell("refused/no-process", no_process),
-    ];
+        let run = move |w: &mut Worker| run(hosts_for(w, who, still)?);
+        cells.push(Cell::new(format!("{}/{name}", who.word()), run));
+    }
     let places: [(&str, &'static [usize]); 3] =
         [("home", &[]), ("away", &[1]), ("back", &[1, 2, 0])];
     let ends = [
@@ -178,10 +188,25 @@ fn cells() -> Vec<Cell> {
     ];
     for (place, route) in places {
         for (end, signal, code) in ends {
-            let run =
-                move |w: &mut Worker| status(hosts_for(w, route.is_empty())?, route, signal, code);
-            cells.push(Cell::new(format!("status/{place}/{end}"), run));
+            let run = move |w: &mut Worker| {
+                status(hosts_for(w, who, route.is_empty())?, route, signal, code)
+            };
+            cells.push(Cell::new(format!("{}/status/{place}/{end}", who.word()), run));
         }
+    }
+    cells
+}
+
+fn cells() -> Vec<Cell> {
+    let mut cells: Vec<Cell> = [Who::Root, Who::User].into_iter().flat_map(cells_of).collect();
+    // nsenter, which starts a program on a host with namespaces, keeps its output open.
+    let run = |w: &mut Worker| standin::closes_its_output(hosts_for(w, Who::User, false)?);
+    cells.push(Cell::new("user/stand-in/closes-its-output", run));
+    // Their processes run where the tests do, on no host.
+    let refusals: [(&str, Plain); 2] = [("other-user", other_user), ("no-process", no_process)];
+    for (name, run) in refusals {
+        let run = move |w: &mut Worker| run(hosts_for(w, Who::User, true)?);
+        cells.push(Cell::new(format!("user/refused/{name}"), run));
     }
     cells
 }

@@ -1,8 +1,8 @@
 //! The matrix: each guest × how it starts × as whom × how it moves.
 //!
 //! Cells are called `native/root/GUEST`, `still/user/GUEST`, `one/root/GUEST`,
-//! `ten/user/GUEST`, `random/user/GUEST` and `attached/user/GUEST`, and `placed/root/PLACE`;
-//! arguments choose cells by substrings.
+//! `ten/user/GUEST`, `random/user/GUEST`, `attached/root/GUEST` and so on, and
+//! `placed/root/PLACE`; arguments choose cells by substrings.
 
 mod common;
 
@@ -30,8 +30,8 @@ struct Guest {
     source: &'static str,
     args: &'static [&'static str],
     flavour: Flavour,
-    /// Why it cannot be attached to, if so.
-    launched_only: Option<&'static str>,
+    /// Who cannot attach to it, if anybody, and why.
+    launched_only: Option<(&'static [Who], &'static str)>,
 }
 
 const fn guest(source: &'static str) -> Guest {
@@ -46,8 +46,8 @@ const fn built(source: &'static str, flavour: Flavour) -> Guest {
     Guest { source, args: &[], flavour, launched_only: None }
 }
 
-const fn launched_only(source: &'static str, why: &'static str) -> Guest {
-    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: Some(why) }
+const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
+    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: Some((by, why)) }
 }
 
 const GUESTS: &[Guest] = &[
@@ -80,7 +80,7 @@ const GUESTS: &[Guest] = &[
     with("traps", &["ignored"]),
     Guest {
         args: &["undumpable"],
-        ..launched_only("traps", "a process that is not dumpable belongs to root")
+        ..launched_only("traps", &[Who::User], "a process that is not dumpable belongs to root")
     },
     guest("sigaltstack"),
     guest("sig_pending"),
@@ -93,7 +93,7 @@ const GUESTS: &[Guest] = &[
     guest("ids"),
     guest("creds"),
     guest("own_ids"),
-    launched_only("undumpable", "a process that is not dumpable belongs to root"),
+    launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root"),
     guest("uname"),
     guest("clocks"),
     guest("fd_files"),
@@ -107,7 +107,11 @@ const GUESTS: &[Guest] = &[
     with("fd_epoll", &["closed-target"]),
     guest("fd_memfd"),
     guest("fd_dev"),
-    launched_only("fd_inotify", "the paths of watches made before are not known"),
+    launched_only(
+        "fd_inotify",
+        &[Who::Root, Who::User],
+        "the paths of watches made before are not known",
+    ),
     guest("exec_chain"),
     guest("no_fds"),
     built("counter", Flavour::Static),
@@ -219,8 +223,8 @@ fn native(guest: Guest, who: Who, worker: &mut Worker) -> Result<()> {
 }
 
 fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) -> Result<()> {
-    if let (Start::Attached, Some(why)) = (start, guest.launched_only) {
-        anyhow::bail!("SKIP {why}");
+    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
+        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
     }
     let program = guest.program()?;
     let hosts = match way {
@@ -339,6 +343,7 @@ fn stream_cells() -> Vec<Cell> {
         for (word, start, who) in [
             ("ten/root", Start::Launched, Who::Root),
             ("ten/user", Start::Launched, Who::User),
+            ("attached/root", Start::Attached, Who::Root),
             ("attached/user", Start::Attached, Who::User),
         ] {
             let run = move |w: &mut Worker| run(start, who, w);
@@ -742,6 +747,7 @@ fn cells() -> Vec<Cell> {
             ("one/user", Start::Launched, Who::User, Way::One),
             ("ten/user", Start::Launched, Who::User, Way::Ten),
             ("random/user", Start::Launched, Who::User, Way::Random),
+            ("attached/root", Start::Attached, Who::Root, Way::One),
             ("attached/user", Start::Attached, Who::User, Way::One),
         ];
         for (word, start, who, way) in ways {

@@ -9,6 +9,7 @@
 //! and errors to stderr. Each subcommand has a file of its own; what it prints is made by
 //! a function from values to a string, which is what the unit tests look at.
 
+mod background;
 mod check;
 mod children;
 mod config;
@@ -85,7 +86,8 @@ struct Launch {
     /// Name of the job [default: the program's]
     #[arg(long)]
     name: Option<String>,
-    /// Adopt the running process PID
+    /// Adopt the running process PID, and wait for it to end: signals sent to vosrun are passed on,
+    /// ^C only ends the waiting, wherever the job is
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     attach: Option<i32>,
     /// With --attach: supervise in the background instead of waiting for the process to end
@@ -128,7 +130,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Take up a job whose supervisor has died
     Adopt(run::AdoptArgs),
-    /// Wake a frozen copy after its other copy is known dead
+    /// Say that the copy on a node is dead: wakes a frozen one here, or ends the wait for it
     Recover(recover::RecoverArgs),
     /// Show a program moving between two hosts on this machine
     Demo(demo::DemoArgs),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, PipeWriter, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::background;
 use crate::ids::JobId;
 use crate::journal::Step;
 use crate::state::{JobDir, JobMeta, StateDir};
@@ -66,11 +67,11 @@ pub struct AdoptArgs {
 }
 
 /// Exit codes of vosrun itself (chroot(1), sysexits.h).
-const FAILED: u8 = 125;
+pub(super) const FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const NO_PERMISSION: u8 = 77;
-const LOST: u8 = 13;
+pub(super) const LOST: u8 = 13;
 /// Another node owns the job.
 const FENCED: u8 = 14;
 /// The end of a killed supervisor takes far less.
@@ -78,9 +79,9 @@ const DYING: Duration = Duration::from_secs(5);
 
 /// A sentence for stderr and an exit code.
 #[derive(Debug)]
-struct Failure {
-    exit: u8,
-    sentence: String,
+pub(super) struct Failure {
+    pub(super) exit: u8,
+    pub(super) sentence: String,
 }
 
 impl From<anyhow::Error> for Failure {
@@ -96,7 +97,7 @@ impl From<AttachError> for Failure {
     }
 }
 
-fn failure(exit: u8, sentence: impl Into<String>) -> Failure {
+pub(super) fn failure(exit: u8, sentence: impl Into<String>) -> Failure {
     Failure { exit, sentence: sentence.into() }
 }
 
@@ -209,63 +210,43 @@ fn give_up(mut supervisor: Supervisor, exit: u8) -> u8 {
 /// Adopts a running process.
 #[must_use]
 pub fn attach(state: &StateDir, args: &AttachArgs) -> u8 {
-    let adopt = |announce: &mut Announce| {
-        let (supervisor, line) = try_attach(state, args)?;
-        announce.success(if args.detach { &line } else { "" });
-        Ok(supervisor)
-    };
-    if args.detach {
-        in_background(adopt)
-    } else {
-        code(adopt(&mut Announce::Here).and_then(supervise))
-    }
+    let adopt = || try_attach(state, args);
+    code(match args.detach {
+        true => background::detach(adopt),
+        false => background::watch(adopt, |_| ()),
+    })
 }
 
-fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<(Supervisor, String), Failure> {
+fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<Supervisor, Failure> {
     let signals = Signals::take_over().context("blocking signals")?;
     let tids = attach::seize_process(args.pid)?;
     let command = command_line(args.pid);
     let wanted = args.name.clone().unwrap_or_else(|| base_name(&command[0]));
     let job = make_job(state, &wanted, command, true)?;
     let dir = job.dir.clone();
-    let mode = if args.detach { Mode::Background } else { Mode::Adopted };
-    let adopted = prepare(state, job, signals, mode).and_then(|mut supervisor| {
+    let adopted = prepare(state, job, signals, Mode::Background).and_then(|mut supervisor| {
         supervisor.session.begin(args.pid, tids);
         if args.filter {
             attach::install_filter(&mut supervisor.session)?;
             supervisor.job.meta.filtered = true;
         }
         note_process(&mut supervisor.job, args.pid);
-        ready(supervisor)
+        Ok(supervisor)
     });
     adopted.inspect_err(|_| drop(dir.remove()))
-}
-
-/// The last step of an adoption, with the line to print.
-fn ready(mut supervisor: Supervisor) -> Result<(Supervisor, String), Failure> {
-    if supervisor.mode == Mode::Adopted {
-        supervisor.signals.start_witness()?;
-    }
-    let line = format!("{} {}", supervisor.job.meta.name, supervisor.job.id);
-    Ok((supervisor, line))
 }
 
 /// Adopts a job whose supervisor has died.
 #[must_use]
 pub fn adopt(state: &StateDir, args: &AdoptArgs) -> u8 {
-    let adopt = |announce: &mut Announce| {
-        let (supervisor, line) = try_adopt(state, args)?;
-        announce.success(&line);
-        Ok(supervisor)
-    };
-    if args.wait {
-        code(adopt(&mut Announce::Here).and_then(supervise))
-    } else {
-        in_background(adopt)
-    }
+    let adopt = || try_adopt(state, args);
+    code(match args.wait {
+        true => background::watch(adopt, |job| println!("{job}")),
+        false => background::detach(adopt),
+    })
 }
 
-fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String), Failure> {
+fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<Supervisor, Failure> {
     let (id, dir, meta) = find(state, &args.job)?;
     let name = &meta.name;
     let job = Job::take_over(id, dir).map_err(|e| match e.kind() {
@@ -281,11 +262,10 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<(Supervisor, String),
     };
     let signals = Signals::take_over().context("blocking signals")?;
     let tree = attach::seize_tree(pid)?;
-    let mode = if args.wait { Mode::Adopted } else { Mode::Background };
-    let mut supervisor = prepare(state, job, signals, mode)?;
+    let mut supervisor = prepare(state, job, signals, Mode::Background)?;
     supervisor.session.begin(pid, BTreeSet::new());
     tree.into_iter().for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
-    ready(supervisor)
+    Ok(supervisor)
 }
 
 /// The node that owns the job, when this one has given it away. A move that the dead
@@ -324,7 +304,7 @@ fn find(state: &StateDir, wanted: &str) -> Result<(JobId, JobDir, JobMeta), Fail
 }
 
 /// Serves the job to its end, here or elsewhere, and gives vosrun's exit code.
-fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
+pub(super) fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
     let run = Mover::new(supervisor).and_then(Mover::run);
     let (mut supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
@@ -335,10 +315,6 @@ fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
         End::Lost => {
             say_last(notice, &format!("{name} was lost with the node that it ran on (VOS-LOST)"));
             LOST
-        }
-        End::Left(signal) => {
-            say_last(notice, &format!("{name} goes on without vosrun"));
-            128 + signal as u8
         }
     })
 }
@@ -356,96 +332,11 @@ fn say_last(terminal: Option<File>, text: &str) {
     }
 }
 
-/// How a success is told.
-enum Announce {
-    /// This process prints it.
-    Here,
-    /// The process in the foreground prints it and exits.
-    Through(Option<PipeWriter>),
-}
-
-impl Announce {
-    fn success(&mut self, line: &str) {
-        match self {
-            Self::Here if line.is_empty() => {}
-            Self::Here => println!("{line}"),
-            Self::Through(pipe) => tell(pipe, 0, line),
-        }
-    }
-}
-
-/// One message: exit code, then the line.
-fn tell(pipe: &mut Option<PipeWriter>, exit: u8, line: &str) {
-    if let Some(mut pipe) = pipe.take() {
-        // The process in the foreground may have been killed.
-        let _ = pipe.write_all(&[exit]).and_then(|()| pipe.write_all(line.as_bytes()));
-    }
-}
-
-/// Runs `begin` and then supervises in a process of its own session; returns when that has
-/// begun or failed.
-fn in_background(begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>) -> u8 {
-    let work = || -> io::Result<u8> {
-        let (mut reader, writer) = io::pipe()?;
-        if let Some(pid) = raw::fork()? {
-            drop(writer);
-            let mut message = Vec::new();
-            reader.read_to_end(&mut message)?;
-            let _ = raw::wait4(pid, 0);
-            return Ok(print_message(&message));
-        }
-        drop(reader);
-        setsid()?;
-        // Not a session leader, so that no terminal it opens becomes its own.
-        if raw::fork()?.is_some() {
-            raw::exit_now(0);
-        }
-        raw::exit_now(daemon(begin, writer).into())
-    };
-    code(work().map_err(|e| failure(FAILED, format!("going to the background: {e}"))))
-}
-
-fn print_message(message: &[u8]) -> u8 {
-    match message.split_first() {
-        None => {
-            eprintln!("vosrun: the supervisor in the background has died");
-            FAILED
-        }
-        Some((0, line)) => {
-            println!("{}", String::from_utf8_lossy(line));
-            0
-        }
-        Some((exit, sentence)) => {
-            eprintln!("vosrun: {}", String::from_utf8_lossy(sentence));
-            *exit
-        }
-    }
-}
-
-fn daemon(
-    begin: impl FnOnce(&mut Announce) -> Result<Supervisor, Failure>,
-    pipe: PipeWriter,
-) -> u8 {
-    let mut announce = Announce::Through(Some(pipe));
-    let begun = begin(&mut announce);
-    let Announce::Through(mut pipe) = announce else { return FAILED };
-    let supervised = begun.and_then(|supervisor| {
-        let_go_of_stdio().context("/dev/null")?;
-        let _ = std::env::set_current_dir("/");
-        supervise(supervisor)
-    });
-    supervised.unwrap_or_else(|f| {
-        tracing::error!("{}", f.sentence);
-        tell(&mut pipe, f.exit, &f.sentence);
-        f.exit
-    })
-}
-
 /// Puts /dev/null in the place of stdin, stdout and stderr and closes what else vosrun was
 /// started with, so that a reader of the job's pipes sees their end when the job closes
 /// them. What vosrun itself has opened is close-on-exec, what it has inherited is not. If
 /// stderr is a terminal, a duplicate is returned.
-fn let_go_of_stdio() -> anyhow::Result<Option<File>> {
+pub(super) fn let_go_of_stdio() -> anyhow::Result<Option<File>> {
     let stderr = io::stderr();
     let kept = match stderr.is_terminal() {
         true => Some(File::from(stderr.as_fd().try_clone_to_owned()?)),

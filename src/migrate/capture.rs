@@ -75,7 +75,8 @@ pub fn capture(
 
 /// Numbers of the process as the job sees them. A session that is led from outside of the pid
 /// namespace has no number there (0); on the target it can have no terminal, so one that has is
-/// led by pid 1 from the move on.
+/// led by pid 1 from the move on. Pid 1 is also the parent from then on of a process in such a
+/// session, or in one led by another, whose own parent is outside.
 ///
 /// # Errors
 /// When its status has none.
@@ -95,7 +96,11 @@ pub fn ids(leader: &View) -> Result<Ids, PartError> {
     if sid == 0 && has_terminal(leader.number("Pid:") as i32) {
         (pgid, sid) = (pgid.max(1), 1);
     }
-    Ok(Ids { pid: last("NStgid:")?, ppid, pgid, sid })
+    let mut ids = Ids { pid: last("NStgid:")?, ppid, pgid, sid };
+    if ppid == 0 && !ids.may_come_from_outside() {
+        ids.ppid = 1;
+    }
+    Ok(ids)
 }
 
 /// Has the process a controlling terminal (proc_pid_stat(5), `tty_nr`)?

@@ -83,9 +83,19 @@ pub struct ProcessImage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ids {
     pub pid: i32,
+    /// 0: the parent is outside of the pid namespace.
     pub ppid: i32,
     pub pgid: i32,
     pub sid: i32,
+}
+
+impl Ids {
+    /// Can its parent be outside of the pid namespace? Who joins the session of another process
+    /// inside is made by that one.
+    #[must_use]
+    pub fn may_come_from_outside(&self) -> bool {
+        self.sid == 0 || self.sid == self.pid
+    }
 }
 
 /// Descriptors of a process: open file descriptions, and the numbers that refer to them.

@@ -31,7 +31,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -100,6 +100,8 @@ pub enum Msg {
     /// Home agent: I am the home of the job, and know this epoch.
     Attach {
         epoch: Epoch,
+        /// Who waits for the job at home has seen it stop, and has not let it go on.
+        stopped: bool,
     },
     /// Host: welcome.
     Attached {
@@ -128,8 +130,6 @@ pub enum Msg {
     RelaysLost,
     /// Host: the job was stopped by this signal.
     Stopped(i32),
-    /// Home agent: the job shall go on; its shell had stopped with it.
-    Continue,
     /// Host: the job has ended and all its output was sent.
     Exited(Exit),
     ExitTaken,

@@ -4,10 +4,12 @@
 //! code. Errors are told over the control socket, then the process ends.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use nix::mount::{mount, MsFlags};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::{Clocks, Ids};
@@ -15,6 +17,7 @@ use super::raw;
 use super::resource::creds::User;
 use super::resource::fd::{self, RestoreCx};
 use super::skeleton::{coarse_tick, offsets, receive, send, Build, Built, Plan, Request, Word};
+use crate::tracer::raw::pidfd_open;
 
 /// Ends of the sockets that the new processes hold.
 struct Ends {
@@ -57,6 +60,11 @@ impl Ends {
     }
 }
 
+/// Is the process's parent outside of its pid namespace, and so H?
+pub(super) fn parent_is_outside(ids: Ids) -> bool {
+    ids.ppid == 0 && ids.may_come_from_outside()
+}
+
 /// H: makes the namespaces and pid 1.
 pub(super) fn start(
     plan: &Plan,
@@ -75,9 +83,18 @@ pub(super) fn start(
     if !plan.domainname.is_empty() {
         ends.must("domain name", raw::set_domain_name(&plan.domainname));
     }
+    // Held by H and P together, by pid 1 the other end.
+    let (outside, inside) = ends.must("socketpair", UnixStream::pair());
+    let outside = parent_is_outside(plan.ids).then_some(outside);
     match ends.must("fork", raw::fork_sibling()) {
-        0 => init(plan, ends),
-        _ => raw::exit_now(0),
+        0 => init(plan, ends, outside.map(|_| inside)),
+        _ => drop(inside),
+    }
+    let Some(mut outside) = outside else { raw::exit_now(0) };
+    // Nothing comes when pid 1 has failed; it has said so.
+    match outside.read_exact(&mut [0]) {
+        Ok(()) => parent(plan, ends),
+        Err(_) => raw::exit_now(1),
     }
 }
 
@@ -139,8 +156,9 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
 }
 
 /// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
-/// job comes from; a session or group of 0 is led by nobody in the namespace.
-fn init(plan: &Plan, mut ends: Ends) -> ! {
+/// job comes from; a session or group of 0 is led by nobody in the namespace. `outside` leads to a
+/// parent that is not in it.
+fn init(plan: &Plan, mut ends: Ends, outside: Option<UnixStream>) -> ! {
     let none: Option<&str> = None;
     let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
     ends.must("mount propagation", slave);
@@ -158,6 +176,36 @@ fn init(plan: &Plan, mut ends: Ends) -> ! {
     if session.is_none() {
         ends.make_group(ids);
     }
+    match outside {
+        Some(outside) => await_process_of(outside, ends, ids.pid),
+        None => make_below(plan, ends, session),
+    }
+    for stand_in in [session, (ids.pgid > 1).then_some(ids.pgid)].into_iter().flatten() {
+        if stand_in != ids.pid {
+            let _ =
+                nix::sys::signal::kill(Pid::from_raw(stand_in), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    while raw::reap().is_some() {}
+    raw::exit_now(0)
+}
+
+/// Lets H make the process, and waits until it has ended.
+fn await_process_of(mut outside: UnixStream, ends: Ends, pid: i32) {
+    ends.must("the parent outside", outside.write_all(&[0]));
+    drop(ends);
+    // The end of the other side: the process is there, or has failed.
+    let _ = outside.read(&mut [0]);
+    drop(outside);
+    close_others(&[]);
+    let Ok(process) = pidfd_open(pid) else { return };
+    let mut wait = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut wait, PollTimeout::NONE).is_err() {}
+}
+
+/// Makes the process, or those between it and pid 1, and waits for its end.
+fn make_below(plan: &Plan, ends: Ends, session: Option<i32>) {
+    let ids = plan.ids;
     let parent_is_us = ids.ppid <= 1;
     let first = match session {
         Some(sid) => match ends.must("session leader", raw::fork(Some(sid))) {
@@ -180,14 +228,6 @@ fn init(plan: &Plan, mut ends: Ends) -> ! {
     close_others(&[]);
     let last = if parent_is_us { ids.pid } else { first };
     reap_until(last);
-    for stand_in in [session, (ids.pgid > 1).then_some(ids.pgid)].into_iter().flatten() {
-        if stand_in != ids.pid {
-            let _ =
-                nix::sys::signal::kill(Pid::from_raw(stand_in), nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-    while raw::reap().is_some() {}
-    raw::exit_now(0)
 }
 
 /// Reaps until this child has ended, or none is left.
@@ -263,7 +303,7 @@ fn group_leader() -> ! {
     }
 }
 
-/// Q: the parent of the process, reaps it.
+/// Q, or H: the parent of the process, reaps it.
 fn parent(plan: &Plan, ends: Ends) -> ! {
     let ids = plan.ids;
     if ids.pgid == ids.ppid && ids.sid != ids.ppid {

@@ -9,7 +9,13 @@
 //!                                └─► P   the process itself, waits for its descriptors
 //! ```
 //! Who coincides with another or with P is left out. H ends at once; the others end when P
-//! does. None holds a descriptor of the supervisor but its own end of a socket.
+//! does. None holds a descriptor of the supervisor but its own end of a socket. A parent outside
+//! of the pid namespace (ppid 0) is H itself, which stays then:
+//!
+//! ```text
+//! supervisor ─fork─► H   ─► I ─► G
+//!                        └─► P
+//! ```
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -248,8 +254,10 @@ impl Skeleton {
         }
         drop((theirs, leaders));
         let made = Self::await_ready(control, leader, plan.ids);
-        // H ends as soon as pid 1 is there, or has failed.
-        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
+        if made.is_err() || !newborn::parent_is_outside(plan.ids) {
+            // H ends as soon as pid 1 is there, or has failed.
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
+        }
         made
     }
 

@@ -18,7 +18,7 @@ use mio::{Events, Interest, Poll, Token as Key, Waker};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
-use super::handover::{self, peek_service};
+use super::handover::{self, peek_service, Given};
 use super::host::{Host, Reply};
 use super::message::{NodeMsg, MAX_MESSAGE};
 use super::peers::{self, Own};
@@ -36,6 +36,8 @@ const MAX_INCOMING: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time for an exchange with another member that this node began.
 const EXCHANGE: Duration = Duration::from_secs(5);
+/// Between two looks whether a supervisor has taken its connection.
+const LOOK: Duration = Duration::from_millis(100);
 /// Pause after accept4(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks for folders of jobs that have gone on.
@@ -69,6 +71,8 @@ struct Conn {
 enum Kind {
     /// Has not said yet what it is for.
     Hello(TcpStream),
+    /// Was given to a supervisor.
+    Given(Given),
     /// Talks to this daemon.
     Node(Link),
     /// Asks for a job that no supervisor on this node answers for.
@@ -82,6 +86,14 @@ enum Kind {
 impl Kind {
     fn incoming(&self) -> bool {
         !matches!(self, Self::Exchange(..))
+    }
+
+    /// Time until it is looked at again, or closed.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Given(_) => LOOK,
+            _ => PATIENCE,
+        }
     }
 }
 
@@ -326,6 +338,9 @@ impl Daemon {
                 let fd = stream.as_raw_fd();
                 registry.register(&mut SourceFd(&fd), key, Interest::READABLE)
             }
+            Kind::Given(given) => {
+                registry.register(&mut SourceFd(&given.as_raw_fd()), key, Interest::READABLE)
+            }
             Kind::Node(link)
             | Kind::Orphan(link, _)
             | Kind::Closing(link)
@@ -338,7 +353,12 @@ impl Daemon {
     fn close_late(&mut self, now: Instant) {
         let late = self.conns.iter().filter(|(_, c)| c.deadline <= now).map(|(key, _)| *key);
         for key in late.collect::<Vec<_>>() {
-            self.drop_conn(key, "it took too long");
+            match self.conns.get_mut(&key) {
+                Some(Conn { kind: Kind::Given(given), deadline, .. }) if given.wake() => {
+                    *deadline = now + LOOK;
+                }
+                _ => self.drop_conn(key, "it took too long"),
+            }
         }
     }
 
@@ -368,7 +388,8 @@ impl Daemon {
                 self.conns.insert(key, Conn { kind, remote, deadline });
             }
             Ok(Next::Become(kind)) => {
-                self.insert(Conn { kind, remote, deadline: Instant::now() + PATIENCE });
+                let deadline = Instant::now() + kind.patience();
+                self.insert(Conn { kind, remote, deadline });
             }
             Ok(Next::Drop) => {}
             Err(why) => self.ended(&remote, &end, &why),
@@ -378,6 +399,8 @@ impl Daemon {
     fn step(&mut self, kind: Kind) -> Result<Next, Reason> {
         match kind {
             Kind::Hello(stream) => self.route(stream),
+            Kind::Given(given) if given.is_over() => Ok(Next::Drop),
+            Kind::Given(_) => Ok(Next::Keep(kind)),
             Kind::Node(link) => self.serve(link),
             Kind::Orphan(link, job) => self.answer_for_job(link, job),
             Kind::Closing(link) => Ok(finish(link)),
@@ -412,7 +435,7 @@ impl Daemon {
 
     fn give_to_supervisor(&mut self, stream: TcpStream, job: JobId) -> Result<Next, Reason> {
         match handover::to_supervisor(&self.host.state.job(job).socket(), &stream) {
-            Ok(()) => Ok(Next::Drop),
+            Ok(given) => Ok(Next::Become(Kind::Given(given))),
             Err(e) if nobody_listens(&e) => {
                 let link = Link::accept(stream, &self.host.tls).map_err(text)?;
                 Ok(Next::Become(Kind::Orphan(limited(link), job)))
@@ -521,7 +544,7 @@ enum End {
 impl Conn {
     fn kind_end(&self) -> End {
         match &self.kind {
-            Kind::Hello(_) => End::Incoming(None),
+            Kind::Hello(_) | Kind::Given(_) => End::Incoming(None),
             Kind::Node(link) | Kind::Orphan(link, _) => End::Incoming(link.claimed()),
             Kind::Closing(_) => End::Quiet,
             Kind::Exchange(_, peer) => End::Exchange(*peer),

@@ -3,12 +3,14 @@
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     connect, sendmsg, socket, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
@@ -22,6 +24,9 @@ use crate::state::StateDir;
 
 /// Bytes of a connection that are looked at: the largest TLS record with its header.
 const HELLO_MAX: usize = (16 << 10) + 5;
+
+/// So long a supervisor is woken for a connection.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a connection's first bytes lead nowhere.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +81,43 @@ fn named_service(name: Option<&str>) -> Result<Service, HelloError> {
     name.parse().map_err(|_| HelloError::UnknownName(name.to_owned()))
 }
 
-/// Gives a connection to the supervisor that listens on `socket`. Never blocks.
+/// A connection on its way to a supervisor, which has not taken it yet.
+#[derive(Debug)]
+pub struct Given {
+    control: UnixStream,
+    until: Instant,
+}
+
+impl Given {
+    /// A supervisor that waits at home for a job that was stopped is stopped itself. Wakes it
+    /// (again: it may stop just when it is given something); false when it took too long.
+    #[must_use]
+    pub fn wake(&self) -> bool {
+        crate::supervisor::wake(&self.control);
+        Instant::now() < self.until
+    }
+
+    /// Has the supervisor taken it, or ended?
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let read = (&self.control).read(&mut [0]);
+        !matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl AsRawFd for Given {
+    fn as_raw_fd(&self) -> RawFd {
+        self.control.as_raw_fd()
+    }
+}
+
+/// Gives a connection to the supervisor that listens on `socket`, which closes the answer when
+/// it has taken it. Never blocks.
 ///
 /// # Errors
 /// `NotFound` or `ConnectionRefused` when no supervisor listens there, `WouldBlock` when it
 /// has no room for more connections now.
-pub fn to_supervisor(socket_path: &Path, stream: &TcpStream) -> io::Result<()> {
+pub fn to_supervisor(socket_path: &Path, stream: &TcpStream) -> io::Result<Given> {
     let control = connect_now(socket_path)?;
     let mut frame = Vec::new();
     write_frame(&mut frame, &Request::Connection)?;
@@ -94,7 +130,9 @@ pub fn to_supervisor(socket_path: &Path, stream: &TcpStream) -> io::Result<()> {
         None,
     )?;
     if sent == frame.len() {
-        Ok(())
+        let given = Given { control: control.into(), until: Instant::now() + TAKEN_WITHIN };
+        let _ = given.wake();
+        Ok(given)
     } else {
         Err(io::ErrorKind::WriteZero.into())
     }

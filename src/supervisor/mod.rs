@@ -52,8 +52,6 @@ pub const FIRST_FOREIGN_TOKEN: usize = 1 << 40;
 pub enum Mode {
     /// A shell, for a program that vosrun launched: vosrun stops when the job stops.
     Launched,
-    /// A shell, for a program that was adopted: the terminal's keys end the waiting.
-    Adopted,
     /// Nobody.
     Background,
 }
@@ -108,8 +106,6 @@ pub enum End {
     Exited(Exit),
     /// The job has died with the machine that it ran on; nobody knows how it ended.
     Lost,
-    /// The person at the terminal does not want to wait any longer (signal number).
-    Left(i32),
 }
 
 /// The supervisor of one job.
@@ -147,7 +143,7 @@ pub struct Supervisor {
     clients: Clients,
     cpu: CpuMeter,
     /// Woken for the control socket while the job is stopped.
-    woken: bool,
+    pub(crate) woken: bool,
 }
 
 impl Supervisor {
@@ -328,6 +324,7 @@ impl Supervisor {
     fn obey(&mut self, arrived: Arrived, reach: Reach) {
         if arrived.is_wake() {
             self.woken = true;
+            self.arrived.extend(self.signals.merged_with(&arrived));
             return;
         }
         if self.away || matches!(arrived.signal, libc::SIGWINCH | libc::SIGCONT) {
@@ -342,17 +339,8 @@ impl Supervisor {
         if reach == Reach::Group && (same_group || self.mode == Mode::Background) {
             return;
         }
-        if self.mode == Mode::Adopted && arrived.is_from_kernel() {
-            self.leave(arrived.signal);
-        } else if let Err(e) = arrived.forward(root) {
+        if let Err(e) = arrived.forward(root) {
             tracing::warn!("signal {} for process {root}: {e}", arrived.signal);
-        }
-    }
-
-    /// The terminal's keys at an adopted job that is not in this terminal's foreground.
-    fn leave(&mut self, signal: i32) {
-        if matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) {
-            self.end = self.end.or(Some(End::Left(signal)));
         }
     }
 
@@ -386,6 +374,12 @@ impl Supervisor {
         }
     }
 
+    /// Does anybody wait for an answer?
+    #[must_use]
+    pub fn has_clients(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     /// A client can be read or written.
     fn hear(&mut self, key: ClientKey) {
         let Some(client) = self.clients.get_mut(&key) else { return };
@@ -404,6 +398,14 @@ impl Supervisor {
     /// Sends the last reply to a client.
     pub fn finish(&mut self, client: ClientKey, reply: &Reply) {
         self.say(client, reply, true);
+    }
+
+    /// A client that gets no reply has said all.
+    pub fn dismiss(&mut self, client: ClientKey) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.dismiss();
+        }
+        self.sweep(client);
     }
 
     fn say(&mut self, key: ClientKey, reply: &Reply, last: bool) {
@@ -429,7 +431,6 @@ impl Supervisor {
         let sentence = match end {
             End::Exited(_) => "the job has ended",
             End::Lost => "the job was lost with the node that it ran on",
-            End::Left(_) => "the job is no longer supervised",
         };
         for key in self.clients.keys().copied().collect::<Vec<_>>() {
             self.finish(key, &Reply::Error(sentence.into()));

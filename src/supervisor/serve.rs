@@ -42,6 +42,11 @@ impl Client {
         self.gone || (self.finished && self.output.is_empty())
     }
 
+    /// Nothing is said to it.
+    pub(super) fn dismiss(&mut self) {
+        self.finished = true;
+    }
+
     /// Reads what is there and gives the request when it is complete.
     pub(super) fn read(&mut self) -> Option<(Request, Option<OwnedFd>)> {
         while self.input.len() < MAX_REQUEST {

@@ -236,6 +236,15 @@ impl Signals {
         Ok(decided)
     }
 
+    /// A signal to the group that came while the same one, sent to vosrun alone, was pending: the
+    /// witness has got it.
+    #[must_use]
+    pub fn merged_with(&self, alone: &Arrived) -> Option<Arrived> {
+        let of_group = |s: &&Seen| s.signal == alone.signal && !alone.matches(s);
+        let seen = self.seen.iter().find(of_group)?;
+        Some(Arrived { signal: seen.signal, code: seen.code, sender: seen.sender, value: 0 })
+    }
+
     fn reach(&mut self, arrived: &Arrived) -> Reach {
         if self.witness.is_none() {
             return if arrived.is_from_kernel() { Reach::Group } else { Reach::Alone };

@@ -5,35 +5,30 @@ use anyhow::{ensure, Context, Result};
 
 use super::common::hosts::Hosts;
 use super::common::job::{needs, Job, Program, Start};
+use super::common::procs;
 use super::common::pty::Terminal;
+use super::common::{until, SOON};
 use super::LONG;
 
 const PROMPT: &str = "prompt$ ";
 
 /// A shell with job control on the first host. Its `$V` starts vosrun with the job's name.
-fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
+pub fn shell(hosts: &Hosts) -> Result<(Job<'_>, Terminal)> {
     let args = ["--norc", "--noprofile", "--noediting", "-i"];
     let program = Program::new(needs("bash")?).args(args).env("PS1", PROMPT);
     let (job, mut tty) = Job::in_terminal(hosts, Start::Native, program)?;
     tty.expect(PROMPT)?;
-    let vosrun = hosts.vosrun(0);
-    let words: Vec<_> = std::iter::once(vosrun.get_program())
-        .chain(vosrun.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    // On a host of its own the shell is within the namespaces already.
-    let from = words.iter().position(|word| word.ends_with("/vosrun")).context("no vosrun")?;
-    tty.type_in(&format!("V='{} --name {}'\r", words[from..].join(" "), job.name))?;
+    tty.type_in(&format!("V='{} --name {}'\r", job.vosrun_at_home(), job.name))?;
     tty.expect(PROMPT)?;
-    tty.type_in("stty -a > before\r")?;
+    tty.type_in("stty -g > before\r")?;
     tty.expect(PROMPT)?;
     Ok((job, tty))
 }
 
 /// The program has ended with `code`: the shell says so, and has its terminal as before.
-fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
+pub fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
     tty.expect(PROMPT)?;
-    tty.type_in("echo co''de-$?; stty -a | cmp before - && echo sa''me\r")?;
+    tty.type_in("echo co''de-$?; stty -g | cmp before - && echo sa''me\r")?;
     tty.expect(&format!("code-{code}\r\n"))?;
     tty.expect("same\r\n")?;
     tty.expect(PROMPT)?;
@@ -44,17 +39,17 @@ fn leave(mut job: Job<'_>, mut tty: Terminal, code: i32) -> Result<()> {
 }
 
 /// The key ^Z gives the prompt back.
-fn stop(tty: &mut Terminal) -> Result<()> {
+pub fn stop(tty: &mut Terminal) -> Result<()> {
     tty.type_in("\x1a")?;
     tty.expect("Stopped")?;
     tty.expect(PROMPT)?;
-    tty.type_in("stty -a | cmp before - && echo sa''ne\r")?;
+    tty.type_in("stty -g | cmp before - && echo sa''ne\r")?;
     tty.expect("sane\r\n")?;
     tty.expect(PROMPT).map(drop)
 }
 
 /// A line for the program, and its answer.
-fn ask(tty: &mut Terminal, line: &str) -> Result<()> {
+pub fn ask(tty: &mut Terminal, line: &str) -> Result<()> {
     tty.type_in(&format!("{line}\r"))?;
     tty.expect(&format!("got-{line}\r\n")).map(drop)
 }
@@ -87,16 +82,51 @@ pub fn stop_and_continue(hosts: &Hosts, _: Start) -> Result<()> {
 pub fn moved_while_stopped(hosts: &Hosts, _: Start) -> Result<()> {
     let (mut job, mut tty) = shell(hosts)?;
     answering(&mut tty)?;
-    for (turn, to) in [1, 2, 0, 1].into_iter().enumerate() {
-        // The home agent is stopped with the job, so it comes home when it goes on.
-        let home = to == 0;
-        if !home {
-            stop(&mut tty)?;
-        }
+    for (turn, to) in [1, 2, 0, 1, 0, 2].into_iter().enumerate() {
+        stop(&mut tty)?;
         job.migrate(to)?;
-        if !home {
-            tty.type_in("fg\r")?;
+        await_stopped(&job)?;
+        tty.type_in("fg\r")?;
+        ask(&mut tty, &format!("continued{turn}"))?;
+    }
+    ask(&mut tty, "end")?;
+    leave(job, tty, 7)
+}
+
+/// The process that the shell waits for, and the program wherever it is, are stopped.
+fn await_stopped(job: &Job<'_>) -> Result<()> {
+    until(SOON, "vosrun and its job are stopped", || {
+        let below = procs::descendants(job.child.id() as i32);
+        let waiting = below.iter().find(|pid| procs::command_line(**pid).contains(&job.name));
+        let stopped = |pid: i32| procs::state(pid).is_some_and(|s| matches!(s, 'T' | 't'));
+        let program = program_of_shell()?;
+        Ok((waiting.is_some_and(|pid| stopped(*pid)) && stopped(program)).then_some(()))
+    })
+}
+
+/// The program's pid, as seen from here: the last one made that runs its script.
+fn program_of_shell() -> Result<i32> {
+    let all = procs::descendants(std::process::id() as i32);
+    let runs = |pid: &&i32| procs::command_line(**pid).starts_with("sh -c echo");
+    all.iter().rfind(runs).copied().context("the program is gone")
+}
+
+/// A stopped job is asked for from home, again and again: it stays stopped until `fg`.
+pub fn asked_while_stopped(hosts: &Hosts, _: Start) -> Result<()> {
+    let (mut job, mut tty) = shell(hosts)?;
+    answering(&mut tty)?;
+    for (turn, (to, next)) in [(1, 2), (0, 1), (2, 0)].into_iter().enumerate() {
+        job.migrate(to)?;
+        stop(&mut tty)?;
+        for _ in 0..3 {
+            hosts.run(0, &["ps", "--json"])?.good("ps")?;
+            await_stopped(&job)?;
         }
+        // A move that is asked for at home.
+        job.at = 0;
+        job.migrate(next)?;
+        await_stopped(&job)?;
+        tty.type_in("fg\r")?;
         ask(&mut tty, &format!("continued{turn}"))?;
     }
     ask(&mut tty, "end")?;

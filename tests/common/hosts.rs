@@ -212,6 +212,11 @@ impl Hosts {
         command
     }
 
+    /// The vosrun that is tested.
+    pub fn vosrun_path(&self) -> &Path {
+        &self.vosrun
+    }
+
     /// From now on a host without namespaces is another user's. Needs root.
     pub fn give_to(&mut self, index: usize, user: u32) -> Result<()> {
         let host = &mut self.hosts[index];

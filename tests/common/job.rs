@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::hosts::{unique, Hosts};
@@ -180,34 +182,48 @@ impl<'h> Job<'h> {
 
     /// Adopts the program, which was started natively.
     pub fn attach(&self) -> Result<()> {
-        self.attach_with(&[])
-    }
-
-    /// As [`Job::attach`], with these variables in the supervisor's environment.
-    pub fn attach_with(&self, env: &[(&str, String)]) -> Result<()> {
         let pid = self.program_pid().context("the program to attach to")?;
         let inside = self.pid_on_host(pid)?;
         let args = ["--attach", &inside.to_string(), "--detach", "--name", &self.name];
-        let mut command = self.hosts.vosrun(0);
-        command.args(args).envs(env.iter().cloned());
-        procs::run(&mut command, Duration::from_secs(60))?.good("attach")?;
+        self.hosts.run(0, &args)?.good("attach")?;
         Ok(())
     }
 
-    /// The pid of the program itself when it was not launched by vosrun, as seen from here.
+    /// The pid of the program itself when it was not launched by vosrun, as seen from here. It
+    /// must have no children.
     pub fn program_pid(&self) -> Option<i32> {
+        // With namespaces the child is nsenter, which has forked; `via` may have forked as well.
         let own = self.child.id() as i32;
-        let below = procs::descendants(own);
-        // With namespaces the child is nsenter, which has forked.
-        if self.hosts.who == super::Who::Root {
-            below.first().copied()
-        } else {
-            Some(own)
-        }
+        let last = procs::descendants(own).last().copied();
+        last.or((self.hosts.who == super::Who::User).then_some(own))
+    }
+
+    /// `vosrun --state-dir …` as typed on the first host.
+    pub fn vosrun_at_home(&self) -> String {
+        let state = self.hosts.hosts[0].state_dir.display();
+        format!("{} --state-dir {state}", self.hosts.vosrun_path().display())
+    }
+
+    /// The pid that a person at home sends the job's signals to: the program's own or its
+    /// stand-in's, or that of the vosrun that has launched it.
+    pub fn pid_at_home(&self) -> Result<Pid> {
+        let pid = match (self.start, self.hosts.who) {
+            (Start::Launched | Start::Still, super::Who::User) => Some(self.child.id() as i32),
+            (Start::Launched | Start::Still, super::Who::Root) => {
+                procs::children(self.child.id() as i32).first().copied()
+            }
+            _ => self.program_pid(),
+        };
+        Ok(Pid::from_raw(pid.context("the program is gone")?))
+    }
+
+    /// Sends the job a signal as a person at home does.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid_at_home()?, signal)?)
     }
 
     /// The number that a process has in the innermost pid namespace.
-    fn pid_on_host(&self, pid: i32) -> Result<i32> {
+    pub fn pid_on_host(&self, pid: i32) -> Result<i32> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find(|l| l.starts_with("NSpid:")).context("no NSpid")?;
         Ok(line.split_whitespace().last().context("no pid")?.parse()?)
@@ -353,10 +369,7 @@ impl Drop for Job<'_> {
         let _ = fs::write(self.dir.join("stop"), "");
         for pid in procs::descendants(std::process::id() as i32) {
             if !self.before.contains(&pid) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
         let _ = self.child.kill();

@@ -150,6 +150,12 @@ pub fn descendants(root: i32) -> Vec<i32> {
     found
 }
 
+/// Living children of `parent`.
+pub fn children(parent: i32) -> Vec<i32> {
+    let living = |(other, state): (i32, char)| other == parent && !matches!(state, 'Z' | 'X');
+    all().into_iter().filter(|(_, stat)| living(*stat)).map(|(pid, _)| pid).collect()
+}
+
 /// Kills `root` and all its descendants. `root` goes last: it is the subreaper that orphans
 /// go to, so none can escape meanwhile.
 pub fn kill_tree(root: i32) {

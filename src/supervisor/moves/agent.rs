@@ -129,7 +129,7 @@ impl Mover {
     fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
         let key = self.connect_job(host)?;
         let epoch = self.sup.job.meta.epoch;
-        self.send(key, &Msg::Attach { epoch }, &[]);
+        self.send(key, &Msg::Attach { epoch, stopped: self.asleep.is_some() }, &[]);
         Ok(key)
     }
 
@@ -172,11 +172,7 @@ impl Mover {
             }
             Msg::Progress(event) => self.show_asked(*event),
             Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),
-            Msg::Stopped(signal) => {
-                if self.stop_with_far_job(signal)? {
-                    self.say(Msg::Continue, &[]);
-                }
-            }
+            Msg::Stopped(signal) => self.stop_with_far_job(signal),
             Msg::RelaysLost => self.lose_relays(),
             // Only a node says so that has no supervisor of the job.
             Msg::Lost if self.relay_link.is_none() => self.job_lost(),
@@ -226,6 +222,11 @@ impl Mover {
             self.pump(Some(Duration::from_millis(50)))?;
         }
         Ok(())
+    }
+
+    /// Is the link of a try to reach the job's host?
+    pub(super) fn is_trying(&self, key: LinkKey) -> bool {
+        self.agent.as_ref().is_some_and(|a| a.trying == Some(key))
     }
 
     /// May this peer, with a job of this epoch, give the job back? The owner may, and a

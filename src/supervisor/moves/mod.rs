@@ -9,30 +9,33 @@
 //! waits, so that the job, its relays and its clients are served all the time.
 
 mod agent;
+mod decisions;
 mod dumpable;
+mod end;
 mod hook;
+mod links;
+mod requests;
 mod signals;
 mod source;
 mod standin;
 mod status;
+mod stops;
 mod target;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use mio::{Interest, Token};
+use mio::Token;
 
-use super::{End, Mode, Pending, Supervisor, FIRST_FOREIGN_TOKEN};
-use crate::control::{CheckReport, JobState, MoveEvent, MoveFailure, Phase, Reply, Request};
-use crate::ids::{Epoch, MoveId, NodeId};
-use crate::journal::{self, Journal, Record, Step};
+use super::{End, Supervisor, FIRST_FOREIGN_TOKEN};
+use crate::control::MoveEvent;
+use crate::ids::{MoveId, NodeId};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::migrate::resource::View;
-use crate::migrate::transport::{Link, Service, INBOX_LIMIT};
+use crate::migrate::transport::{Link, INBOX_LIMIT};
 use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
@@ -148,6 +151,9 @@ pub struct Mover {
     kept: String,
     looked: Option<Looked>,
     asked: Option<Asked>,
+    /// The job was stopped by this signal, and who waits for it here stops as well; see
+    /// [`Mover::rest`].
+    asleep: Option<i32>,
 }
 
 impl Mover {
@@ -190,6 +196,7 @@ impl Mover {
             kept: String::new(),
             looked: None,
             asked: None,
+            asleep: None,
         })
     }
 
@@ -211,6 +218,9 @@ impl Mover {
             self.serve_links()?;
             self.serve_agent();
             self.seek_home();
+            if self.rest()? {
+                continue;
+            }
             let timeout = self.timeout();
             if self.idle() {
                 self.pump(timeout)?;
@@ -292,620 +302,6 @@ impl Mover {
         Some(result)
     }
 
-    /// Sends to the other half of the relays, if it is connected.
-    fn say(&mut self, msg: Msg, payload: &[u8]) {
-        if let Some(key) = self.relay_link {
-            self.send(key, &msg, payload);
-        }
-    }
-
-    /// Sends on a link; a failure shows as the link being over.
-    fn send(&mut self, key: LinkKey, msg: &Msg, payload: &[u8]) {
-        let Some(peer) = self.links.get_mut(&key) else { return };
-        if let Err(e) = peer.link.send(msg, payload) {
-            peer.over.get_or_insert(e.to_string());
-        }
-    }
-
-    fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within 15 seconds.
-        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
-        let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
-        let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
-        let key = self.next_link;
-        self.next_link += 1;
-        let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
-        Ok(key)
-    }
-
-    fn drop_link(&mut self, key: LinkKey) {
-        if let Some(mut peer) = self.links.remove(&key) {
-            let _ = peer.link.close();
-            let _ = peer.link.drive();
-            let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
-            let _ = self.sup.deregister(fd, peer.token);
-        }
-        self.asked_lost(key);
-        if self.relay_link == Some(key) {
-            self.relay_link = None;
-            self.seeker.wait();
-            self.forward.relinked();
-            for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
-                relays.disconnected();
-            }
-        }
-    }
-
-    /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
-    /// that a fast peer fills no memory.
-    fn drive(&mut self, key: LinkKey) {
-        loop {
-            let Some(peer) = self.links.get_mut(&key) else { return };
-            if peer.is_full() {
-                return;
-            }
-            if let Err(e) = peer.link.drive() {
-                peer.over.get_or_insert(e.to_string());
-            }
-            if peer.link.closed() {
-                peer.over.get_or_insert("closed by the other side".into());
-            }
-            while let Some(frame) = peer.link.next_frame() {
-                match frame.decode::<Msg>() {
-                    Ok(msg) => peer.inbox.push_back((msg, frame.payload)),
-                    Err(e) => {
-                        peer.over.get_or_insert(format!("a message does not decode: {e}"));
-                        break;
-                    }
-                }
-            }
-            peer.more = peer.link.paused() && peer.over.is_none();
-            if self.relay_link == Some(key) {
-                self.take_relayed(key);
-            }
-            if self.links.get(&key).is_none_or(|p| !p.more || !p.inbox.is_empty()) {
-                return;
-            }
-        }
-    }
-
-    /// Relay messages and signals are taken at once, whatever else goes on.
-    fn take_relayed(&mut self, key: LinkKey) {
-        // Between commit and confirmation the source has no away half any more.
-        let side = if self.away.is_none() { Side::Home } else { Side::Away };
-        let Some(peer) = self.links.get_mut(&key) else { return };
-        let (taken, rest): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut peer.inbox).into_iter().partition(|(msg, _)| is_relayed(msg));
-        peer.inbox = rest;
-        for (msg, payload) in taken {
-            let failed = match msg {
-                Msg::Relay(msg) => {
-                    self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
-                }
-                Msg::Signal { seq, signal } => {
-                    self.take_signal(key, seq, signal);
-                    None
-                }
-                Msg::SignalsTaken(next) => {
-                    self.forward.taken(next);
-                    None
-                }
-                Msg::Progress(event) => {
-                    self.show_asked(*event);
-                    None
-                }
-                _ => {
-                    self.signal_job(libc::SIGCONT);
-                    None
-                }
-            };
-            if let Some(Err(e)) = failed {
-                tracing::error!("{e}");
-                if let Some(peer) = self.links.get_mut(&key) {
-                    peer.over.get_or_insert(e.to_string());
-                }
-            }
-        }
-    }
-
-    /// Sends a signal to the job, which is here.
-    fn signal_job(&self, signal: i32) {
-        if self.agent.is_none() && self.sup.session.root != 0 {
-            if let Err(e) = crate::tracer::raw::kill(self.sup.session.root, signal) {
-                tracing::debug!("signal {signal} for the job: {e}");
-            }
-        }
-    }
-
-    /// A signal from home. One that comes when the job is frozen waits: if the job goes on
-    /// here it gets it then, and if not the home sends it to where the job is.
-    fn take_signal(&mut self, key: LinkKey, seq: u64, signal: i32) {
-        if self.agent.is_some() || self.sup.session.root == 0 {
-            return;
-        }
-        if self.frozen {
-            self.held.push_back((key, seq, signal));
-            return;
-        }
-        if self.forward.take(seq) {
-            self.signal_job(signal);
-        }
-        self.send(key, &Msg::SignalsTaken(self.forward.next()), &[]);
-    }
-
-    /// The job goes on here.
-    fn take_held(&mut self) {
-        self.frozen = false;
-        for (key, seq, signal) in std::mem::take(&mut self.held) {
-            self.take_signal(key, seq, signal);
-        }
-    }
-
-    /// Sends a signal to the job, wherever it is.
-    fn signal_anywhere(&mut self, signal: i32) {
-        if self.agent.is_none() {
-            self.signal_job(signal);
-            return;
-        }
-        self.forward.post(signal);
-        self.send_signals();
-    }
-
-    /// Sends what waits for the job, if it can be reached.
-    fn send_signals(&mut self) {
-        while let Some(key) = self.relay_link.filter(|_| self.agent.is_some()) {
-            let Some((seq, signal)) = self.forward.next_to_send() else { return };
-            self.send(key, &Msg::Signal { seq, signal }, &[]);
-        }
-    }
-
-    /// Signals that came for vosrun, but belong to a job elsewhere or to the relays.
-    fn take_arrived(&mut self) {
-        while let Some(arrived) = self.sup.arrived.pop_front() {
-            match arrived.signal {
-                libc::SIGWINCH => {
-                    self.relay(Side::Home, |relays, out| relays.on_winch(out));
-                }
-                libc::SIGCONT => {
-                    self.relay(Side::Home, |relays, out| relays.resume(out));
-                    if self.agent.is_some() {
-                        self.signal_anywhere(libc::SIGCONT);
-                    }
-                }
-                signal if self.sup.away && !arrived.is_from_kernel() => {
-                    self.signal_anywhere(signal);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Passes on what the stand-in got.
-    fn serve_standin(&mut self) {
-        let Some(standin) = &mut self.standin else { return };
-        for signal in standin.take(&mut self.sup) {
-            if signal == libc::SIGWINCH && self.home.is_some() {
-                // The job's own terminal raises it when it gets the new size.
-                self.relay(Side::Home, |relays, out| relays.on_winch(out));
-            } else {
-                self.signal_anywhere(signal);
-            }
-        }
-    }
-
-    /// The job was stopped: whoever watches from a shell has to stop too.
-    fn take_stops(&mut self) -> Result<()> {
-        if self.agent.is_some() {
-            return Ok(());
-        }
-        if self.home.is_none() && self.away.is_none() {
-            return self.sup.stop_with_job();
-        }
-        if self.loopback.is_none() && self.relay_link.is_none() {
-            // Told when the home is there again, if the job is still stopped then.
-            return Ok(());
-        }
-        let stopped = self.sup.session.root_stopped.take();
-        let Some(signal) = stopped.and_then(|_| self.sup.session.root_in_stop()) else {
-            return Ok(());
-        };
-        if self.loopback.is_none() {
-            self.say(Msg::Stopped(signal), &[]);
-        } else if self.stop_with_far_job(signal)? {
-            self.signal_job(libc::SIGCONT);
-        }
-        Ok(())
-    }
-
-    /// The job was stopped, and whoever waits for it at home sees that. True when the shell
-    /// has let it go on.
-    fn stop_with_far_job(&mut self, signal: i32) -> Result<bool> {
-        if self.sup.mode == Mode::Launched {
-            self.stop_self(signal)?;
-            return Ok(true);
-        }
-        if let Some(standin) = &mut self.standin {
-            standin.stop(signal);
-        }
-        Ok(false)
-    }
-
-    /// Stops this process as a shell expects of its job, giving the terminal back meanwhile.
-    fn stop_self(&mut self, signal: i32) -> Result<()> {
-        self.relay(Side::Home, |relays, _| relays.suspend());
-        super::Signals::stop_self(signal).context("stopping with the job")?;
-        self.relay(Side::Home, |relays, out| relays.resume(out));
-        Ok(())
-    }
-
-    /// New links: the first message tells what they are for. Dead ones go.
-    fn serve_links(&mut self) -> Result<()> {
-        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
-        for key in keys {
-            while let Some((msg, _)) = self.pop(key) {
-                self.hear(key, msg)?;
-            }
-            if self.links.get(&key).is_some_and(|p| p.over.is_some() && p.inbox.is_empty()) {
-                self.drop_link(key);
-            }
-        }
-        Ok(())
-    }
-
-    fn pop(&mut self, key: LinkKey) -> Option<(Msg, Vec<u8>)> {
-        self.links.get_mut(&key)?.inbox.pop_front()
-    }
-
-    fn hear(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
-        match msg {
-            Msg::Hello(version, body)
-                if self.agent.is_some() && self.moving.is_none() && !self.arriving =>
-            {
-                self.come_home(key, version, &body)?;
-            }
-            Msg::Hello(..) => {
-                let why = "the job is here already, or another move is in progress";
-                self.send(key, &Msg::Abort(why.into()), &[]);
-            }
-            Msg::Ask(id) => self.tell_decision(key, id),
-            Msg::Decided { id, commit: true } => self.confirm(key, id),
-            Msg::Attach { epoch } => self.attached(key, epoch),
-            Msg::LateSignal(signal) => self.signal_anywhere(signal),
-            Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
-                self.please_move(key, &to)?;
-            }
-            Msg::Report(report) => self.reported(*report),
-            other if self.agent.is_some() => self.hear_host(key, other)?,
-            other => tracing::debug!("unexpected: {other:?}"),
-        }
-        Ok(())
-    }
-
-    /// The home agent has come.
-    fn attached(&mut self, key: LinkKey, epoch: Epoch) {
-        let own = self.sup.job.meta.epoch;
-        if self.agent.is_some() || epoch > own {
-            self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
-            return;
-        }
-        let processes = self.processes();
-        if let Some(old) = self.relay_link.filter(|old| *old != key) {
-            self.drop_link(old);
-        }
-        self.relay_link = Some(key);
-        let history = self.sup.board.history.clone();
-        self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
-        if self.away.is_none() {
-            self.send(key, &Msg::RelaysLost, &[]);
-        }
-        self.relay(Side::Away, |relays, out| relays.resync(out));
-        // A home agent stops with the job. This one runs: it was continued while there was no
-        // link to say so.
-        if self.sup.session.root_in_stop().is_some() {
-            self.signal_job(libc::SIGCONT);
-        }
-    }
-
-    /// Who is at the other end of a link.
-    fn peer_of(&self, key: LinkKey) -> Option<NodeId> {
-        self.links.get(&key).and_then(|p| p.link.peer())
-    }
-
-    /// The last record of a move with the peer of this link. `Err`: the journal cannot be
-    /// read, or the move is another node's; nothing is answered then.
-    fn recorded(&self, key: LinkKey, id: MoveId) -> std::result::Result<Option<Step>, ()> {
-        let path = self.sup.job.dir.journal();
-        let records =
-            journal::read(&path).map_err(|e| tracing::error!("reading {}: {e}", path.display()))?;
-        let last = journal::last_of(&records, id);
-        if last.is_some_and(|r| Some(r.peer) != self.peer_of(key)) {
-            tracing::warn!("asked for the move {id} of another node");
-            return Err(());
-        }
-        Ok(last.map(|r| r.step))
-    }
-
-    /// A target in doubt asks. A move that is not known was given up; one that is not decided
-    /// is answered when it is.
-    fn tell_decision(&mut self, key: LinkKey, id: MoveId) {
-        let Ok(step) = self.recorded(key, id) else { return };
-        let commit = match step {
-            Some(Step::Commit | Step::Done) => true,
-            None | Some(Step::Abort) => false,
-            Some(Step::Intent | Step::Sealed) => match &self.moving {
-                Some(moving) if moving.id == id => return,
-                // The job went on here when its end could not be written.
-                _ => false,
-            },
-            Some(Step::Prepared | Step::Own) => return,
-        };
-        self.send(key, &Msg::Decided { id, commit }, &[]);
-    }
-
-    /// A source repeats its COMMIT, because it has not heard our DONE.
-    fn confirm(&mut self, key: LinkKey, id: MoveId) {
-        let Ok(step) = self.recorded(key, id) else { return };
-        let answer = match step {
-            Some(Step::Own) if self.agent.is_some() => {
-                Msg::Done { processes: self.sup.board.remote.clone(), resumed_ns: 0 }
-            }
-            Some(Step::Own) => Msg::Done { processes: self.processes(), resumed_ns: 0 },
-            None | Some(Step::Abort) => Msg::Gone { to: None, epoch: self.epoch() },
-            _ => return,
-        };
-        self.send(key, &answer, &[]);
-    }
-
-    /// The job's processes, for reports.
-    fn processes(&mut self) -> Vec<crate::control::ProcessStatus> {
-        self.sup.processes()
-    }
-
-    fn request(&mut self, pending: Pending) -> Result<()> {
-        let client = pending.client;
-        match pending.request {
-            Request::Connection => self.connection(pending.fd),
-            Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
-                let failure = self.busy(&to);
-                self.sup.finish(client, &Reply::Failed(failure));
-            }
-            Request::Migrate { to } => return self.migrate(Some(client), &to),
-            Request::Watch => self.watch(client),
-            Request::Cancel { id } => {
-                let reply = self.cancel(id);
-                self.sup.finish(client, &reply);
-            }
-            Request::Check { to } => {
-                let report = self.check(to.as_deref())?;
-                self.sup.finish(client, &report);
-            }
-            Request::Recover { dead } if self.is_away_on(&dead) => {
-                self.job_lost();
-                self.sup.finish(client, &Reply::Ok);
-            }
-            Request::Recover { .. } => {
-                let why = "there is no frozen copy of it here".into();
-                self.sup.finish(client, &Reply::Error(why));
-            }
-            Request::Status => {
-                let status = self.status();
-                self.sup.finish(client, &Reply::Status(Box::new(status)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Requests that may be answered in the middle of a move.
-    fn requests_while_moving(&mut self) -> Result<()> {
-        let mut later = VecDeque::new();
-        while let Some(pending) = self.sup.pending.pop_front() {
-            match pending.request {
-                Request::Recover { .. } | Request::Check { .. } => later.push_back(pending),
-                _ => self.request(pending)?,
-            }
-        }
-        self.sup.pending = later;
-        self.answer_waiting_asks();
-        Ok(())
-    }
-
-    /// A copy that was left behind by an earlier move asks for its decision: until it has it,
-    /// its node takes no new copy. Nothing else is taken from a link here.
-    fn answer_waiting_asks(&mut self) {
-        for key in self.links.keys().copied().collect::<Vec<_>>() {
-            let first = self.links.get(&key).and_then(|p| p.inbox.front());
-            if let Some((Msg::Ask(id), _)) = first {
-                let id = *id;
-                self.pop(key);
-                self.tell_decision(key, id);
-            }
-        }
-    }
-
-    /// A connection that the node daemon hands over.
-    fn connection(&mut self, fd: Option<OwnedFd>) {
-        let Some(fd) = fd else { return };
-        let accepted = node::tls(&self.sup.state)
-            .and_then(|tls| Ok(Link::accept(std::net::TcpStream::from(fd), &tls)?))
-            .and_then(|link| self.add_link(link));
-        if let Err(e) = accepted {
-            tracing::warn!("an incoming connection was refused: {e:#}");
-        }
-    }
-
-    fn watch(&mut self, client: super::serve::ClientKey) {
-        let Some(moving) = &mut self.moving else {
-            self.sup.finish(client, &Reply::Error("no move is in progress".into()));
-            return;
-        };
-        moving.watchers.push(client);
-        if let Some(event) = moving.last.clone() {
-            self.sup.reply(client, &Reply::Progress(event));
-        }
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.moving.as_ref().is_some_and(|m| m.cancelled)
-    }
-
-    fn cancel(&mut self, id: Option<MoveId>) -> Reply {
-        match &mut self.moving {
-            Some(moving) if moving.decided && id.is_none_or(|id| id == moving.id) => {
-                let name = &self.sup.job.meta.name;
-                let sentence = format!(
-                    "{name} belongs to the target already: too late to cancel {}",
-                    moving.id
-                );
-                Reply::Failed(MoveFailure {
-                    id: Some(moving.id),
-                    exit: 10,
-                    code: "VOS-COMMIT-SENT".into(),
-                    sentence,
-                    findings: Vec::new(),
-                })
-            }
-            Some(moving) if id.is_none_or(|id| id == moving.id) => {
-                moving.cancelled = true;
-                Reply::Ok
-            }
-            _ => Reply::Error("no such move is in progress".into()),
-        }
-    }
-
-    /// Has a person said that the copy on node `dead` can never run again? `take_back` makes
-    /// this side the owner.
-    fn recovered(&mut self, dead: &str, take_back: impl Fn(&Self) -> Result<()>) -> bool {
-        let mut later = VecDeque::new();
-        let mut recovered = false;
-        while let Some(pending) = self.sup.pending.pop_front() {
-            let reply = match &pending.request {
-                Request::Recover { dead: named } if named == dead => {
-                    let taken = take_back(self);
-                    recovered |= taken.is_ok();
-                    taken.map_or_else(|e| Reply::Error(format!("{e:#}")), |()| Reply::Ok)
-                }
-                Request::Recover { .. } => Reply::Error(format!("the other copy is on {dead}")),
-                _ => {
-                    later.push_back(pending);
-                    continue;
-                }
-            };
-            self.sup.finish(pending.client, &reply);
-        }
-        self.sup.pending = later;
-        recovered
-    }
-
-    fn busy(&self, to: &str) -> MoveFailure {
-        let name = &self.sup.job.meta.name;
-        let here = &self.sup.node;
-        let place = match self.sup.board.state {
-            Some(JobState::InDoubt) => format!("It is frozen on {here} and that move is in doubt"),
-            _ => format!("It is still running on {here}"),
-        };
-        let why = "another move of it is in progress";
-        MoveFailure {
-            id: self.moving.as_ref().map(|m| m.id),
-            exit: 10,
-            code: "VOS-BUSY".into(),
-            sentence: format!("{name} is not moved to {to}: {why}. {place}."),
-            findings: Vec::new(),
-        }
-    }
-
-    /// Tells everyone who watches the move.
-    fn progress(&mut self, to: &str, phase: Phase, text: String, bytes: Option<(u64, u64)>) {
-        let Some(moving) = &mut self.moving else { return };
-        let event = MoveEvent {
-            id: moving.id,
-            job: self.sup.job.meta.name.clone(),
-            job_id: self.sup.job.id,
-            from: self.sup.node.clone(),
-            to: to.to_owned(),
-            phase,
-            text,
-            bytes,
-        };
-        moving.last = Some(event.clone());
-        if moving.from_home {
-            self.say(Msg::Progress(Box::new(event.clone())), &[]);
-        }
-        let Some(moving) = &self.moving else { return };
-        for client in moving.watchers.clone() {
-            self.sup.reply(client, &Reply::Progress(event.clone()));
-        }
-    }
-
-    /// Ends a move for everyone who watches it.
-    fn conclude(&mut self, reply: &Reply) {
-        self.sup.board.moving = None;
-        if self.sup.board.state == Some(crate::control::JobState::Migrating) {
-            self.sup.board.state = None;
-        }
-        for client in self.moving.take().map(|m| m.watchers).unwrap_or_default() {
-            self.sup.finish(client, reply);
-        }
-    }
-
-    /// Waits for the next message of a link; `None` when it is over.
-    fn next(&mut self, key: LinkKey, until: Instant) -> Result<Option<(Msg, Vec<u8>)>> {
-        loop {
-            if let Some(got) = self.pop(key) {
-                return Ok(Some(got));
-            }
-            if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
-                return Ok(None);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                if let Some(peer) = self.links.get_mut(&key) {
-                    peer.over = Some("no answer in time".into());
-                }
-                return Ok(None);
-            }
-            if self.is_cancelled() {
-                return Ok(None);
-            }
-            self.pump(Some(left.min(Duration::from_millis(500))))?;
-            self.requests_while_moving()?;
-        }
-    }
-
-    /// Why a link is over.
-    fn why(&self, key: LinkKey) -> String {
-        let over = self.links.get(&key).and_then(|p| p.over.clone());
-        over.unwrap_or_else(|| "the connection is gone".into())
-    }
-
-    fn record(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Record {
-        Record {
-            step,
-            id,
-            epoch: self.sup.job.meta.epoch,
-            peer: peer.0,
-            peer_name: peer.1.clone(),
-            boot: journal::boot_id(),
-        }
-    }
-
-    fn write_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
-        let path = self.sup.job.dir.journal();
-        let record = self.record(id, step, peer);
-        Journal::open(&path)
-            .and_then(|mut journal| journal.write(&record))
-            .with_context(|| format!("writing {}", path.display()))
-    }
-
-    /// As [`Self::write_journal`], without the wait for the disk.
-    fn note_journal(&self, id: MoveId, step: Step, peer: &(NodeId, String)) -> Result<()> {
-        let path = self.sup.job.dir.journal();
-        let record = self.record(id, step, peer);
-        Journal::open(&path)
-            .and_then(|mut journal| journal.note(&record))
-            .with_context(|| format!("writing {}", path.display()))
-    }
-
     /// What the job is, wherever it runs.
     fn job_info(&self) -> JobInfo {
         let meta = &self.sup.job.meta;
@@ -927,161 +323,21 @@ impl Mover {
         Ok(Relays::new(self.sup.registry()?, first..self.next_tokens))
     }
 
-    /// The job's end: has it come, and is all of it told? Gives how vosrun ends.
-    fn ended(&mut self) -> Result<Option<End>> {
-        if let Some(agent) = &self.agent {
-            if agent.has_lost() {
-                if let Some(standin) = self.standin.take() {
-                    // Its parent has to be told something: nothing else was asked to end it.
-                    standin.end(crate::tracer::Exit::Signal(libc::SIGKILL));
-                }
-                return Ok(Some(End::Lost));
-            }
-            let Some(exit) = agent.exited() else { return Ok(self.sup.end) };
-            if self.home.as_ref().is_some_and(|home| !home.is_finished()) {
-                return Ok(None);
-            }
-            if let Some(standin) = self.standin.take() {
-                standin.end(exit);
-            }
-            return Ok(Some(End::Exited(exit)));
-        }
-        let Some(end) = self.sup.end else { return Ok(None) };
-        if self.left {
-            return Ok(Some(end));
-        }
-        if let End::Exited(exit) = end {
-            self.farewell(exit)?;
-        }
-        Ok(Some(end))
-    }
-
-    /// Sends the job's last words home and waits until they are taken.
-    fn farewell(&mut self, exit: crate::tracer::Exit) -> Result<()> {
-        /// A home that does not come back for so long is gone for good.
-        const PATIENCE: Duration = Duration::from_secs(60);
-        /// Home agents connect anew twice a second; one that does not is asked for.
-        const ABSENT: Duration = Duration::from_secs(3);
-        self.relay(Side::Away, |relays, out| relays.job_ended(out));
-        if self.loopback.is_some() {
-            let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
-            let until = Instant::now() + PATIENCE;
-            while !drained(self) && Instant::now() < until {
-                self.pump(Some(Duration::from_millis(100)))?;
-                if self.away.as_ref().is_none_or(Relays::is_drained) {
-                    self.relay(Side::Home, |relays, out| relays.host_ended(out));
-                }
-            }
-        }
-        if self.is_home() {
-            if let Some(standin) = self.standin.take() {
-                standin.end(exit);
-            }
-            return Ok(());
-        }
-        let until = Instant::now() + PATIENCE;
-        let mut told = None;
-        let (mut seen, mut probe) = (Instant::now(), None);
-        while Instant::now() < until {
-            self.requests_while_moving()?;
-            if self.relay_link.is_some() {
-                seen = Instant::now();
-            } else if seen.elapsed() > ABSENT {
-                seen = Instant::now();
-                probe = self.call_home();
-            }
-            let drained = self.away.as_ref().is_none_or(Relays::is_drained);
-            if drained && told != self.relay_link {
-                told = self.relay_link;
-                self.say(Msg::Exited(exit), &[]);
-            }
-            for key in self.links.keys().copied().collect::<Vec<_>>() {
-                while let Some((msg, _)) = self.pop(key) {
-                    match msg {
-                        Msg::ExitTaken => return Ok(()),
-                        // The node answers for its dead agent: the job is said to be here.
-                        Msg::Gone { to: Some((node, _)), .. }
-                            if probe == Some(key) && node == self.here =>
-                        {
-                            tracing::error!("the home agent is dead; the job ended: {exit:?}");
-                            return Ok(());
-                        }
-                        other => self.hear(key, other)?,
-                    }
-                }
-                if self.links.get(&key).is_some_and(|p| p.over.is_some()) {
-                    self.drop_link(key);
-                }
-            }
-            if self.idle() {
-                self.pump(Some(Duration::from_millis(500)))?;
-            }
-        }
-        tracing::error!("the home agent did not come for the end of the job ({exit:?})");
-        // The node will tell it.
-        self.sup.job.meta.exit = Some(exit);
-        self.sup.keep_folder = self.sup.job.save().is_ok();
-        Ok(())
-    }
-
-    /// Asks at home whether the agent is there.
-    fn call_home(&mut self) -> Option<LinkKey> {
-        let home = node::peers::by_id(&self.sup.state, self.home_node.0).ok()??;
-        let tls = node::tls(&self.sup.state).ok()?;
-        let service = Service::Job(self.sup.job.id);
-        let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
-        let key = self.add_link(link).ok()?;
-        let epoch = self.epoch();
-        self.send(key, &Msg::Attach { epoch }, &[]);
-        Some(key)
-    }
-
     /// This node's agent is, or would be, the job's home agent.
     fn is_home(&self) -> bool {
         self.home_node.0 == self.here
     }
-
-    /// An answer to `check`.
-    fn check(&mut self, to: Option<&str>) -> Result<Reply> {
-        if self.agent.is_some() {
-            let node = self.sup.board.moved_to.clone().unwrap_or_default();
-            return Ok(Reply::Error(format!("it runs on {node}; ask there")));
-        }
-        let meta = &self.sup.job.meta;
-        let mut report = CheckReport {
-            job: meta.name.clone(),
-            id: self.sup.job.id.to_string(),
-            to: to.map(str::to_owned),
-            ..CheckReport::default()
-        };
-        match self.judge(to) {
-            Ok((findings, ok)) => (report.findings, report.ok) = (findings, ok),
-            Err(failure) => return Ok(Reply::Failed(*failure)),
-        }
-        Ok(Reply::Check(report))
-    }
 }
 
 /// Host pid of pid 1 of the pid namespace that the process was restored in; `None` for a
-/// process in this one's namespace (`NSpid` of proc_pid_status(5)).
+/// process in this one's namespace (`NSpid` of proc_pid_status(5)). It need not be an ancestor.
 fn namespace_init(pid: i32) -> Option<i32> {
-    let ids = |pid: i32| -> Option<(Vec<i32>, i32)> {
-        let view = View::read_process(pid).ok()?;
-        let numbers = view.field("NSpid:").split_whitespace().map(|n| n.parse().ok());
-        Some((numbers.collect::<Option<_>>()?, view.number("PPid:") as i32))
-    };
-    let own = ids(std::process::id() as i32)?.0.len();
-    let mut pid = pid;
-    loop {
-        let (numbers, parent) = ids(pid).filter(|(numbers, _)| numbers.len() > own)?;
-        if numbers.last() == Some(&1) {
-            return Some(pid);
-        }
-        pid = parent;
+    let space = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let of_process = space(pid)?;
+    if space(std::process::id() as i32)? == of_process {
+        return None;
     }
-}
-
-fn is_relayed(msg: &Msg) -> bool {
-    use Msg::{Continue, Progress, Relay, Signal, SignalsTaken};
-    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Continue | Progress(_))
+    let all = procfs::process::all_processes().ok()?.flatten().map(|p| p.pid);
+    let leads = |pid: &i32| View::read_process(*pid).is_ok_and(|view| view.job_pid == 1);
+    all.filter(|pid| space(*pid).as_ref() == Some(&of_process)).find(leads)
 }

@@ -289,6 +289,9 @@ impl Mover {
         }
         if self.is_home() {
             self.become_agent(target, report.processes.clone());
+            if let Some(signal) = image.stopped.filter(|_| self.standin.is_none()) {
+                self.stop_with_far_job(signal);
+            }
             late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
             late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));

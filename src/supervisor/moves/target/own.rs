@@ -35,6 +35,9 @@ pub(super) enum Decision {
     Abort,
 }
 
+/// A job that is to stop does so in far less.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
+
 impl Mover {
     /// PREPARED: only the source's word counts, for ever.
     pub(super) fn await_decision(
@@ -147,6 +150,25 @@ impl Mover {
         self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
         self.note(self.own_report(id, peer, &process, processes, arrived));
         self.note_restored(pid);
+        self.stop_again(process.stopped, home)
+    }
+
+    /// A job that was stopped comes to its stop again, of which the home knows. One that goes on
+    /// wakes who waits for it.
+    fn stop_again(&mut self, stopped: Option<i32>, home: bool) -> Result<()> {
+        let Some(signal) = stopped else {
+            if self.asleep.is_some() {
+                self.awake();
+            }
+            return Ok(());
+        };
+        let until = Instant::now() + STOPS_WITHIN;
+        while self.sup.session.root_in_stop().is_none() && Instant::now() < until {
+            self.pump(Some(Duration::from_millis(10)))?;
+        }
+        if self.sup.session.root_stopped.take().is_some() && home {
+            self.stop_with_far_job(signal);
+        }
         Ok(())
     }
 

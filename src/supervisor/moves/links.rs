@@ -1,0 +1,250 @@
+//! Connections with other supervisors: messages in and out.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use mio::Interest;
+
+use super::{LinkKey, Mover, Peer, Side};
+use crate::ids::{Epoch, NodeId};
+use crate::migrate::message::Msg;
+use crate::migrate::transport::Link;
+use crate::node;
+
+impl Mover {
+    /// Sends to the other half of the relays, if it is connected.
+    pub(super) fn say(&mut self, msg: Msg, payload: &[u8]) {
+        if let Some(key) = self.relay_link {
+            self.send(key, &msg, payload);
+        }
+    }
+
+    /// Sends on a link; a failure shows as the link being over.
+    pub(super) fn send(&mut self, key: LinkKey, msg: &Msg, payload: &[u8]) {
+        let Some(peer) = self.links.get_mut(&key) else { return };
+        if let Err(e) = peer.link.send(msg, payload) {
+            peer.over.get_or_insert(e.to_string());
+        }
+    }
+
+    pub(super) fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
+        // A peer that is gone without a word is noticed within 15 seconds.
+        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
+        let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
+        let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
+        let key = self.next_link;
+        self.next_link += 1;
+        let over = link.drive().err().map(|e| e.to_string());
+        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
+        Ok(key)
+    }
+
+    pub(super) fn drop_link(&mut self, key: LinkKey) {
+        if let Some(mut peer) = self.links.remove(&key) {
+            let _ = peer.link.close();
+            let _ = peer.link.drive();
+            let fd = std::os::fd::AsFd::as_fd(&peer.link).as_raw_fd();
+            let _ = self.sup.deregister(fd, peer.token);
+        }
+        self.asked_lost(key);
+        if self.relay_link == Some(key) {
+            self.relay_link = None;
+            self.seeker.wait();
+            self.forward.relinked();
+            for relays in [&mut self.home, &mut self.away].into_iter().flatten() {
+                relays.disconnected();
+            }
+        }
+    }
+
+    /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
+    /// that a fast peer fills no memory.
+    pub(super) fn drive(&mut self, key: LinkKey) {
+        loop {
+            let Some(peer) = self.links.get_mut(&key) else { return };
+            if peer.is_full() {
+                return;
+            }
+            if let Err(e) = peer.link.drive() {
+                peer.over.get_or_insert(e.to_string());
+            }
+            if peer.link.closed() {
+                peer.over.get_or_insert("closed by the other side".into());
+            }
+            while let Some(frame) = peer.link.next_frame() {
+                match frame.decode::<Msg>() {
+                    Ok(msg) => peer.inbox.push_back((msg, frame.payload)),
+                    Err(e) => {
+                        peer.over.get_or_insert(format!("a message does not decode: {e}"));
+                        break;
+                    }
+                }
+            }
+            peer.more = peer.link.paused() && peer.over.is_none();
+            if self.relay_link == Some(key) {
+                self.take_relayed(key);
+            }
+            if self.links.get(&key).is_none_or(|p| !p.more || !p.inbox.is_empty()) {
+                return;
+            }
+        }
+    }
+
+    /// Relay messages and signals are taken at once, whatever else goes on.
+    pub(super) fn take_relayed(&mut self, key: LinkKey) {
+        // Between commit and confirmation the source has no away half any more.
+        let side = if self.away.is_none() { Side::Home } else { Side::Away };
+        let Some(peer) = self.links.get_mut(&key) else { return };
+        let (taken, rest): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut peer.inbox).into_iter().partition(|(msg, _)| is_relayed(msg));
+        peer.inbox = rest;
+        for (msg, payload) in taken {
+            let failed = match msg {
+                Msg::Relay(msg) => {
+                    self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
+                }
+                Msg::Signal { seq, signal } => {
+                    self.take_signal(key, seq, signal);
+                    None
+                }
+                Msg::SignalsTaken(next) => {
+                    self.forward.taken(next);
+                    None
+                }
+                Msg::Progress(event) => {
+                    self.show_asked(*event);
+                    None
+                }
+                _ => None,
+            };
+            if let Some(Err(e)) = failed {
+                tracing::error!("{e}");
+                if let Some(peer) = self.links.get_mut(&key) {
+                    peer.over.get_or_insert(e.to_string());
+                }
+            }
+        }
+    }
+
+    /// New links: the first message tells what they are for. Dead ones go.
+    pub(super) fn serve_links(&mut self) -> Result<()> {
+        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
+        for key in keys {
+            while let Some((msg, _)) = self.pop(key) {
+                self.hear(key, msg)?;
+            }
+            if self.links.get(&key).is_some_and(|p| p.over.is_some() && p.inbox.is_empty()) {
+                self.drop_link(key);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self, key: LinkKey) -> Option<(Msg, Vec<u8>)> {
+        self.links.get_mut(&key)?.inbox.pop_front()
+    }
+
+    pub(super) fn hear(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
+        match msg {
+            Msg::Hello(version, body)
+                if self.agent.is_some() && self.moving.is_none() && !self.arriving =>
+            {
+                self.come_home(key, version, &body)?;
+            }
+            Msg::Hello(..) => {
+                let why = "the job is here already, or another move is in progress";
+                self.send(key, &Msg::Abort(why.into()), &[]);
+            }
+            Msg::Ask(id) => self.tell_decision(key, id),
+            Msg::Decided { id, commit: true } => self.confirm(key, id),
+            Msg::Attach { epoch, stopped } => self.attached(key, epoch, stopped),
+            Msg::LateSignal(signal) => self.signal_anywhere(signal),
+            Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
+                self.please_move(key, &to)?;
+            }
+            Msg::Report(report) => self.reported(*report),
+            other if self.agent.is_some() => self.hear_host(key, other)?,
+            other => tracing::debug!("unexpected: {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// The home agent has come.
+    pub(super) fn attached(&mut self, key: LinkKey, epoch: Epoch, stopped: bool) {
+        let own = self.sup.job.meta.epoch;
+        if self.agent.is_some() || epoch > own {
+            self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
+            return;
+        }
+        let processes = self.processes();
+        if let Some(old) = self.relay_link.filter(|old| *old != key) {
+            self.drop_link(old);
+        }
+        self.relay_link = Some(key);
+        let history = self.sup.board.history.clone();
+        self.send(key, &Msg::Attached { epoch: own, processes, history }, &[]);
+        if self.away.is_none() {
+            self.send(key, &Msg::RelaysLost, &[]);
+        }
+        self.relay(Side::Away, |relays, out| relays.resync(out));
+        // A home agent stops with the job. One that says nothing of it was continued while there
+        // was no link to say so.
+        self.sup.session.root_stopped = None;
+        if !stopped && self.sup.session.root_in_stop().is_some() {
+            self.signal_job(libc::SIGCONT);
+        }
+    }
+
+    /// Who is at the other end of a link.
+    pub(super) fn peer_of(&self, key: LinkKey) -> Option<NodeId> {
+        self.links.get(&key).and_then(|p| p.link.peer())
+    }
+
+    /// Waits for the next message of a link; `None` when it is over.
+    pub(super) fn next(&mut self, key: LinkKey, until: Instant) -> Result<Option<(Msg, Vec<u8>)>> {
+        loop {
+            if let Some(got) = self.pop(key) {
+                return Ok(Some(got));
+            }
+            if self.links.get(&key).is_none_or(|p| p.over.is_some()) {
+                return Ok(None);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if let Some(peer) = self.links.get_mut(&key) {
+                    peer.over = Some("no answer in time".into());
+                }
+                return Ok(None);
+            }
+            if self.is_cancelled() {
+                return Ok(None);
+            }
+            self.pump(Some(left.min(Duration::from_millis(500))))?;
+            self.requests_while_moving()?;
+        }
+    }
+
+    /// Why a link is over.
+    pub(super) fn why(&self, key: LinkKey) -> String {
+        let over = self.links.get(&key).and_then(|p| p.over.clone());
+        over.unwrap_or_else(|| "the connection is gone".into())
+    }
+
+    /// A connection that the node daemon hands over.
+    pub(super) fn connection(&mut self, fd: Option<OwnedFd>) {
+        let Some(fd) = fd else { return };
+        let accepted = node::tls(&self.sup.state)
+            .and_then(|tls| Ok(Link::accept(std::net::TcpStream::from(fd), &tls)?))
+            .and_then(|link| self.add_link(link));
+        if let Err(e) = accepted {
+            tracing::warn!("an incoming connection was refused: {e:#}");
+        }
+    }
+}
+
+fn is_relayed(msg: &Msg) -> bool {
+    use Msg::{Progress, Relay, Signal, SignalsTaken};
+    matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Progress(_))
+}
