@@ -13,8 +13,8 @@
 //! # Failed ideas
 //! 1. Ending a single call by single-stepping: SIGTRAP is forced (force_sig_info_to_task,
 //!    kernel/signal.c), which resets a job's ignored SIGTRAP to default. Syscall-stops are no
-//!    signals. The batch ends with `int3`, and where SIGTRAP is ignored or pending it is
-//!    stepped by syscall-stops instead.
+//!    signals. The batch ends with `int3`, and where SIGTRAP is ignored or a signal is queued
+//!    that [`comes_with_trap`] it is stepped by syscall-stops instead.
 //! 2. Putting registers back at a syscall-exit-stop: the kernel restarts interrupted calls in
 //!    get_signal only, so the job would see ERESTARTSYS. Hence the interrupt in `close`.
 
@@ -27,6 +27,15 @@ use super::stop::{self, Exit, Stop};
 #[must_use]
 pub const fn sigbit(signal: i32) -> u64 {
     1 << (signal - 1)
+}
+
+/// Would a trap bring this queued signal out as well? A SIGTRAP because it is unblocked for the
+/// trap; the other signals of faults because the kernel gives the first of them in the queue,
+/// blocked or not, when one is unblocked (dequeue_synchronous_signal, kernel/signal.c).
+#[must_use]
+pub fn comes_with_trap(info: &[u8]) -> bool {
+    use libc::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+    [SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS].contains(&raw::number_of(info))
 }
 
 /// The batch stub: runs the table at r12 (8 words a row: number, six arguments, result) of
@@ -387,7 +396,7 @@ impl Remote {
             r.r12 = table_at;
             r.r13 = program.len() as u64;
         })?;
-        let stepped = self.steps || self.has_queued_trap()?;
+        let stepped = self.steps || self.is_disturbed()?;
         if !stepped {
             let mask = !sigbit(libc::SIGTRAP);
             trace(self.tid, "set signal mask", raw::set_sigmask(self.tid, mask))?;
@@ -396,11 +405,11 @@ impl Remote {
         Ok(Started { stub: *stub, program, data_at, table_at, stepped })
     }
 
-    /// Waits a SIGTRAP of the program for being unblocked?
-    fn has_queued_trap(&self) -> Result<bool> {
+    /// Is a signal queued that [`comes_with_trap`]?
+    fn is_disturbed(&self) -> Result<bool> {
         let queued = |shared| {
             let all = trace(self.tid, "signals queued", raw::queued_signals(self.tid, shared))?;
-            Ok(all.iter().any(|info| raw::number_of(info) == libc::SIGTRAP))
+            Ok(all.iter().any(|info| comes_with_trap(info)))
         };
         Ok(queued(false)? || queued(true)?)
     }

@@ -2,7 +2,7 @@
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::migrate::image::{ProcessImage, ThreadImage};
-use crate::tracer::inject::{sigbit, Arg, Program};
+use crate::tracer::inject::{comes_with_trap, sigbit, Arg, Program};
 use crate::tracer::raw::{self, number_of as number};
 
 /// `struct kernel_sigaction` of x86-64: handler, flags, restorer, mask.
@@ -73,14 +73,14 @@ fn queued(thread: &ThreadImage) -> Vec<Vec<u8>> {
     queued.map(|q| q.own.into_iter().chain(q.process).collect()).unwrap_or_default()
 }
 
-/// Is SIGTRAP ignored, or will the thread have it pending? Then no SIGTRAP may end the calls
-/// that tell it so.
+/// Is SIGTRAP ignored, or will the thread have a signal pending that [`comes_with_trap`]? Then
+/// no trap may end the calls that tell it so.
 pub(crate) fn traps_matter(image: &ProcessImage, thread: &ThreadImage) -> bool {
     let at = (libc::SIGTRAP as usize - 1) * ACTION_LEN;
     let actions = image.parts.iter().find(|p| p.name == Actions.name());
     let handler = actions.and_then(|p| p.state.get(at..at + 8));
     let ignored = (libc::SIG_IGN as u64).to_le_bytes();
-    handler == Some(&ignored[..]) || queued(thread).iter().any(|i| number(i) == libc::SIGTRAP)
+    handler == Some(&ignored[..]) || queued(thread).iter().any(|info| comes_with_trap(info))
 }
 
 impl Part for Pending {
