@@ -354,7 +354,7 @@ impl<'h> Job<'h> {
         let document: Value = serde_json::from_str(&text)?;
         let jobs = document["jobs"].as_array().context("no jobs in ps --json")?;
         let own = jobs.iter().find(|j| j["name"] == self.name.as_str());
-        own.cloned().with_context(|| format!("{} is not in {text}", self.name))
+        own.cloned().with_context(|| format!("{} is not in {text}: {}", self.name, self.said()))
     }
 
     /// The pid of the program on the host where it runs (without namespaces: as seen from here).

@@ -70,6 +70,11 @@ impl Agent {
         self.lost
     }
 
+    /// The name of the job's host.
+    pub(super) fn host_name(&self) -> &str {
+        &self.host.1
+    }
+
     /// Time until the next try to connect, if one is due.
     pub(super) fn retry_in(&self, linked: bool) -> Option<Duration> {
         let waiting = !linked && self.exit.is_none() && !self.lost;

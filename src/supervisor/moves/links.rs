@@ -178,6 +178,12 @@ impl Mover {
             self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
             return;
         }
+        if self.left || self.arriving {
+            // The job is not here any more, or not yet. The agent asks again, and this node
+            // answers for a supervisor that has ended.
+            self.drop_link(key);
+            return;
+        }
         let processes = self.processes();
         if let Some(old) = self.relay_link.filter(|old| *old != key) {
             self.drop_link(old);

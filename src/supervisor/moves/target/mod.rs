@@ -193,7 +193,13 @@ impl Mover {
             }
         };
         if !self.is_owner(self.peer_of(key), hello.epoch) {
-            self.send(key, &Msg::Abort("that copy of the job is not its owner".into()), &[]);
+            let owner = self.agent.as_ref().map_or("this node", |a| a.host_name());
+            let text = format!(
+                "that copy of the job (epoch {}) is not its owner: {owner} has it (epoch {})",
+                hello.epoch,
+                self.epoch()
+            );
+            self.send(key, &Msg::Abort(text), &[]);
             return Ok(());
         }
         if hello.dry {
