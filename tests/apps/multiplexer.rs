@@ -57,7 +57,9 @@ pub fn tmux(hosts: &Hosts, _: Start) -> Result<()> {
     anyhow::ensure!(code == 0, "tmux new-session ended with {code}: {}", job.said());
     window.ask(&["set-option", "-g", "remain-on-exit", "on"])?;
     let python = format!("env PYTHON_BASIC_REPL=1 {} -q -i", python.display());
-    let command = format!("{} --name {} -- {python}", job.vosrun_at_home(), job.name);
+    let code = job.dir.join("code");
+    let vosrun = format!("{} --name {} -- {python}", job.vosrun_at_home(), job.name);
+    let command = format!("{vosrun}; echo $? > {}", code.display());
     window.ask(&["respawn-pane", "-k", &command])?;
     window.expect(">>>")?;
     window.type_in("import os; n = 40")?;
@@ -77,12 +79,12 @@ pub fn tmux(hosts: &Hosts, _: Start) -> Result<()> {
         window.expect("('n is 41', 1)")?;
     }
     window.type_in("raise SystemExit(7)")?;
-    let mut end = String::new();
     let ended = until(LONG, "the end of the program", || {
-        end = window.ask(&["display-message", "-p", "#{pane_dead} #{pane_dead_status}"])?;
-        Ok((end.trim() == "1 7").then_some(()))
+        let code = std::fs::read_to_string(&code).unwrap_or_default();
+        Ok(code.ends_with('\n').then_some(code))
     });
-    ended.with_context(|| format!("{end}: {}", window.all_shown().unwrap_or_default()))?;
+    let code = ended.with_context(|| window.all_shown().unwrap_or_default())?;
+    anyhow::ensure!(code == "7\n", "vosrun ended with {code}");
     window.ask(&["kill-server"])?;
     job.await_nothing_left()
 }

@@ -34,6 +34,7 @@ pub struct Host {
     pub name: &'static str,
     pub state_dir: PathBuf,
     pub address: String,
+    port: u16,
     /// The uid and gid of an ordinary user's programs there.
     user: u32,
     node: RefCell<Option<Child>>,
@@ -102,9 +103,9 @@ impl Hosts {
             let space = if who == Who::Root { Some(Space::start(index, name)?) } else { None };
             let state_dir = hosts.dir.join(name);
             make_dir(&state_dir, who)?;
-            let address = hosts.address(index);
+            let (address, port) = hosts.address(index);
             let (user, node) = (ORDINARY, RefCell::new(None));
-            hosts.hosts.push(Host { name, state_dir, address, user, node, space });
+            hosts.hosts.push(Host { name, state_dir, address, port, user, node, space });
         }
         if who == Who::Root {
             hosts.connect()?;
@@ -112,15 +113,17 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// Addresses of namespaces are their own; on loopback each worker has a /24.
-    fn address(&self, index: usize) -> String {
+    /// Address and port. Addresses of namespaces are their own; on loopback each worker has a
+    /// /24, and further ports when it has used that up.
+    fn address(&self, index: usize) -> (String, u16) {
         let id = std::process::id() as usize;
         let last = index + 1;
         match self.who {
-            Who::Root => format!("10.99.0.{last}"),
+            Who::Root => (format!("10.99.0.{last}"), PORT),
             Who::User => {
-                let run = 1 + (id >> 8) % 254;
-                format!("127.{run}.{}.{}", id % 256, last + 4 * (unique() % 60))
+                let (run, turn) = (1 + (id >> 8) % 254, unique());
+                let address = format!("127.{run}.{}.{}", id % 256, last + 4 * (turn % 60));
+                (address, PORT + (turn / 60) as u16)
             }
         }
     }
@@ -307,7 +310,7 @@ impl Hosts {
         alter: &impl Fn(usize, &mut Command),
     ) -> Result<Child> {
         let host = &self.hosts[index];
-        let listen = format!("{}:{PORT}", host.address);
+        let listen = format!("{}:{}", host.address, host.port);
         let log = fs::File::options().create(true).append(true).open(self.log_path(index))?;
         let mut command = self.vosrun_in(index, &self.dir, via);
         command.args(["node", "--name", host.name, "--listen", &listen]);

@@ -191,7 +191,7 @@ impl Mover {
 
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
-        let local = self.look()?;
+        let local = self.look_again()?;
         if self.early_freeze.is_some() {
             laps.freeze();
         }
@@ -219,6 +219,23 @@ impl Mover {
             )],
         };
         findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
+    }
+
+    /// As [`Mover::look`]. Files of /proc and /sys are open for a moment as a rule, while a program
+    /// reads them: those are waited for.
+    fn look_again(&mut self) -> Step1<Local> {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let until = Instant::now() + MOMENT;
+        loop {
+            let local = self.look()?;
+            let mut blockers =
+                local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
+            let passes = blockers.peek().is_some() && blockers.all(|f| f.code == "VOS-PROC-FD");
+            if !passes || self.early_freeze.is_some() || Instant::now() > until {
+                return Ok(local);
+            }
+            self.pump(Some(Duration::from_millis(10))).map_err(own)?;
+        }
     }
 
     /// What is known here, of the running job.
@@ -304,7 +321,7 @@ impl Mover {
         to: Option<&str>,
     ) -> std::result::Result<(Vec<Finding>, Vec<String>), Box<MoveFailure>> {
         let id = MoveId([0; 4]);
-        let judged = self.look().and_then(|local| {
+        let judged = self.look_again().and_then(|local| {
             let mut findings = local.findings.clone();
             let Some(to) = to else { return Ok((findings, Vec::new())) };
             let target = self.connect_to(to)?;
