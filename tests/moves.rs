@@ -747,6 +747,7 @@ fn cells() -> Vec<Cell> {
             ("one/user", Start::Launched, Who::User, Way::One),
             ("ten/user", Start::Launched, Who::User, Way::Ten),
             ("random/user", Start::Launched, Who::User, Way::Random),
+            ("random/root", Start::Launched, Who::Root, Way::Random),
             ("attached/root", Start::Attached, Who::Root, Way::One),
             ("attached/user", Start::Attached, Who::User, Way::One),
         ];

@@ -170,10 +170,12 @@ fn await_stop(
 ) -> Result<Option<Stop>> {
     let fail = |what| move |source| FreezeError::Trace { tid, what, source };
     loop {
-        let wait = match stop::wait(tid, true) {
-            Ok(Some(wait)) => wait,
-            Ok(None) => continue,
+        let wait = match stop::await_status(tid) {
+            Ok(wait) => wait,
             Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(FreezeError::Exited(pid))
+            }
             Err(e) => return Err(fail("wait")(e)),
         };
         match wait.stop {

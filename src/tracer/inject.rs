@@ -353,13 +353,12 @@ impl Remote {
         let tid = self.tid;
         loop {
             trace(tid, "resume", resume(tid))?;
-            let wait = trace(tid, "wait", stop::wait(tid, true))?;
-            match wait.map(|w| w.stop) {
-                Some(s) if wanted(s) => return Ok(()),
-                Some(Stop::Interrupt | Stop::Group(_) | Stop::Clone(_)) | None => {}
-                Some(Stop::Signal(signal)) if signal != libc::SIGTRAP => self.deferred.push(signal),
-                Some(Stop::Exited(exit)) => return Err(InjectError::Died { tid, exit }),
-                Some(stop) => return Err(InjectError::Unexpected { tid, stop }),
+            match trace(tid, "wait", stop::await_status(tid))?.stop {
+                s if wanted(s) => return Ok(()),
+                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) => {}
+                Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
+                Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),
+                stop => return Err(InjectError::Unexpected { tid, stop }),
             }
         }
     }

@@ -4,6 +4,8 @@
 //! encoding of the events.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use super::raw;
 
@@ -91,6 +93,44 @@ pub fn decode(tid: i32, status: i32) -> io::Result<Wait> {
         }
     };
     Ok(Wait { tid, stop })
+}
+
+/// Waits until `tid` has a status. The end of a process's first thread is reported only when its
+/// other threads' ends were taken (`delay_group_leader` in kernel/exit.c), so a process of several
+/// threads is not waited for blindly: whoever must take those ends hears of it.
+///
+/// # Errors
+/// `ESRCH` when it has ended and other threads' ends come first; `ECHILD` when there is nothing to
+/// wait for.
+pub fn await_status(tid: i32) -> io::Result<Wait> {
+    const YIELDS: u32 = 100;
+    const PAUSE: Duration = Duration::from_micros(50);
+    let mut turn = 0;
+    loop {
+        let alone = turn == 0 && is_alone(tid);
+        if let Some(wait) = wait(tid, alone)? {
+            return Ok(wait);
+        }
+        turn += 1;
+        if turn < YIELDS {
+            std::thread::yield_now();
+        } else if is_zombie(tid) {
+            return wait(tid, false)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
+        } else {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Has its process no other thread? A folder has two links and one for each folder in it.
+fn is_alone(tid: i32) -> bool {
+    std::fs::metadata(format!("/proc/{tid}/task")).is_ok_and(|m| m.nlink() <= 3)
+}
+
+/// It has ended (state Z of proc_pid_stat(5)).
+fn is_zombie(tid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Waits for one status of `tid` (`-1`: any), `__WALL`. `None` with `block == false` and

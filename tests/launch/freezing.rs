@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 use vosrun::migrate::freeze;
 use vosrun::supervisor::session::Session;
 use vosrun::syscalls::handles::Handles;
@@ -43,7 +45,6 @@ fn every_thread_is_held_and_let_go() {
         let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
         let frozen = frozen.unwrap();
         assert!(all_stopped(pid), "{frozen:?}");
-        assert_eq!(threads(pid).len(), frozen.threads.len());
         let ways = session.ways_on(&frozen.threads, &frozen.scheduler_now);
         assert_eq!(ways.len(), frozen.threads.len());
         session.go_all(ways);
@@ -62,5 +63,33 @@ fn every_thread_is_held_and_let_go() {
         assert!(Instant::now() < deadline);
     }
     assert_eq!(session.ended.map(|e| e.shell_code()), Some(9));
+    let _ = job.child.wait();
+}
+
+/// The end of the first thread is not told before those of the others.
+#[test]
+fn a_dying_process_of_many_threads_is_not_waited_for() {
+    let host = Host::new(As::Self_);
+    let mut job = Talk::start(&mut host.command(guest("threads")));
+    let pid: i32 = job.line().parse().unwrap();
+    let tids = attach::seize_process(pid).unwrap();
+    let mut session = Session::new(Handles::open(&host.dir.path().join("handles")).unwrap());
+    session.begin(pid, tids);
+    let deadline = Instant::now() + DEADLINE;
+    while threads(pid).len() < 4 {
+        take_stops(&mut session);
+        assert!(Instant::now() < deadline);
+    }
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let ended = |tid| field(tid, "State").is_none_or(|s| s.starts_with(['Z', 'X']));
+    while !threads(pid).into_iter().all(ended) {
+        assert!(Instant::now() < deadline);
+    }
+    let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
+    assert!(matches!(frozen.unwrap_err().error, freeze::FreezeError::Exited(_)));
+    while session.ended.is_none() {
+        take_stops(&mut session);
+        assert!(Instant::now() < deadline);
+    }
     let _ = job.child.wait();
 }
