@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{bail, Context};
-use nix::unistd::{getpid, getuid, Uid, User};
+use nix::unistd::{getpid, gettid, getuid, Uid, User};
 use procfs::process::{Process, Status};
 
 use super::inject::{Arg, Program, Remote, Stub, STUB_DATA, STUB_LEN};
@@ -197,7 +197,7 @@ fn missing(e: io::Error, instead: AttachError) -> AttachError {
 fn seize_thread(pid: i32, tid: i32) -> Result<bool, AttachError> {
     let Err(e) = raw::seize(tid) else { return Ok(true) };
     let Some(status) = read_status(tid) else { return Ok(false) };
-    if status.tracerpid == getpid().as_raw() {
+    if status.tracerpid == gettid().as_raw() {
         // A new thread of one that was seized already is traced from its birth.
         return Ok(true);
     }
