@@ -27,6 +27,12 @@ fn ticks(tty: &mut Terminal, last: &mut u64) -> Result<()> {
     Ok(())
 }
 
+/// The last number that was shown whole, else `before`.
+fn last_tick(shown: &str, before: u64) -> u64 {
+    let ticks = shown.rsplit("tick ").find_map(|t| t.split_once(".\r")?.0.parse().ok());
+    ticks.unwrap_or(before)
+}
+
 /// ^Z, `bg`, `fg` before and after moves, moves in the background, and ^C at the end.
 pub fn background(hosts: &Hosts, _: Start) -> Result<()> {
     needs("perl")?;
@@ -42,9 +48,7 @@ pub fn background(hosts: &Hosts, _: Start) -> Result<()> {
         ticks(&mut tty, &mut last)?;
         // What was printed before the key must not be looked at any more.
         tty.type_in("\x1a")?;
-        let rest = tty.expect("Stopped")?;
-        let shown = rest.rsplit("tick ").find_map(|t| t.split_once(".\r")?.0.parse().ok());
-        last = shown.unwrap_or(last);
+        last = last_tick(&tty.expect("Stopped")?, last);
         tty.type_in("bg\r")?;
         ticks(&mut tty, &mut last)?;
         if let Some(to) = to {
@@ -55,6 +59,8 @@ pub fn background(hosts: &Hosts, _: Start) -> Result<()> {
             ticks(&mut tty, &mut last)?;
         }
         tty.type_in("fg\r")?;
+        // The shell says what it brings to the foreground.
+        last = last_tick(&tty.expect("-- perl ticking.pl\r")?, last);
         ticks(&mut tty, &mut last)?;
     }
     tty.type_in("\x03")?;
