@@ -361,6 +361,21 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
 }
 
+/// The call of a stopped thread that the kernel will start again by a restart block, with its
+/// whole timeout: when it fell asleep is not known.
+///
+/// # Errors
+/// When its timeout cannot be read.
+pub fn kernel_restart(pid: i32, regs: &Regs) -> io::Result<Option<Restart>> {
+    let nr = regs.orig_rax as i64;
+    if regs.rax as i64 != ERESTART_RESTARTBLOCK || nr < 0 || nr == libc::SYS_restart_syscall {
+        return Ok(None);
+    }
+    let args = arguments(regs);
+    let timeout = timeout_of(nr, &args).map_or(Ok(None), |t| whole(pid, t, &args))?;
+    Ok(Some(Restart { nr, remaining_ns: timeout }))
+}
+
 /// [`judge`] of a thread that is stopped now.
 ///
 /// # Errors

@@ -258,6 +258,7 @@ impl Session {
         match self.place(tid, regs) {
             None | Some(Place::Elsewhere) => {
                 self.in_flight.remove(&tid);
+                self.note_restart(tid, regs);
             }
             Some(Place::Inside) => self.hand_over(tid)?,
             Some(Place::Before) => {
@@ -276,6 +277,19 @@ impl Session {
             }
         }
         Ok(Way::Cont(signal))
+    }
+
+    /// A stop that is none of the supervisor's has interrupted a call that the kernel will start
+    /// again: afterwards nothing would tell which it was.
+    fn note_restart(&mut self, tid: i32, regs: &raw::Regs) {
+        if self.in_flight.contains_key(&tid) {
+            return;
+        }
+        match settle::kernel_restart(tid, regs) {
+            Ok(Some(restart)) => self.goes_on(tid, *regs, restart, Stage::ByKernel),
+            Ok(None) => {}
+            Err(e) => tracing::debug!("the call of thread {tid}: {e}"),
+        }
     }
 
     /// Where a stopped thread is with a call that goes on; `None`: there is none.
@@ -458,6 +472,7 @@ impl Session {
     fn resume(&mut self, tid: i32, stop: Stop) -> io::Result<()> {
         if let Stop::Group(signal) = stop {
             self.hand_over(tid)?;
+            self.note_restart(tid, &raw::regs(tid)?);
             self.set_state(tid, TaskState::Group(signal));
             return raw::listen(tid);
         }
