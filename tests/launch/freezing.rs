@@ -32,14 +32,21 @@ fn all_stopped(pid: i32) -> bool {
     states.all(|s| s.starts_with(['t', 'Z', 'X']))
 }
 
-#[test]
-fn every_thread_is_held_and_let_go() {
-    let host = Host::new(As::Self_);
-    let mut job = Talk::start(&mut host.command(guest("threads")));
+/// A program that makes threads all the time, seized.
+fn seized_breeder(host: &Host) -> (Talk, Session) {
+    let job = Talk::start(&mut host.command(guest("threads")));
     let pid: i32 = job.line().parse().unwrap();
     let tids = attach::seize_process(pid).unwrap();
     let mut session = Session::new(Handles::open(&host.dir.path().join("handles")).unwrap());
     session.begin(pid, tids);
+    (job, session)
+}
+
+#[test]
+fn every_thread_is_held_and_let_go() {
+    let host = Host::new(As::Self_);
+    let (mut job, mut session) = seized_breeder(&host);
+    let pid = session.root;
     let deadline = Instant::now() + DEADLINE;
     for _ in 0..50 {
         let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
@@ -70,11 +77,8 @@ fn every_thread_is_held_and_let_go() {
 #[test]
 fn a_dying_process_of_many_threads_is_not_waited_for() {
     let host = Host::new(As::Self_);
-    let mut job = Talk::start(&mut host.command(guest("threads")));
-    let pid: i32 = job.line().parse().unwrap();
-    let tids = attach::seize_process(pid).unwrap();
-    let mut session = Session::new(Handles::open(&host.dir.path().join("handles")).unwrap());
-    session.begin(pid, tids);
+    let (mut job, mut session) = seized_breeder(&host);
+    let pid = session.root;
     let deadline = Instant::now() + DEADLINE;
     while threads(pid).len() < 4 {
         take_stops(&mut session);

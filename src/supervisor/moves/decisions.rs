@@ -118,11 +118,7 @@ impl Mover {
         step: Step,
         peer: &(NodeId, String),
     ) -> Result<()> {
-        let path = self.sup.job.dir.journal();
-        let record = self.record(id, step, peer);
-        Journal::open(&path)
-            .and_then(|mut journal| journal.write(&record))
-            .with_context(|| format!("writing {}", path.display()))
+        self.in_journal(|journal| journal.write(&self.record(id, step, peer)))
     }
 
     /// As [`Self::write_journal`], without the wait for the disk.
@@ -132,10 +128,13 @@ impl Mover {
         step: Step,
         peer: &(NodeId, String),
     ) -> Result<()> {
+        self.in_journal(|journal| journal.note(&self.record(id, step, peer)))
+    }
+
+    fn in_journal(&self, put: impl FnOnce(&mut Journal) -> std::io::Result<()>) -> Result<()> {
         let path = self.sup.job.dir.journal();
-        let record = self.record(id, step, peer);
         Journal::open(&path)
-            .and_then(|mut journal| journal.note(&record))
+            .and_then(|mut journal| put(&mut journal))
             .with_context(|| format!("writing {}", path.display()))
     }
 }
