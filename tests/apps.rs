@@ -52,7 +52,10 @@ fn in_steps(
 ) -> Result<()> {
     let want = drive(hosts, Start::Native, program(), steps, when)?;
     let got = drive(hosts, start, program(), steps, when)?;
-    ensure!(got == want, "unmoved it printed:\n{want}\nmoved:\n{got}");
+    for (moved, unmoved) in got.lines().zip(want.lines()) {
+        ensure!(moved == unmoved, "moved it printed {moved:?}, unmoved {unmoved:?}");
+    }
+    ensure!(got == want, "moved it printed {got:?}, unmoved {want:?}");
     Ok(())
 }
 

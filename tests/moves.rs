@@ -86,6 +86,7 @@ const GUESTS: &[Guest] = &[
     guest("sig_pending"),
     guest("itimers"),
     guest("posix_timers"),
+    guest("timers_once"),
     guest("sleepers"),
     with("sleepers", &["nanosleep"]),
     guest("blocked"),

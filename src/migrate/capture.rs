@@ -11,6 +11,7 @@ use super::image::{FdImage, Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
+use super::resource::signals;
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
 use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
@@ -241,23 +242,46 @@ fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
     Ok(())
 }
 
-/// Asks all threads at once, as many as fit the stub. Gives brk and the process's parts.
+/// Asks all threads. Gives brk and the process's parts.
 fn ask(
     threads: &mut [Asked],
     insn: u64,
     near: Option<&Near>,
 ) -> Result<(u64, Vec<PartState>), PartError> {
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    let asked = ask_with(threads, &stub, near);
+    let asked = ask_until_settled(threads, &stub, near);
     let unmapped = unmap(threads[0].remote()?, insn, &stub);
     let asked = asked?;
     unmapped?;
     Ok(asked)
 }
 
+/// Timers go on meanwhile, so all is asked again when one has expired in the middle.
+fn ask_until_settled(
+    threads: &mut [Asked],
+    stub: &Stub,
+    near: Option<&Near>,
+) -> Result<(u64, Vec<PartState>), PartError> {
+    // A timer expires once at most while its signal is blocked.
+    const MOST_TURNS: usize = 1000;
+    for _ in 0..MOST_TURNS {
+        threads.iter_mut().for_each(|thread| thread.image.parts.clear());
+        let answer = ask_with(threads, stub, near)?;
+        let mut expired = false;
+        for thread in threads.iter() {
+            expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?;
+        }
+        if !expired {
+            return Ok(answer);
+        }
+    }
+    Err(PartError::State("timers that expire all the time"))
+}
+
 /// Room that the leader's questions need at most; other threads need far less.
 const ROOM: u64 = 32 << 10;
 
+/// Asks all threads at once, as many as fit the stub.
 fn ask_with(
     threads: &mut [Asked],
     stub: &Stub,

@@ -1,6 +1,7 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
 pub mod capture;
+pub mod cpus;
 pub mod files;
 pub mod freeze;
 pub mod image;

@@ -24,11 +24,11 @@
 //! nothing to another kernel. Which call it was is what the supervisor has noted ([`Again`]), or
 //! what the thread was seen waiting in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::cpus;
 use super::image::Restart;
-use super::resource::raw::{affinity, set_affinity};
 use super::resource::View;
 use crate::tracer::inject::{read_exact, sigbit};
 use crate::tracer::memory::read_proc;
@@ -103,9 +103,16 @@ pub struct Asleep {
     /// The CPU it last ran on.
     cpu: usize,
     switches: u64,
-    /// Its call, also if the kernel has started it again; a process that is not dumpable does
-    /// not tell.
-    nr: Option<i64>,
+    /// A process that is not dumpable does not tell.
+    call: Option<Call>,
+}
+
+/// A call as `/proc/PID/syscall` shows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Call {
+    /// Its number; when the kernel has started it again, the one of the call that it was.
+    nr: i64,
+    args: [u64; 6],
 }
 
 /// A call that was interrupted and goes on, which the program does not see.
@@ -174,7 +181,8 @@ pub fn as_interrupted<'a>(
         _ => None,
     };
     if regs.orig_rax as i64 == libc::SYS_restart_syscall {
-        let nr = again.map(|a| a.restart.nr).or_else(|| asleep.and_then(|a| a.nr));
+        let nr =
+            again.map(|a| a.restart.nr).or_else(|| asleep.and_then(|a| a.call).map(|call| call.nr));
         regs.orig_rax = nr.map_or(regs.orig_rax, |nr| nr as u64);
     }
     (regs, again)
@@ -191,17 +199,19 @@ fn sched_field(text: &str, name: &str) -> Option<f64> {
 
 /// The call of `/proc/PID/syscall`, if it has a timeout that a move would lose, or was started
 /// again by the kernel. `dir` is the thread's folder in /proc.
-fn call_with_timeout(text: &str, dir: &str) -> Option<i64> {
+fn call_with_timeout(text: &str, dir: &str) -> Option<Call> {
     let mut words = text.split_whitespace();
-    let nr: i64 = words.next()?.parse().ok()?;
+    let mut nr: i64 = words.next()?.parse().ok()?;
     let mut args = [0; 6];
     for arg in &mut args {
         *arg = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
     }
     if nr == libc::SYS_restart_syscall {
-        return started_again(&read_proc(&format!("{dir}/wchan")).ok()?, &args);
+        nr = started_again(&read_proc(&format!("{dir}/wchan")).ok()?, &args)?;
+    } else {
+        timeout_of(nr, &args)?;
     }
-    timeout_of(nr, &args).map(|_| nr)
+    Some(Call { nr, args })
 }
 
 /// Which call a thread is in that the kernel has started again, by the kernel function where it
@@ -228,27 +238,34 @@ impl Asleep {
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let nr = match read_proc(&format!("{dir}/syscall")) {
+        let before = last_run(&dir)?;
+        let call = match read_proc(&format!("{dir}/syscall")) {
             Ok(text) => Some(call_with_timeout(&text, &dir)?),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
             Err(_) => return None,
         };
-        let sched = read_proc(&format!("{dir}/sched")).ok()?;
-        Some(Self {
-            since: (sched_field(&sched, "se.exec_start")? * 1e6) as u64,
-            cpu: last_cpu(&dir)?,
-            switches: sched_field(&sched, "nr_voluntary_switches")? as u64,
-            nr,
-        })
+        let cpu = last_cpu(&dir)?;
+        // One that was woken in between may have another CPU already, and no time yet.
+        let (since, switches) = last_run(&dir).filter(|now| *now == before)?;
+        Some(Self { since, cpu, switches, call })
     }
 
     /// Itself, if the thread went from that sleep straight into the stop in which it is now.
     #[must_use]
     pub fn until_stop(self, pid: i32, tid: i32) -> Option<Self> {
-        let text = read_proc(&format!("/proc/{pid}/task/{tid}/sched")).ok()?;
-        let now = sched_field(&text, "nr_voluntary_switches")? as u64;
+        let (_, now) = last_run(&format!("/proc/{pid}/task/{tid}"))?;
         (now == self.switches + 1).then_some(self)
     }
+}
+
+/// Scheduler clock when a thread last ran, nanoseconds, and how often it went to sleep. The
+/// clock is 0 between a wake-up on another CPU and the first run there
+/// (migrate_task_rq_fair, kernel/sched/fair.c), which tells nothing.
+fn last_run(dir: &str) -> Option<(u64, u64)> {
+    let sched = read_proc(&format!("{dir}/sched")).ok()?;
+    let since = (sched_field(&sched, "se.exec_start")? * 1e6) as u64;
+    let switches = sched_field(&sched, "nr_voluntary_switches")? as u64;
+    (since > 0).then_some((since, switches))
 }
 
 /// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
@@ -261,30 +278,18 @@ fn last_cpu(dir: &str) -> Option<usize> {
 /// may not run on are left out.
 #[must_use]
 pub fn scheduler_clocks<'a>(sleepers: impl Iterator<Item = &'a Asleep>) -> SchedulerClocks {
+    let cpus: BTreeSet<usize> = sleepers.map(|asleep| asleep.cpu).collect();
     let mut clocks = SchedulerClocks::new();
-    let Ok(own) = affinity(0) else { return clocks };
-    for asleep in sleepers {
-        if clocks.contains_key(&asleep.cpu) {
-            continue;
-        }
-        let mut only = vec![0u64; asleep.cpu / 64 + 1];
-        only[asleep.cpu / 64] = 1 << (asleep.cpu % 64);
-        if let Ok(now) = set_affinity(0, &only).and_then(|()| scheduler_clock()) {
-            clocks.insert(asleep.cpu, now);
-        }
-    }
-    if !clocks.is_empty() {
-        if let Err(e) = set_affinity(0, &own) {
-            tracing::warn!("CPU affinity of the supervisor: {e}");
-        }
-    }
+    cpus::visit(cpus, |cpu| {
+        clocks.extend(scheduler_clock().ok().map(|now| (cpu, now)));
+    });
     clocks
 }
 
 /// The clock of the CPU we run on now, nanoseconds: our own `se.exec_start` just after a
 /// sleep.
 fn scheduler_clock() -> io::Result<u64> {
-    std::thread::sleep(std::time::Duration::from_micros(1));
+    cpus::nap();
     let text = read_proc("/proc/thread-self/sched")?;
     sched_field(&text, "se.exec_start")
         .map(|ms| (ms * 1e6) as u64)
@@ -355,7 +360,8 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let Some(whole) = whole(it.pid, timeout, &args)? else {
         return Ok(Some(Restart { nr, remaining_ns: None }));
     };
-    let seen = it.asleep.filter(|a| a.nr.is_none_or(|n| n == nr));
+    let same = |call: Call| call.nr == nr && call.args == arguments(it.regs);
+    let seen = it.asleep.filter(|a| a.call.is_none_or(same));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
     Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
@@ -594,6 +600,30 @@ mod tests {
         let cont = sigbit(libc::SIGCONT);
         assert_eq!(ignored(0, 0), chld | winch | sigbit(libc::SIGURG));
         assert_eq!(ignored(usr1 | cont, chld | cont), winch | sigbit(libc::SIGURG) | usr1);
+    }
+
+    /// It is woken again and again on the other CPU, also between two looks at it.
+    #[test]
+    fn a_sleeper_that_changes_its_cpu_never_seems_to_have_slept_for_long() {
+        let (say, tid) = std::sync::mpsc::channel();
+        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let end = std::sync::Arc::clone(&over);
+        let sleeper = std::thread::spawn(move || {
+            say.send(nix::unistd::gettid().as_raw()).unwrap();
+            while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                cpus::nap();
+            }
+        });
+        let (pid, tid) = (std::process::id() as i32, tid.recv().unwrap());
+        for turn in 0..20_000 {
+            let _ = crate::migrate::resource::raw::set_affinity(tid, &[1 << (turn % 2)]);
+            let Some(asleep) = Asleep::look(pid, tid) else { continue };
+            let now = scheduler_clocks(std::iter::once(&asleep))[&asleep.cpu];
+            let slept = now.saturating_sub(asleep.since);
+            assert!(slept < 1_000_000_000, "turn {turn}: {slept} ns, {asleep:?}");
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        sleeper.join().unwrap();
     }
 
     #[test]

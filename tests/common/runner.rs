@@ -143,7 +143,7 @@ struct Row {
 }
 
 /// The `main` of a test binary. Arguments: substrings of cell names, all of which must
-/// match; `--list`; `--keep` keeps the temporary files.
+/// match; `--list`; `--keep` keeps the temporary files; `--times=N` runs each cell N times.
 pub fn main(cells: Vec<Cell>) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.iter().any(|a| a == "--worker") {
@@ -158,6 +158,8 @@ pub fn main(cells: Vec<Cell>) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    let times = args.iter().find_map(|a| a.strip_prefix("--times=")?.parse().ok()).unwrap_or(1);
+    let chosen = std::iter::repeat_n(chosen, times).flatten().collect();
     match run_all(chosen, args.iter().any(|a| a == "--keep")) {
         Ok(rows) => report(&rows),
         Err(e) => {

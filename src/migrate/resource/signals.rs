@@ -73,6 +73,45 @@ fn queued(thread: &ThreadImage) -> Vec<Vec<u8>> {
     queued.map(|q| q.own.into_iter().chain(q.process).collect()).unwrap_or_default()
 }
 
+/// Takes one entry like `info` out of `known`; false when there is none.
+pub(crate) fn forget(known: &mut Vec<Vec<u8>>, info: &raw::SigInfo) -> bool {
+    let at = known.iter().position(|k| k.as_slice() == info);
+    at.map(|at| known.swap_remove(at)).is_some()
+}
+
+/// Is the signal of a timer of the process? POSIX timers say so; what comes from the kernel with
+/// the signal of an interval timer is of one (it_real_fn, kernel/time/itimer.c).
+pub(crate) fn is_of_timer(info: &raw::SigInfo) -> bool {
+    const SI_KERNEL: i32 = 0x80;
+    let of_interval = [libc::SIGALRM, libc::SIGVTALRM, libc::SIGPROF].contains(&number(info));
+    match raw::code_of(info) {
+        libc::SI_TIMER => true,
+        SI_KERNEL => of_interval,
+        _ => false,
+    }
+}
+
+/// Has a timer expired since the signals were asked for that `image` has of the thread? Then it
+/// is in neither state: its signal was not there yet, and its time is not there any more.
+///
+/// # Errors
+/// When the thread is gone.
+pub(crate) fn timer_has_expired_since(view: &View, image: &ThreadImage) -> Result<bool, PartError> {
+    let mut known = queued(image);
+    let mut now = in_queue(view, false)?;
+    if view.pid == view.tid {
+        now.extend(in_queue(view, true)?);
+    }
+    Ok(now.iter().any(|info| !forget(&mut known, info) && is_of_timer(info)))
+}
+
+fn in_queue(view: &View, shared: bool) -> Result<Vec<raw::SigInfo>, PartError> {
+    raw::queued_signals(view.tid, shared).map_err(|source| PartError::Io {
+        what: format!("signals queued for thread {}", view.tid),
+        source,
+    })
+}
+
 /// Is SIGTRAP ignored, or will the thread have a signal pending that [`comes_with_trap`]? Then
 /// no trap may end the calls that tell it so.
 pub(crate) fn traps_matter(image: &ProcessImage, thread: &ThreadImage) -> bool {
@@ -91,14 +130,7 @@ impl Part for Pending {
         Scope::Thread
     }
     fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
-        let queued = |shared| {
-            raw::queued_signals(view.tid, shared).map(|all| with_bare(view, shared, all)).map_err(
-                |source| PartError::Io {
-                    what: format!("signals queued for thread {}", view.tid),
-                    source,
-                },
-            )
-        };
+        let queued = |shared| in_queue(view, shared).map(|all| with_bare(view, shared, all));
         let process = if view.pid == view.tid { queued(true)? } else { Vec::new() };
         let state = encode(self.name(), &Queued { own: queued(false)?, process })?;
         Ok(Box::new(move |_, _| Ok(state)))

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use crate::migrate::image::ProcessImage;
-use crate::migrate::resource::signals::captured;
+use crate::migrate::resource::signals::{captured, forget};
 use crate::tracer::raw::{self, code_of as code, number_of as number};
 
 /// Signals on their way from home to the job, and how far the job has got with them.
@@ -92,12 +92,6 @@ pub(super) fn late(pid: i32, image: &ProcessImage) -> Vec<i32> {
     let queued = raw::queued_signals(pid, true).unwrap_or_default();
     let new = queued.into_iter().filter(|info| !forget(&mut known, info) && was_sent(info));
     new.map(|info| number(&info)).collect()
-}
-
-/// Takes one entry like `info` out of `known`; false when there is none.
-pub(super) fn forget(known: &mut Vec<Vec<u8>>, info: &raw::SigInfo) -> bool {
-    let at = known.iter().position(|k| k.as_slice() == info);
-    at.map(|at| known.swap_remove(at)).is_some()
 }
 
 #[cfg(test)]

@@ -9,11 +9,10 @@ use std::collections::VecDeque;
 
 use anyhow::{Context, Result};
 
-use super::signals::forget;
 use crate::migrate::capture;
 use crate::migrate::freeze::FrozenProcess;
 use crate::migrate::image::ProcessImage;
-use crate::migrate::resource::signals::captured;
+use crate::migrate::resource::signals::{captured, forget, is_of_timer};
 use crate::migrate::resource::View;
 use crate::supervisor::Supervisor;
 use crate::tracer::inject::{sigbit, Arg, Program, Remote, Stub, STUB_LEN};
@@ -113,8 +112,7 @@ impl StandIn {
             return raw::cont(self.pid, signal);
         }
         // A timer of the program that expired here has gone on with the job.
-        let of_timer = raw::code_of(&info) == libc::SI_TIMER;
-        if !forget(&mut self.known, &info) && !of_timer {
+        if !forget(&mut self.known, &info) && !is_of_timer(&info) {
             signals.push(signal);
         }
         raw::cont(self.pid, 0)

@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
+use crate::migrate::cpus;
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -51,12 +52,18 @@ impl FdKind for TimerFd {
     }
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
-        let mut state = State::read(view)?;
+        let mut state = State::settled(view)?;
+        if state.left == 0 && state.ticks == 0 {
+            // Off, or due at this very moment.
+            cpus::let_timers_expire();
+            state = State::settled(view)?;
+        }
         if state.left == 0 && state.interval > 0 && state.ticks > 0 {
             let fd = cx.dup(view).map_err(view.failed("duplicate"))?;
             raw::timerfd_remaining(fd.as_raw_fd()).map_err(view.failed("ask the time"))?;
-            let fresh = FdView::read(view.host_pid, view.fd).map_err(view.failed("read fdinfo"))?;
-            state = State::read(&fresh)?;
+            state = State::settled(view)?;
+            // It was due again before it was looked at.
+            state.left = state.left.max(1);
         }
         encode(&state)
     }
@@ -76,6 +83,21 @@ impl FdKind for TimerFd {
 }
 
 impl State {
+    /// A state in which ticks and remaining time belong together: fdinfo shows the remaining
+    /// time first, and the timer may expire before the ticks are shown (timerfd_show,
+    /// fs/timerfd.c).
+    fn settled(view: &FdView) -> Result<Self, FdError> {
+        let again = || FdView::read(view.host_pid, view.fd).map_err(view.failed("read fdinfo"));
+        let mut state = Self::read(&again()?)?;
+        loop {
+            let next = Self::read(&again()?)?;
+            if next.ticks == state.ticks {
+                return Ok(next);
+            }
+            state = next;
+        }
+    }
+
     fn read(view: &FdView) -> Result<Self, FdError> {
         let number = |key, base| view.number(key, base).map_err(view.failed("read fdinfo"));
         let now = |clock| raw::clock(clock).map_err(view.failed("read the clock"));
@@ -257,6 +279,30 @@ mod tests {
         wait(&copy);
         assert!(read(&copy) >= 1);
         assert!(read(&fd) >= ticks);
+    }
+
+    /// The timer is armed on another CPU, which idles and sees late that it is due.
+    #[test]
+    fn a_timer_that_is_due_at_the_capture_is_not_lost() {
+        let now = || raw::clock(libc::CLOCK_MONOTONIC).expect("clock") as u64;
+        let mut armed = None;
+        for turn in 0..1000u64 {
+            let due = now() + MS / 2;
+            let interval = turn % 2 * SECOND;
+            cpus::visit([1], |_| {
+                armed = Some(timer(libc::CLOCK_MONOTONIC, ABSTIME, due, interval));
+            });
+            // Only one CPU here: there is nothing to see.
+            let Some(fd) = armed.take() else { return };
+            cpus::visit([0], |_| {
+                while now() + MS / 10 < due + turn * 100 {
+                    std::hint::spin_loop();
+                }
+                let copy = moved(&fd);
+                wait(&copy);
+                assert_eq!((read(&copy), read(&fd)), (1, 1), "in turn {turn}");
+            });
+        }
     }
 
     #[test]

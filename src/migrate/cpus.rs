@@ -1,0 +1,43 @@
+//! Visits to single CPUs: what only they can tell or do.
+
+use std::time::Duration;
+
+use super::resource::raw::{affinity, set_affinity};
+
+/// Runs `work` on each of `cpus`, and then goes back to all that this thread may run on
+/// (sched_setaffinity(2)). CPUs that it may not run on are left out.
+pub fn visit(cpus: impl IntoIterator<Item = usize>, mut work: impl FnMut(usize)) {
+    let mut cpus = cpus.into_iter().peekable();
+    if cpus.peek().is_none() {
+        return;
+    }
+    let Ok(own) = affinity(0) else { return };
+    for cpu in cpus {
+        let mut only = vec![0u64; cpu / 64 + 1];
+        only[cpu / 64] = 1 << (cpu % 64);
+        if set_affinity(0, &only).is_ok() {
+            work(cpu);
+        }
+    }
+    if let Err(e) = set_affinity(0, &own) {
+        tracing::warn!("CPU affinity of the supervisor: {e}");
+    }
+}
+
+/// The CPUs that this thread may run on.
+fn allowed() -> Vec<usize> {
+    let own = affinity(0).unwrap_or_default();
+    (0..own.len() * 64).filter(|cpu| own[cpu / 64] >> (cpu % 64) & 1 != 0).collect()
+}
+
+/// Sleeps as short as can be. One interrupt runs all timers of a CPU that are due
+/// (hrtimer_interrupt, kernel/time/hrtimer.c), those that were due before included.
+pub fn nap() {
+    std::thread::sleep(Duration::from_micros(1));
+}
+
+/// Returns when every timer that was due at the call has expired: a CPU whose timer interrupt
+/// is late, because it was idle or taken away by a hypervisor, has seen to it.
+pub fn let_timers_expire() {
+    visit(allowed(), |_| nap());
+}
