@@ -83,6 +83,17 @@ pub enum Way {
     Cont(i32),
 }
 
+impl Way {
+    /// As if nobody had looked.
+    fn as_stopped(stop: Stop) -> Self {
+        match stop {
+            Stop::Group(signal) => Self::Listen(signal),
+            Stop::Signal(signal) => Self::Cont(signal),
+            _ => Self::Cont(0),
+        }
+    }
+}
+
 /// The threads of one job.
 #[derive(Debug)]
 pub struct Session {
@@ -192,14 +203,18 @@ impl Session {
         self.root_stopped = None;
     }
 
-    /// How all threads go on, for [`Session::go`]. Those that are gone are left out.
+    /// How all threads go on, for [`Session::go`]. One that cannot be asked goes on as the kernel
+    /// has it: its call may answer EINTR.
     pub fn ways_on(&mut self, threads: &[Frozen], now: &SchedulerClocks) -> Vec<(i32, Way)> {
         let running = self.running_restarts();
         let mut ways = Vec::with_capacity(threads.len());
         for thread in threads {
             match self.way_on(thread, now, &running) {
                 Ok(way) => ways.push((thread.tid, way)),
-                Err(e) => tracing::error!("thread {}: {e}", thread.tid),
+                Err(e) => {
+                    tracing::error!("thread {} goes on, but not its call: {e}", thread.tid);
+                    ways.push((thread.tid, Way::as_stopped(thread.stop)));
+                }
             }
         }
         ways
@@ -227,13 +242,12 @@ impl Session {
         running: &Running,
     ) -> io::Result<Way> {
         let tid = thread.tid;
-        let signal = match thread.stop {
-            Stop::Group(signal) => {
+        let signal = match Way::as_stopped(thread.stop) {
+            Way::Cont(signal) | Way::Step(signal) => signal,
+            listen @ Way::Listen(_) => {
                 self.hand_over(tid)?;
-                return Ok(Way::Listen(signal));
+                return Ok(listen);
             }
-            Stop::Signal(signal) => signal,
-            _ => 0,
         };
         let pid = self.tasks.get(&tid).map_or(tid, |t| t.pid);
         let again = running.get(&tid);
@@ -557,4 +571,37 @@ fn process_of(tid: i32) -> i32 {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let tgid = status.lines().find_map(|l| l.strip_prefix("Tgid:"));
     tgid.and_then(|t| t.trim().parse().ok()).unwrap_or(tid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::tracer::stop;
+
+    /// A session of one stopped process, of which it looks for `looked_for` in /proc.
+    fn stopped(pid: i32, looked_for: i32) -> (Session, Frozen) {
+        raw::seize(pid).expect("seize");
+        raw::interrupt(pid).expect("interrupt");
+        let stop = stop::wait(pid, true).expect("wait").expect("stop").stop;
+        let dir = tempfile::tempdir().expect("dir");
+        let handles = Handles::open(&dir.path().join("handles")).expect("handles");
+        let mut session = Session::new(handles);
+        session.begin(looked_for, [pid]);
+        (session, Frozen { tid: pid, stop, asleep: None })
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_asked_goes_on() {
+        let mut child = Command::new("sleep").arg("100").spawn().expect("sleep");
+        let pid = child.id() as i32;
+        let (mut session, frozen) = stopped(pid, i32::MAX);
+        let ways = session.ways_on(&[frozen], &SchedulerClocks::new());
+        session.go_all(ways);
+        let status = View::read_process(pid).expect("status");
+        assert!(!status.field("State:").starts_with('t'), "{}", status.field("State:"));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
 }
