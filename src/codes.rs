@@ -44,8 +44,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-CHILDREN",
-        title: "the job has more than one process",
-        text: "This version moves single processes with any number of threads. Children, running or not yet waited for, would be left behind or lose their parent.\nWay out: wait until the children have ended (vosrun inspect JOB lists them), or run the part that is to move as a job of its own.",
+        title: "a child process is not traced",
+        text: "A job moves with all its processes, but one of them has a child that vosrun does not trace: it would be left behind. This happens when the child could not be seized, for instance because it belongs to another user or has another tracer.\nWay out: wait until the child has ended (vosrun inspect JOB lists the others), or end its tracer and attach again.",
     },
     Code {
         code: "VOS-COMMIT-SENT",
@@ -256,6 +256,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-SECRETMEM",
         title: "secret memory",
         text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-SHARED-TASK",
+        title: "processes that share what else only threads share",
+        text: "Two processes of the job share their memory, descriptor table, working directory or signal handlers, which clone(2) allows without making them threads of one process. Restored as they are now they would be separate.\nWay out: wait until one of them has ended or has executed another program; such pairs are rare and mostly short-lived.",
     },
     Code {
         code: "VOS-SOCKET",

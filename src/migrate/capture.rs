@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::freeze::{Frozen, FrozenProcess};
-use super::image::{FdImage, Ids, ProcessImage, ThreadImage};
+use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
+use super::resource::fd::Slot;
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::signals;
@@ -27,22 +28,25 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
     move |source| PartError::Io { what, source }
 }
 
-/// Captures everything but descriptors, which `files` are, and the pages of memory.
+/// Captures everything of a process but the pages of its memory. `table` are its descriptors,
+/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
 /// still stopped.
 pub fn capture(
     frozen: &mut FrozenProcess,
-    files: FdImage,
+    table: &[Slot],
+    identities: &[(u64, u64)],
+    scheduler_now: &settle::SchedulerClocks,
     running: &Running,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0, &files.identities)?;
+    let mut memory = memory::capture(pid, 0, identities)?;
     let insn = syscall_insn(pid, &memory)?;
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
-        let mut asked = Asked::open(pid, thread, &frozen.scheduler_now, running, insn)?;
+        let mut asked = Asked::open(pid, thread, scheduler_now, running, insn)?;
         asked.view.opened = frozen.opened;
         threads.push(asked);
     }
@@ -67,7 +71,7 @@ pub fn capture(
     Ok(ProcessImage {
         ids: ids(leader)?,
         memory,
-        files,
+        table: table.to_vec(),
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,

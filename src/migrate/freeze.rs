@@ -1,8 +1,9 @@
-//! Stops every thread of a process, and lets them go on as if nothing had happened.
+//! Stops every thread of a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::settle::{self, Asleep, SchedulerClocks};
 use crate::tracer::raw;
@@ -24,19 +25,54 @@ pub struct FrozenProcess {
     pub pid: i32,
     /// The first is the leader.
     pub threads: Vec<Frozen>,
-    /// Scheduler clocks just after the freeze, of CPUs on which threads slept with a timeout.
-    pub scheduler_now: SchedulerClocks,
     /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)).
     pub opened: bool,
 }
 
-/// A process that could not be frozen, and its threads that stand still all the same.
+/// A job of which no thread runs.
+#[derive(Debug)]
+pub struct FrozenJob {
+    /// The job's first process comes first.
+    pub processes: Vec<FrozenProcess>,
+    /// Scheduler clocks just after the freeze, of CPUs on which threads slept with a timeout.
+    pub scheduler_now: SchedulerClocks,
+}
+
+impl FrozenJob {
+    /// All threads of all processes.
+    pub fn threads(&self) -> impl Iterator<Item = &Frozen> {
+        self.processes.iter().flat_map(|process| &process.threads)
+    }
+
+    /// Host pids of the processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        self.processes.iter().map(|process| process.pid).collect()
+    }
+}
+
+/// A job that could not be frozen, and its threads that stand still all the same.
 #[derive(Debug)]
 pub struct NotFrozen {
     pub error: FreezeError,
     pub threads: Vec<Frozen>,
-    /// As [`FrozenProcess::scheduler_now`].
+    /// As [`FrozenJob::scheduler_now`].
     pub scheduler_now: SchedulerClocks,
+}
+
+/// The threads of a job as their supervisor knows them.
+pub trait Watched {
+    /// Host pid of the first process.
+    fn root(&self) -> i32;
+    /// Host pids of all processes.
+    fn processes(&self) -> BTreeSet<i32>;
+    /// The thread is in group-stop by this signal, and listened to.
+    fn listening(&self, tid: i32) -> Option<i32>;
+    /// Threads that wait in vfork(2), which nothing can stop, and the processes for which they
+    /// wait, which must go on.
+    fn in_vfork(&self) -> BTreeSet<i32>;
+    /// Takes a wait status as at any other time, and lets the thread go on.
+    fn take(&mut self, wait: Wait);
 }
 
 /// Why a process could not be frozen.
@@ -52,6 +88,10 @@ pub enum FreezeError {
     Exec(i32),
     #[error("the first thread of process {0} has ended, others go on")]
     LeaderGone(i32),
+    #[error("thread {0} cannot be stopped: it waits in the kernel and cannot be interrupted")]
+    Stuck(i32),
+    #[error("thread {0} waits in vfork(2) for a child that neither ends nor executes a program")]
+    Vfork(i32),
 }
 
 type Result<T> = std::result::Result<T, FreezeError>;
@@ -65,69 +105,251 @@ fn tids(pid: i32) -> io::Result<Vec<i32>> {
     Ok(all)
 }
 
-/// Stops every thread. `stopped` are threads that are in group-stop already (a stopped job);
-/// `on_event` gets every other wait status that turns up (new threads, exits, system calls
-/// under watch), which it must handle as the supervisor does, resuming the thread.
+/// A thread that was asked to stop.
+struct Asked {
+    pid: i32,
+    asleep: Option<Asleep>,
+}
+
+/// What has been stopped so far.
+struct Freezing<'a> {
+    watched: &'a mut dyn Watched,
+    /// By tid, with its process.
+    frozen: BTreeMap<i32, (i32, Frozen)>,
+    waiting: BTreeMap<i32, Asked>,
+}
+
+/// Stops every thread of every process. Forks, execs, exits and new threads on the way are taken
+/// as at any other time; what is new is stopped as well.
 ///
 /// # Errors
-/// When the process ended, forked or executed meanwhile.
-pub fn freeze(
-    pid: i32,
-    stopped: &BTreeMap<i32, i32>,
-    on_event: &mut dyn FnMut(Wait),
-) -> std::result::Result<FrozenProcess, NotFrozen> {
-    let mut frozen = BTreeMap::new();
-    let done = freeze_all(pid, stopped, on_event, &mut frozen);
-    let leader = frozen.remove(&pid);
-    let threads: Vec<Frozen> = leader.into_iter().chain(frozen.into_values()).collect();
-    let scheduler_now = settle::scheduler_clocks(threads.iter().filter_map(|t| t.asleep.as_ref()));
-    match done.and(leader.map(|_| ()).ok_or(FreezeError::LeaderGone(pid))) {
-        Ok(()) => Ok(FrozenProcess { pid, threads, scheduler_now, opened: false }),
-        Err(error) => Err(NotFrozen { error, threads, scheduler_now }),
-    }
-}
-
-/// Until no thread is left that runs.
-fn freeze_all(
-    pid: i32,
-    stopped: &BTreeMap<i32, i32>,
-    on_event: &mut dyn FnMut(Wait),
-    frozen: &mut BTreeMap<i32, Frozen>,
-) -> Result<()> {
-    loop {
-        let all = tids(pid).map_err(|_| FreezeError::Exited(pid))?;
-        let fresh: Vec<i32> = all.into_iter().filter(|tid| !frozen.contains_key(tid)).collect();
-        if fresh.is_empty() {
-            return Ok(());
+/// When the first process has ended, or a thread cannot be stopped; those that were stand still.
+pub fn freeze(watched: &mut dyn Watched) -> std::result::Result<FrozenJob, NotFrozen> {
+    let root = watched.root();
+    let mut freezing = Freezing { watched, frozen: BTreeMap::new(), waiting: BTreeMap::new() };
+    let done = freezing.all();
+    let frozen = freezing.frozen;
+    let asleep = frozen.values().filter_map(|(_, thread)| thread.asleep.as_ref());
+    let scheduler_now = settle::scheduler_clocks(asleep);
+    match done.and_then(|()| by_process(root, &frozen)) {
+        Ok(processes) => Ok(FrozenJob { processes, scheduler_now }),
+        Err(error) => {
+            let threads = frozen.into_values().map(|(_, thread)| thread).collect();
+            Err(NotFrozen { error, threads, scheduler_now })
         }
-        freeze_threads(pid, &fresh, stopped, on_event, frozen)?;
     }
 }
 
-fn freeze_threads(
-    pid: i32,
-    fresh: &[i32],
-    stopped: &BTreeMap<i32, i32>,
-    on_event: &mut dyn FnMut(Wait),
-    frozen: &mut BTreeMap<i32, Frozen>,
-) -> Result<()> {
-    let mut waiting = Vec::new();
-    for &tid in fresh {
+/// Threads by process, each leader first, and the root before all others.
+fn by_process(root: i32, frozen: &BTreeMap<i32, (i32, Frozen)>) -> Result<Vec<FrozenProcess>> {
+    let mut processes: BTreeMap<i32, Vec<Frozen>> = BTreeMap::new();
+    for (pid, thread) in frozen.values() {
+        processes.entry(*pid).or_default().push(*thread);
+    }
+    let mut all = Vec::with_capacity(processes.len());
+    for (pid, mut threads) in processes {
+        let leader = threads.iter().position(|t| t.tid == pid);
+        threads.swap(0, leader.ok_or(FreezeError::LeaderGone(pid))?);
+        all.push(FrozenProcess { pid, threads, opened: false });
+    }
+    let first = all.iter().position(|p| p.pid == root).ok_or(FreezeError::Exited(root))?;
+    all[..=first].rotate_right(1);
+    Ok(all)
+}
+
+impl Freezing<'_> {
+    /// Until no thread is left that runs.
+    fn all(&mut self) -> Result<()> {
+        loop {
+            let busy = self.watched.in_vfork();
+            for pid in self.watched.processes() {
+                // One that has just ended is reported where its threads are waited for.
+                for tid in tids(pid).unwrap_or_default() {
+                    if !self.frozen.contains_key(&tid) && !busy.contains(&tid) {
+                        self.ask(pid, tid)?;
+                    }
+                }
+            }
+            if !self.waiting.is_empty() {
+                self.collect()?;
+            } else if busy.is_empty() {
+                return Ok(());
+            } else {
+                self.await_vfork(&busy)?;
+            }
+        }
+    }
+
+    fn ask(&mut self, pid: i32, tid: i32) -> Result<()> {
         let asleep = Asleep::look(pid, tid);
         match raw::interrupt(tid) {
-            Ok(()) => waiting.push((tid, asleep)),
-            // It ended; its status is waited for where the supervisor looks.
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            Err(source) => return Err(FreezeError::Trace { tid, what: "interrupt", source }),
+            Ok(()) => {
+                self.waiting.insert(tid, Asked { pid, asleep });
+                Ok(())
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                self.reap(tid);
+                self.root_lives()
+            }
+            Err(source) => Err(FreezeError::Trace { tid, what: "interrupt", source }),
         }
     }
-    for (tid, asleep) in waiting {
-        if let Some(stop) = await_stop(pid, tid, stopped.get(&tid).copied(), on_event)? {
-            let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
-            frozen.insert(tid, Frozen { tid, stop, asleep });
+
+    /// It has ended: its status, if it is there yet.
+    fn reap(&mut self, tid: i32) {
+        if let Ok(Some(wait)) = stop::wait(tid, false) {
+            self.watched.take(wait);
         }
     }
-    Ok(())
+
+    fn root_lives(&self) -> Result<()> {
+        let root = self.watched.root();
+        match self.watched.processes().contains(&root) {
+            true => Ok(()),
+            false => Err(FreezeError::Exited(root)),
+        }
+    }
+
+    /// Waits until all that were asked have stopped or ended. No single one is waited for alone:
+    /// its end may depend on another's (`delay_group_leader` in kernel/exit.c, `de_thread` in
+    /// fs/exec.c).
+    fn collect(&mut self) -> Result<()> {
+        let mut pause = Pause::new();
+        while !self.waiting.is_empty() {
+            let tids: Vec<i32> = self.waiting.keys().copied().collect();
+            let mut progress = false;
+            for tid in tids {
+                progress |= self.look_at(tid)?;
+            }
+            if progress {
+                pause = Pause::new();
+            } else if pause.is_long() {
+                self.bury();
+                self.root_lives()?;
+            }
+            let stuck = self.waiting.keys().next().copied();
+            if let (true, Some(tid)) = (pause.is_over(), stuck) {
+                return Err(FreezeError::Stuck(tid));
+            }
+            pause.rest();
+        }
+        Ok(())
+    }
+
+    /// Frozen threads die when their process is killed or another thread of it executes a program.
+    fn bury(&mut self) {
+        let tids: Vec<i32> = self.frozen.keys().copied().collect();
+        for tid in tids {
+            if let Ok(Some(wait)) = stop::wait(tid, false) {
+                self.frozen.remove(&tid);
+                self.watched.take(wait);
+            }
+        }
+    }
+
+    /// Takes one status of a thread that was asked to stop; false when there is none.
+    fn look_at(&mut self, tid: i32) -> Result<bool> {
+        let wait = match stop::wait(tid, false) {
+            Ok(Some(wait)) => wait,
+            Ok(None) => return Ok(false),
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => {
+                self.waiting.remove(&tid);
+                return Ok(true);
+            }
+            Err(source) => return Err(FreezeError::Trace { tid, what: "wait", source }),
+        };
+        match wait.stop {
+            // PTRACE_INTERRUPT ends PTRACE_LISTEN: a stopped job reports its group-stop again.
+            Stop::Interrupt => {
+                let stop = self.watched.listening(tid).map_or(Stop::Interrupt, Stop::Group);
+                self.stopped(tid, stop);
+            }
+            // SIGSTOP cannot be blocked and so not be queued again: let it take effect.
+            Stop::Signal(libc::SIGSTOP) => {
+                let resumed = raw::cont(tid, libc::SIGSTOP);
+                resumed.map_err(|source| FreezeError::Trace { tid, what: "resume", source })?;
+            }
+            stop @ (Stop::Group(_) | Stop::Signal(_)) => self.stopped(tid, stop),
+            Stop::Exited(_) => {
+                self.waiting.remove(&tid);
+                self.watched.take(wait);
+                self.root_lives()?;
+            }
+            // It cannot stop before its child has let it go.
+            Stop::Vfork(_) => {
+                self.waiting.remove(&tid);
+                self.watched.take(wait);
+            }
+            _ => {
+                // Any other stop has used up the interruption (ptrace_stop, kernel/signal.c).
+                let _ = raw::interrupt(tid);
+                self.watched.take(wait);
+            }
+        }
+        Ok(true)
+    }
+
+    fn stopped(&mut self, tid: i32, stop: Stop) {
+        let Some(Asked { pid, asleep }) = self.waiting.remove(&tid) else { return };
+        let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
+        self.frozen.insert(tid, (pid, Frozen { tid, stop, asleep }));
+    }
+
+    /// Serves those that cannot be stopped yet, until one more can be.
+    fn await_vfork(&mut self, busy: &BTreeSet<i32>) -> Result<()> {
+        let mut pause = Pause::new();
+        loop {
+            let mut progress = false;
+            for tid in busy {
+                while let Ok(Some(wait)) = stop::wait(*tid, false) {
+                    self.watched.take(wait);
+                    progress = true;
+                }
+            }
+            if progress && self.watched.in_vfork() != *busy {
+                return self.root_lives();
+            }
+            if progress {
+                pause = Pause::new();
+            }
+            if let (true, Some(tid)) = (pause.is_over(), busy.first()) {
+                return Err(FreezeError::Vfork(*tid));
+            }
+            pause.rest();
+        }
+    }
+}
+
+/// Rests of growing length between two looks at something that cannot be waited for.
+struct Pause {
+    since: Instant,
+    turns: u32,
+}
+
+impl Pause {
+    const YIELDS: u32 = 100;
+    const REST: Duration = Duration::from_micros(50);
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    fn new() -> Self {
+        Self { since: Instant::now(), turns: 0 }
+    }
+
+    fn rest(&mut self) {
+        self.turns += 1;
+        match self.is_long() {
+            false => std::thread::yield_now(),
+            true => std::thread::sleep(Self::REST),
+        }
+    }
+
+    fn is_long(&self) -> bool {
+        self.turns > Self::YIELDS
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_long() && self.since.elapsed() > Self::LONGEST
+    }
 }
 
 /// Stops one thread where calls can be run in it. A signal on its way is delivered first. The

@@ -60,7 +60,7 @@ pub enum Msg {
     },
     /// Target: all files asked for are here.
     FilesReady,
-    /// Source: the frame of the process may be built.
+    /// Source: the frame of the processes may be built. A second one takes the place of the first.
     Prepare(Plan),
     Prepared,
     /// Source: a piece of the image (payload); the job is frozen.
@@ -74,8 +74,11 @@ pub enum Msg {
         id: BulkId,
         offset: u64,
     },
-    /// Source: pages of these ranges (payload).
-    Pages(Vec<(u64, u64)>),
+    /// Source: pages of these ranges of a process (payload), by its index in the image.
+    Pages {
+        process: u32,
+        ranges: Vec<(u64, u64)>,
+    },
     PagesEnd,
     Ready,
     Commit,
@@ -169,7 +172,8 @@ pub struct Hello {
     /// Which of them (by index) are mapped shared and writable.
     pub written: Vec<u32>,
     pub open: Vec<Named>,
-    pub cwd: String,
+    /// Working directories of its processes.
+    pub cwds: Vec<String>,
     /// Whom it runs as; `None` when its ids are not all the same.
     pub user: Option<User>,
     pub history: Vec<MoveReport>,
@@ -185,8 +189,9 @@ pub struct Verdict {
     pub unsure: Vec<u32>,
     /// Mapped files (by index) that are not known to be the same here.
     pub mapped: Vec<u32>,
-    /// Descriptors that are files of the home only, but may be relayed.
-    pub relay: Vec<i32>,
+    /// Descriptors that are files of the home only, but may be relayed: host pid at the source,
+    /// number.
+    pub relay: Vec<(i32, i32)>,
     /// The target's vdso differs: no thread may be inside it.
     pub foreign_vdso: bool,
 }
@@ -207,8 +212,9 @@ pub struct Parcel {
     pub relays_lost: bool,
     /// (object of the image, stream).
     pub streams: Vec<(u32, u32)>,
-    /// Annotations of the handle table by descriptor (`syscalls::handles`).
-    pub annotations: Vec<(i32, Vec<u8>)>,
+    /// Annotations of the handle table (`syscalls::handles`): index of the process in the image,
+    /// descriptor, annotation.
+    pub annotations: Vec<(u32, i32, Vec<u8>)>,
     /// Number of the next signal that the job has not taken.
     pub signals_taken: u64,
 }

@@ -14,6 +14,7 @@ use super::capture::views;
 use super::files::Files;
 use super::image::JobInfo;
 use super::message::{Hello, Verdict};
+use super::raw::{compare_tasks, Shared};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, FdView};
@@ -43,7 +44,7 @@ pub struct Local {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwarded> {
+pub fn forwarded(files: &Files, pids: &[i32], known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
@@ -54,7 +55,7 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
         }
     }
     if !pipes.is_empty() {
-        let outside = fd::outside_holders(&pipes, &[pid])?;
+        let outside = fd::outside_holders(&pipes, pids)?;
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
             // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
@@ -91,33 +92,31 @@ fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
     same().any(|v| mode(v) == libc::O_RDONLY) && same().any(|v| mode(v) == libc::O_WRONLY)
 }
 
-/// Everything that can be said of a running process without a target. `known` as for
-/// [`forwarded`]; `None` when nothing can be relayed.
+/// Everything that can be said of a running job without a target. `pids` are its processes, the
+/// first one first; `known` as for [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
-/// When it is gone or /proc cannot be read.
+/// When the first process is gone, or /proc cannot be read.
 pub fn local(
-    pid: i32,
+    pids: &[i32],
     files: &Files,
     known: Option<&Forwarded>,
     filters: u64,
 ) -> io::Result<Local> {
-    let mut findings = super::capture::check_memory(pid)?;
     let forwarded = match known {
-        Some(known) => forwarded(files, pid, known)?,
+        Some(known) => forwarded(files, pids, known)?,
         None => Forwarded::new(),
     };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
-    findings.extend(files.check(is_forwarded));
+    let mut findings = files.check(is_forwarded);
     findings.extend(files.views.warnings.clone());
-    let threads = views(pid)?;
-    for view in &threads {
-        for part in PARTS {
-            findings.extend(part.check(view));
+    for (n, pid) in pids.iter().enumerate() {
+        match check_process(*pid, pids, filters) {
+            Ok(found) => findings.extend(found),
+            // It has ended meanwhile.
+            Err(_) if n > 0 && !Path::new(&format!("/proc/{pid}/task")).exists() => {}
+            Err(e) => return Err(e),
         }
-    }
-    if let Some(leader) = threads.first() {
-        findings.extend(check_process(pid, leader, filters));
     }
     let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
     let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
@@ -126,20 +125,25 @@ pub fn local(
     Ok(Local { findings, forwarded, open })
 }
 
-fn check_process(pid: i32, leader: &View, filters: u64) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let object = format!("process {}", leader.job_pid);
-    let children = children(pid);
-    if !children.is_empty() {
-        let list: Vec<String> =
-            children.iter().map(|(pid, name)| format!("{pid} {name}")).collect();
-        findings.push(blocker(
-            "VOS-CHILDREN",
-            format!("{object}, children {}", list.join(", ")),
-            "a job with child processes does not move yet",
-            "wait until the children have ended",
-        ));
+/// What can be said of one of the job's processes.
+fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
+    let mut findings = super::capture::check_memory(pid)?;
+    let threads = views(pid)?;
+    for view in &threads {
+        for part in PARTS {
+            findings.extend(part.check(view));
+        }
     }
+    let Some(leader) = threads.first() else { return Ok(findings) };
+    let object = format!("process {}", leader.job_pid);
+    findings.extend(strangers(pid, pids).map(|(child, name)| {
+        blocker(
+            "VOS-CHILDREN",
+            format!("{object}, child {child} {name}"),
+            "its child is not traced by vosrun",
+            "wait until the child has ended, or attach again",
+        )
+    }));
     if leader.number("Seccomp:") != 0 && leader.number("Seccomp_filters:") != filters {
         findings.push(blocker(
             "VOS-SECCOMP",
@@ -155,6 +159,53 @@ fn check_process(pid: i32, leader: &View, filters: u64) -> Vec<Finding> {
             "it is a 32-bit program",
             "use the 64-bit build of the program",
         ));
+    }
+    Ok(findings)
+}
+
+/// Children that live and are none of the job's processes.
+fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_ {
+    let stranger = |child: &(i32, String)| !pids.contains(&child.0) && !is_zombie(child.0);
+    children(pid).into_iter().filter(stranger)
+}
+
+/// Has the process ended, and waits for its parent (proc_pid_stat(5))?
+#[must_use]
+pub fn is_zombie(pid: i32) -> bool {
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat());
+    stat.is_ok_and(|s| s.state == 'Z')
+}
+
+/// Processes that share by clone(2) what else only threads share: memory, descriptor tables,
+/// working directories or signal handlers. None of `pids` may be in the middle of vfork(2), which
+/// shares memory for a moment.
+#[must_use]
+pub fn shared_tasks(pids: &[i32]) -> Vec<Finding> {
+    const SHARED: [(Shared, &str); 4] = [
+        (Shared::Memory, "memory"),
+        (Shared::Files, "descriptors"),
+        (Shared::Directories, "working directory"),
+        (Shared::Handlers, "signal handlers"),
+    ];
+    let mut findings = Vec::new();
+    for (what, name) in SHARED {
+        // In the kernel's order of them: each is compared with few others.
+        let mut ordered: Vec<i32> = Vec::with_capacity(pids.len());
+        for &pid in pids {
+            let at = ordered.binary_search_by(|other| {
+                // A process that has ended shares nothing.
+                compare_tasks(*other, pid, what).unwrap_or(std::cmp::Ordering::Less)
+            });
+            match at {
+                Ok(at) => findings.push(blocker(
+                    "VOS-SHARED-TASK",
+                    format!("processes {} and {pid}", ordered[at]),
+                    &format!("they share their {name} without being threads of one process"),
+                    "wait until one of them has ended",
+                )),
+                Err(at) => ordered.insert(at, pid),
+            }
+        }
     }
     findings
 }
@@ -196,14 +247,12 @@ fn kernel() -> String {
         .unwrap_or_default()
 }
 
-/// Files that are mapped, for the target to compare, and which of them are mapped shared and
-/// writable.
+/// Adds the files that a process maps to `files`, for the target to compare, and to `written` the
+/// indices of those that are mapped shared and writable.
 ///
 /// # Errors
 /// When maps cannot be read.
-pub fn mapped_files(pid: i32) -> io::Result<(Vec<FileId>, Vec<u32>)> {
-    let mut files: Vec<FileId> = Vec::new();
-    let mut written = Vec::new();
+fn mapped_files(pid: i32, files: &mut Vec<FileId>, written: &mut Vec<u32>) -> io::Result<()> {
     for vma in memory::maps(pid)? {
         let writes = vma.shared && vma.prot & libc::PROT_WRITE != 0;
         let known = files.iter().position(|f| f.path == vma.path && f.ino == vma.ino);
@@ -228,7 +277,7 @@ pub fn mapped_files(pid: i32) -> io::Result<(Vec<FileId>, Vec<u32>)> {
             files.push(id);
         }
     }
-    Ok((files, written))
+    Ok(())
 }
 
 /// What identifies a move, for [`hello`].
@@ -245,11 +294,31 @@ pub struct Move<'a> {
 /// The question to the target.
 ///
 /// # Errors
-/// When the process is gone.
-pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
-    let threads = views(pid)?;
-    let leader = threads.first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    let (mapped, written) = mapped_files(pid)?;
+/// When the first process is gone.
+pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
+    let mut all = Vec::new();
+    let (mut mapped, mut written, mut cwds) = (Vec::new(), Vec::new(), Vec::new());
+    for (n, &pid) in pids.iter().enumerate() {
+        let looked = views(pid).and_then(|threads| {
+            let cwd = attributes::cwd(pid)?.to_string_lossy().into_owned();
+            mapped_files(pid, &mut mapped, &mut written)?;
+            Ok((threads, cwd))
+        });
+        match looked {
+            Ok((threads, cwd)) => {
+                all.push(threads);
+                cwds.push(cwd);
+            }
+            // It has ended meanwhile.
+            Err(_) if n > 0 => {}
+            Err(e) => return Err(e),
+        }
+    }
+    cwds.sort();
+    cwds.dedup();
+    let leaders = || all.iter().filter_map(|threads| threads.first());
+    let users = leaders().map(User::of).collect::<io::Result<Vec<_>>>()?;
+    let user = users.first().copied().flatten().filter(|u| users.iter().all(|o| *o == Some(*u)));
     Ok(Hello {
         id: of.id,
         job: of.job,
@@ -260,13 +329,13 @@ pub fn hello(pid: i32, of: Move, open: Vec<Named>) -> io::Result<Hello> {
         cpu: cpu_flags(),
         boot_id: boot::id().unwrap_or_default().to_owned(),
         kernel: kernel(),
-        memory: 1024 * (leader.number("RssAnon:") + leader.number("RssShmem:")),
-        largest_tid: threads.iter().map(|t| t.job_tid).max().unwrap_or(0),
+        memory: leaders().map(|l| 1024 * (l.number("RssAnon:") + l.number("RssShmem:"))).sum(),
+        largest_tid: all.iter().flatten().map(|t| t.job_tid).max().unwrap_or(0),
         mapped,
         written,
         open,
-        cwd: attributes::cwd(pid)?.to_string_lossy().into_owned(),
-        user: User::of(leader)?,
+        cwds,
+        user,
         history: of.history,
     })
 }
@@ -300,22 +369,28 @@ pub fn judge(hello: &Hello) -> Verdict {
     if !verdict.mapped.is_empty() {
         verdict.ok.push(format!("{} to compare", verdict.mapped.len()));
     }
-    if !Path::new(&hello.cwd).is_dir() {
+    for cwd in &hello.cwds {
+        judge_directory(cwd, &mut verdict);
+    }
+    verdict
+}
+
+fn judge_directory(cwd: &str, verdict: &mut Verdict) {
+    if !Path::new(cwd).is_dir() {
         verdict.findings.push(blocker(
             "VOS-FILE-LOCAL",
-            format!("working directory {}", hello.cwd),
+            format!("working directory {cwd}"),
             "the target has no such directory",
             "make the directory on the target, or let the program change to one that both have",
         ));
-    } else if let Err(e) = nix::unistd::access(hello.cwd.as_str(), nix::unistd::AccessFlags::X_OK) {
+    } else if let Err(e) = nix::unistd::access(cwd, nix::unistd::AccessFlags::X_OK) {
         verdict.findings.push(blocker(
             "VOS-FILE-LOCAL",
-            format!("working directory {}: {}", hello.cwd, e.desc()),
+            format!("working directory {cwd}: {}", e.desc()),
             "the user that the target's node runs as may not enter it",
             "let that user enter it, or let the program change to another directory",
         ));
     }
-    verdict
 }
 
 fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
@@ -449,7 +524,7 @@ fn judge_open(hello: &Hello, verdict: &mut Verdict) {
         let whole_file = named.file_type == libc::S_IFREG;
         let one_way = named.flags & libc::O_ACCMODE != libc::O_RDWR;
         if named.fd <= 2 && whole_file && one_way {
-            verdict.relay.push(named.fd);
+            verdict.relay.push((named.pid, named.fd));
             verdict.findings.push(warning(
                 "VOS-FILE-LOCAL",
                 format!("fd {} → {path}", named.fd),

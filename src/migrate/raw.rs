@@ -177,3 +177,28 @@ pub fn pass_credentials(socket: BorrowedFd) -> io::Result<()> {
     })
     .map(drop)
 }
+/// What two tasks may share (kcmp(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// KCMP_VM.
+    Memory = 1,
+    /// KCMP_FILES.
+    Files = 2,
+    /// KCMP_FS.
+    Directories = 3,
+    /// KCMP_SIGHAND.
+    Handlers = 4,
+}
+
+/// kcmp(2): are these the same in both tasks, or which comes first in the kernel's order?
+///
+/// # Errors
+/// `ENOSYS` without CONFIG_KCMP, `EPERM`, `ESRCH`.
+pub fn compare_tasks(pid: i32, other: i32, what: Shared) -> io::Result<std::cmp::Ordering> {
+    // SAFETY: numbers only.
+    match check(unsafe { libc::syscall(libc::SYS_kcmp, pid, other, what as i32, 0, 0) })? {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        _ => Ok(std::cmp::Ordering::Greater),
+    }
+}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::migrate::capture::Running;
-use crate::migrate::freeze::{self, Frozen};
+use crate::migrate::freeze::{self, Frozen, Watched};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
@@ -40,8 +40,8 @@ pub struct Task {
     /// Its process (tgid).
     pub pid: i32,
     pub state: TaskState,
-    /// Between vfork(2) and the child's exec or exit: cannot be stopped.
-    pub in_vfork: bool,
+    /// Between vfork(2) and this child's exec or exit: cannot be stopped.
+    pub in_vfork: Option<i32>,
     /// Its creator's event has come, or there is none to come.
     announced: bool,
     at_exit: Option<AtExit>,
@@ -205,9 +205,13 @@ impl Session {
 
     /// How all threads go on, for [`Session::go`]. One that cannot be asked goes on as the kernel
     /// has it: its call may answer EINTR.
-    pub fn ways_on(&mut self, threads: &[Frozen], now: &SchedulerClocks) -> Vec<(i32, Way)> {
+    pub fn ways_on<'a>(
+        &mut self,
+        threads: impl IntoIterator<Item = &'a Frozen>,
+        now: &SchedulerClocks,
+    ) -> Vec<(i32, Way)> {
         let running = self.running_restarts();
-        let mut ways = Vec::with_capacity(threads.len());
+        let mut ways = Vec::new();
         for thread in threads {
             match self.way_on(thread, now, &running) {
                 Ok(way) => ways.push((thread.tid, way)),
@@ -345,10 +349,7 @@ impl Session {
     /// When the thread cannot be stopped or borrowed, and those of `work`.
     pub fn borrow<R>(&mut self, work: impl FnOnce(&mut Remote) -> Result<R>) -> Result<R> {
         let pid = self.root;
-        let listening = match self.tasks.get(&pid).map(|t| t.state) {
-            Some(TaskState::Group(signal)) => Some(signal),
-            _ => None,
-        };
+        let listening = self.listening(pid);
         let thread = freeze::stop_thread(pid, pid, listening, &mut |wait| {
             if let Err(e) = self.take(wait) {
                 tracing::warn!("thread {}: {e}", wait.tid);
@@ -415,7 +416,7 @@ impl Session {
 
     fn add(&mut self, tid: i32, pid: i32, announced: bool) {
         let state = TaskState::Running;
-        let task = Task { tid, pid, state, in_vfork: false, announced, at_exit: None };
+        let task = Task { tid, pid, state, in_vfork: None, announced, at_exit: None };
         self.tasks.insert(tid, task);
     }
 
@@ -434,17 +435,17 @@ impl Session {
             Stop::Clone(new) | Stop::Fork(new) => self.announce(tid, new),
             Stop::Vfork(new) => {
                 self.announce(tid, new);
-                self.set_vfork(tid, true);
+                self.set_vfork(tid, Some(new));
             }
-            Stop::VforkDone => self.set_vfork(tid, false),
+            Stop::VforkDone => self.set_vfork(tid, None),
             Stop::Exec(_) => self.executed(tid),
             _ => {}
         }
     }
 
-    fn set_vfork(&mut self, tid: i32, inside: bool) {
+    fn set_vfork(&mut self, tid: i32, child: Option<i32>) {
         if let Some(task) = self.tasks.get_mut(&tid) {
-            task.in_vfork = inside;
+            task.in_vfork = child;
         }
     }
 
@@ -538,6 +539,34 @@ impl Session {
             }
         }
         self.step_restarted(tid)
+    }
+}
+
+impl Watched for Session {
+    fn root(&self) -> i32 {
+        self.root
+    }
+
+    fn processes(&self) -> BTreeSet<i32> {
+        self.processes()
+    }
+
+    fn listening(&self, tid: i32) -> Option<i32> {
+        match self.tasks.get(&tid)?.state {
+            TaskState::Group(signal) => Some(signal),
+            TaskState::Running => None,
+        }
+    }
+
+    fn in_vfork(&self) -> BTreeSet<i32> {
+        let waiting = self.tasks.values().filter_map(|t| Some((t.tid, t.in_vfork?)));
+        waiting.flat_map(|(tid, child)| [tid, child]).collect()
+    }
+
+    fn take(&mut self, wait: Wait) {
+        if let Err(e) = self.take(wait) {
+            tracing::warn!("thread {}: {e}", wait.tid);
+        }
     }
 }
 

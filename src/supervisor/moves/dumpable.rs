@@ -13,18 +13,17 @@ use anyhow::{ensure, Context, Result};
 
 use super::Mover;
 use crate::migrate::capture::requeue;
-use crate::migrate::freeze::FrozenProcess;
+use crate::migrate::freeze::{FrozenJob, FrozenProcess};
 use crate::migrate::resource::View;
 use crate::tracer::inject::Remote;
 use crate::tracer::{raw, Stop};
 
 impl Mover {
-    /// May this supervisor look into the job as it is?
+    /// May this supervisor look into a process as it is?
     ///
     /// # Errors
     /// When the job is gone.
-    pub(super) fn is_open(&self) -> Result<bool> {
-        let pid = self.sup.session.root;
+    pub(super) fn is_open(&self, pid: i32) -> Result<bool> {
         let path = format!("/proc/{pid}/exe");
         match fs::read_link(&path) {
             Ok(_) => Ok(true),
@@ -33,16 +32,23 @@ impl Mover {
         }
     }
 
-    /// Makes the frozen job dumpable if it is not; `opened` tells.
+    /// Makes the processes of the frozen job dumpable that are not; `opened` tells which.
     ///
     /// # Errors
-    /// When the call fails, or its executable may not be read, which no call can change.
-    pub(super) fn open_up(&self, process: &mut FrozenProcess) -> Result<()> {
-        if self.is_open()? {
-            return Ok(());
+    /// When the call fails, or an executable may not be read, which no call can change.
+    pub(super) fn open_up(&self, job: &mut FrozenJob) -> Result<()> {
+        for process in &mut job.processes {
+            if !self.is_open(process.pid)? {
+                self.open_process(process)?;
+            }
         }
+        Ok(())
+    }
+
+    fn open_process(&self, process: &mut FrozenProcess) -> Result<()> {
         let pid = process.pid;
-        let insn = self.insn_unread().with_context(|| format!("process {pid} is not dumpable"))?;
+        let insn =
+            self.insn_unread(pid).with_context(|| format!("process {pid} is not dumpable"))?;
         let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
         let leader = &mut process.threads[0];
         let signal = match leader.stop {
@@ -68,22 +74,23 @@ impl Mover {
     ///
     /// # Errors
     /// When the job is gone, or is not as it was left.
-    pub(super) fn close_up(&self, process: &FrozenProcess) -> Result<()> {
-        if !process.opened {
-            return Ok(());
+    pub(super) fn close_up(&self, job: &FrozenJob) -> Result<()> {
+        for pid in job.processes.iter().filter(|p| p.opened).map(|p| p.pid) {
+            let dumpable = self.make_undumpable(pid)?;
+            ensure!(
+                dumpable == 1,
+                "process {pid} was made undumpable by somebody else meanwhile"
+            );
         }
-        let pid = process.pid;
-        let dumpable = self.make_undumpable(pid)?;
-        ensure!(dumpable == 1, "process {pid} was made undumpable by somebody else meanwhile");
         Ok(())
     }
 
-    /// Sets PR_SET_DUMPABLE of the stopped job to 0; gives what it was.
+    /// Sets PR_SET_DUMPABLE of a stopped process to 0; gives what it was.
     ///
     /// # Errors
     /// When the job is gone.
     pub(super) fn make_undumpable(&self, pid: i32) -> Result<u64> {
-        let insn = self.insn_unread().with_context(|| format!("no vdso in process {pid}"))?;
+        let insn = self.insn_unread(pid).with_context(|| format!("no vdso in process {pid}"))?;
         let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
         let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
         let before = prctl(&mut remote, insn, libc::PR_GET_DUMPABLE, 0)?;
@@ -92,10 +99,12 @@ impl Mover {
         Ok(before)
     }
 
-    /// A `syscall` instruction of the job that is known without looking into it.
-    fn insn_unread(&self) -> Option<u64> {
+    /// A `syscall` instruction of a process that is known without looking into it: of the job's
+    /// first one only.
+    fn insn_unread(&self, pid: i32) -> Option<u64> {
         let session = &self.sup.session;
-        session.insn.or_else(|| Some(session.vdso? + self.vdso.syscall_offset()?))
+        let known = || session.insn.or_else(|| Some(session.vdso? + self.vdso.syscall_offset()?));
+        (pid == session.root).then(known).flatten()
     }
 }
 

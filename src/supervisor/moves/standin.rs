@@ -112,7 +112,9 @@ impl StandIn {
             return raw::cont(self.pid, signal);
         }
         // A timer of the program that expired here has gone on with the job.
-        if !forget(&mut self.known, &info) && !is_of_timer(&info) {
+        // So have its children; theirs are the ends of their copies.
+        let of_child = signal == libc::SIGCHLD && raw::code_of(&info) > 0;
+        if !forget(&mut self.known, &info) && !is_of_timer(&info) && !of_child {
             signals.push(signal);
         }
         raw::cont(self.pid, 0)
@@ -198,10 +200,15 @@ fn emptying(pid: i32, stub: &Stub) -> Result<Program> {
         program.call(libc::SYS_timer_delete, "timer_delete", &[Arg::Num(id as u64)]);
     }
     let default = program.data(&[0; 32]);
+    let mut ignore = [0; 32];
+    ignore[..8].copy_from_slice(&(libc::SIG_IGN as u64).to_le_bytes());
+    let ignore = program.data(&ignore);
     for signal in
         (1..=64).filter(|s| sigbit(*s) & (sigbit(libc::SIGKILL) | sigbit(libc::SIGSTOP)) == 0)
     {
-        let args = [Arg::Num(signal as u64), Arg::Data(default), Arg::Num(0), Arg::Num(8)];
+        // Children that end are reaped by nobody (wait(2)).
+        let action = if signal == libc::SIGCHLD { ignore } else { default };
+        let args = [Arg::Num(signal as u64), Arg::Data(action), Arg::Num(0), Arg::Num(8)];
         program.call(libc::SYS_rt_sigaction, "rt_sigaction", &args);
     }
     program.call(libc::SYS_set_robust_list, "set_robust_list", &[Arg::Num(0), Arg::Num(24)]);

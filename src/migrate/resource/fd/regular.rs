@@ -87,7 +87,8 @@ fn hash(path: &Path) -> io::Result<[u8; 32]> {
 /// O_PATH descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
-    /// The descriptor at the source, for findings.
+    /// A process at the source that holds it, by its host pid, and the descriptor there.
+    pub pid: i32,
     pub fd: i32,
     pub path: Vec<u8>,
     /// S_IFMT of st_mode.

@@ -14,7 +14,7 @@ use crate::control::{MoveFailure, MoveReport, Phase, ProcessStatus, Reply};
 use crate::ids::MoveId;
 use crate::journal::Step;
 use crate::migrate::freeze::FrozenProcess;
-use crate::migrate::image::ProcessImage;
+use crate::migrate::image::JobImage;
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
@@ -40,7 +40,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: Frozen,
-        image: ProcessImage,
+        image: JobImage,
         laps: &mut Laps,
     ) -> Step1<MoveReport> {
         let to = target.name.clone();
@@ -78,7 +78,7 @@ impl Mover {
             pause_ms,
             total_ms: millis(laps.begin.elapsed()),
             parts: laps.parts.clone(),
-            bytes_memory: image.memory.data_bytes(),
+            bytes_memory: image.data_bytes(),
             bytes_wire: wire,
             processes,
         };
@@ -134,7 +134,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: Frozen,
-        image: ProcessImage,
+        image: JobImage,
         heard: Heard,
     ) -> Step1<MoveReport> {
         let failure = self.doubt(id, target, &heard);
@@ -247,7 +247,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         frozen: &Frozen,
-        image: &ProcessImage,
+        image: &JobImage,
         report: &MoveReport,
     ) {
         let peer = (target.id, target.name.clone());
@@ -259,17 +259,21 @@ impl Mover {
         }
         self.note(report.clone());
         self.send(target.key, &Msg::Report(Box::new(report.clone())), &[]);
-        let pid = frozen.process.pid;
+        let root = image.processes.first().zip(frozen.job.processes.first());
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
         // Nothing runs here any more that could take them.
         let mut late = Vec::new();
-        if stays {
-            self.standin = StandIn::make(&mut self.sup, &frozen.process, image)
-                .inspect_err(|e| tracing::error!("stand-in of process {pid}: {e:#}"))
-                .ok();
-        } else {
-            late = signals::late(pid, image);
-            self.kill_copy(&frozen.process);
+        match root.filter(|_| stays) {
+            Some((image, process)) => {
+                self.standin = StandIn::make(&mut self.sup, process, image)
+                    .inspect_err(|e| tracing::error!("stand-in of process {}: {e:#}", process.pid))
+                    .ok();
+                self.kill_copy(&frozen.job.processes[1..]);
+            }
+            None => {
+                late = root.map_or_else(Vec::new, |(image, p)| signals::late(p.pid, image));
+                self.kill_copy(&frozen.job.processes);
+            }
         }
         if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
             late.push(libc::SIGKILL);
@@ -289,7 +293,8 @@ impl Mover {
         }
         if self.is_home() {
             self.become_agent(target, report.processes.clone());
-            if let Some(signal) = image.stopped.filter(|_| self.standin.is_none()) {
+            let stopped = root.and_then(|(image, _)| image.stopped);
+            if let Some(signal) = stopped.filter(|_| self.standin.is_none()) {
                 self.stop_with_far_job(signal);
             }
             late.into_iter().for_each(|signal| self.signal_anywhere(signal));
@@ -318,14 +323,20 @@ impl Mover {
         self.forward.relinked();
     }
 
-    /// Ends the copy that stayed behind, and waits until nothing is left of it. A leader's end
-    /// is reported after those of its other threads.
-    fn kill_copy(&mut self, frozen: &FrozenProcess) {
-        let victim = self.init.unwrap_or(frozen.pid);
-        if let Err(e) = raw::kill(victim, libc::SIGKILL) {
-            tracing::warn!("process {victim} was not ended: {e}");
+    /// Ends processes of the copy that stayed behind, and waits until nothing is left of them. A
+    /// leader's end is reported after those of its other threads.
+    fn kill_copy(&mut self, processes: &[FrozenProcess]) {
+        let all = processes.iter().map(|process| process.pid);
+        let victims: Vec<i32> = self.init.into_iter().chain(all).collect();
+        for victim in victims {
+            match raw::kill(victim, libc::SIGKILL) {
+                // The end of its pid 1 has ended it.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(e) => tracing::warn!("process {victim} was not ended: {e}"),
+                Ok(()) => {}
+            }
         }
-        for thread in frozen.threads.iter().rev() {
+        for thread in processes.iter().flat_map(|process| process.threads.iter().rev()) {
             while let Ok(Some(wait)) = crate::tracer::stop::wait(thread.tid, true) {
                 if matches!(wait.stop, Stop::Exited(_)) {
                     break;

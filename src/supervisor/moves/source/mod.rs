@@ -14,17 +14,17 @@ use crate::control::{Finding, MoveFailure, MoveReport, Phase, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::files::Files;
-use crate::migrate::freeze::{self, FreezeError, FrozenProcess};
-use crate::migrate::image::ProcessImage;
+use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
+use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::memory::FileId;
-use crate::migrate::resource::PartError;
+use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::transport::{Link, Service};
-use crate::migrate::{capture, image::Ids};
+use crate::migrate::family;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
@@ -99,7 +99,7 @@ fn millis(d: Duration) -> f64 {
 
 /// The frozen job and what must be undone if it does not go.
 pub(super) struct Frozen {
-    process: FrozenProcess,
+    job: FrozenJob,
     /// Away halves that were frozen.
     states: Vec<AwayState>,
     /// Home halves were made for this move.
@@ -240,18 +240,29 @@ impl Mover {
 
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
-        let pid = self.sup.session.root;
-        if !self.is_open().map_err(own)? {
+        if !self.is_open(self.sup.session.root).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
-        let files = self.files(pid).map_err(own)?;
+        let pids = self.pids();
+        let files = self.files(&pids).map_err(own)?;
         let filters = u64::from(self.sup.job.meta.filtered);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
-        preflight::local(pid, &files, known.as_ref(), filters).map_err(own)
+        let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
+        let busy = self.sup.session.in_vfork();
+        let settled: Vec<i32> = pids.into_iter().filter(|pid| !busy.contains(pid)).collect();
+        local.findings.extend(preflight::shared_tasks(&settled));
+        Ok(local)
     }
 
-    fn files(&self, pid: i32) -> std::io::Result<Files> {
-        Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+    /// Host pids of the job's processes, the first one first.
+    fn pids(&self) -> Vec<i32> {
+        let root = self.sup.session.root;
+        let others = self.sup.session.processes().into_iter().filter(|pid| *pid != root);
+        std::iter::once(root).chain(others).collect()
+    }
+
+    fn files(&self, pids: &[i32]) -> std::io::Result<Files> {
+        Files::read(pids, |pid, fd| self.sup.session.handles.annotation(pid, fd))
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.
@@ -327,7 +338,7 @@ impl Mover {
             let target = self.connect_to(to)?;
             let verdict = self.ask_verdict(id, &target, local.open, true);
             self.drop_link(target.key);
-            let verdict = verdict?;
+            let (verdict, _) = verdict?;
             findings.extend(verdict.findings);
             Ok((findings, verdict.ok))
         });
@@ -338,14 +349,16 @@ impl Mover {
         })
     }
 
-    /// Says hello, with hashes of open files where the target wants them.
+    /// Says hello, with hashes of open files where the target wants them. Gives the target's
+    /// judgement, and the mapped files that it tells of.
     fn ask_verdict(
         &mut self,
         id: MoveId,
         target: &Target,
         mut open: Vec<crate::migrate::resource::fd::regular::Named>,
         dry: bool,
-    ) -> Step1<Verdict> {
+    ) -> Step1<(Verdict, Vec<FileId>)> {
+        let pids = self.pids();
         for _round in 0..2 {
             let of = preflight::Move {
                 id,
@@ -356,7 +369,7 @@ impl Mover {
                 home: self.home_node.clone(),
                 history: self.sup.board.history.clone(),
             };
-            let hello = preflight::hello(self.sup.session.root, of, open.clone()).map_err(own)?;
+            let hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
             let body = postcard::to_stdvec(&hello).map_err(own)?;
             self.send(target.key, &Msg::Hello(PROTOCOL, body), &[]);
             let verdict = match self.answer(target, PATIENCE)? {
@@ -364,12 +377,11 @@ impl Mover {
                 (other, _) => return Err(out_of_order(&other)),
             };
             if verdict.unsure.is_empty() {
-                return Ok(verdict);
+                return Ok((verdict, hello.mapped));
             }
-            let pid = self.sup.session.root;
             for index in &verdict.unsure {
                 let Some(named) = open.get_mut(*index as usize) else { continue };
-                let path = format!("/proc/{pid}/fd/{}", named.fd);
+                let path = format!("/proc/{}/fd/{}", named.pid, named.fd);
                 named.identity.hash = preflight::hash_file(path.as_ref()).ok();
             }
         }
@@ -440,15 +452,14 @@ impl Mover {
         local: Local,
         laps: &mut Laps,
         held: &mut Option<Frozen>,
-    ) -> Step1<ProcessImage> {
+    ) -> Step1<JobImage> {
         let to = &target.name;
-        let verdict = self.ask_verdict(id, target, local.open, false)?;
+        let (verdict, mapped) = self.ask_verdict(id, target, local.open, false)?;
         refuse_blockers(&verdict.findings)?;
         let ok: Vec<String> = verdict.ok.iter().map(|w| format!("✔ {w}")).collect();
         self.progress(to, Phase::Preflight, ok.join(" "), None);
         reached("copy");
         self.moving_on(&target.name, "copying files");
-        let (mapped, _) = preflight::mapped_files(self.sup.session.root).map_err(own)?;
         let wanted: Vec<FileId> =
             verdict.mapped.iter().filter_map(|i| mapped.get(*i as usize)).cloned().collect();
         if !wanted.is_empty() {
@@ -456,11 +467,8 @@ impl Mover {
             self.progress(to, Phase::Copy, text, None);
         }
         self.ship(target, &wanted)?;
-        self.send(target.key, &Msg::Prepare(self.plan()?), &[]);
-        match self.answer(target, PATIENCE)? {
-            (Msg::Prepared, _) => {}
-            (other, _) => return Err(out_of_order(&other)),
-        }
+        let plan = self.plan(None)?;
+        self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
         self.moving_on(&target.name, "frozen");
@@ -468,8 +476,7 @@ impl Mover {
             peer.link.expect_many(CHUNK);
         }
         let threads = self.sup.session.tasks.len();
-        let text =
-            if threads == 1 { "✔ 1 thread".into() } else { format!("✔ {threads} threads") };
+        let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
         let early = self.early_freeze.take();
         if early.is_none() {
@@ -477,8 +484,13 @@ impl Mover {
         }
         let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
         laps.lap("freeze");
+        // The tree may have grown or lost members since.
+        let now = self.plan(Some(&frozen.job))?;
+        if now.members != plan.members {
+            self.prepare(target, &now)?;
+        }
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        self.send_frozen(target, frozen, &agreed, laps)
+        self.send_frozen(target, frozen, &agreed, &now, laps)
     }
 
     /// The commit point: with the record COMMIT the job is the target's.
@@ -502,7 +514,7 @@ impl Mover {
         let disk = |e| stopped(11, "VOS-DISK-FULL", format!("{e:#}"));
         self.note_journal(id, Step::Sealed, peer).map_err(disk)?;
         // From here a copy whose supervisor dies must not run on.
-        for thread in frozen.iter().flat_map(|f| &f.process.threads) {
+        for thread in frozen.iter().flat_map(|f| f.job.threads()) {
             raw::set_exitkill(thread.tid, true).map_err(own)?;
         }
         self.write_journal(id, Step::Commit, peer).map_err(disk)?;
@@ -514,8 +526,8 @@ impl Mover {
 
     /// Standard streams that are files of this node only are relayed too.
     fn forward_files(&self, verdict: &Verdict, forwarded: &mut Forwarded) -> Step1<()> {
-        for fd in &verdict.relay {
-            let view = FdView::read(self.sup.session.root, *fd).map_err(own)?;
+        for (pid, fd) in &verdict.relay {
+            let view = FdView::read(*pid, *fd).map_err(own)?;
             forwarded.insert((view.dev, view.ino));
         }
         Ok(())
@@ -532,51 +544,51 @@ impl Mover {
         Ok((u.nodename().to_string_lossy().into_owned(), domain.to_owned()))
     }
 
-    fn plan(&self) -> Step1<Plan> {
-        let pid = self.sup.session.root;
-        let view = crate::migrate::resource::View::read_process(pid).map_err(own)?;
-        let ids: Ids = capture::ids(&view).map_err(own)?;
+    /// Lets the target make the frame of the job's processes.
+    fn prepare(&mut self, target: &Target, plan: &Plan) -> Step1<()> {
+        self.send(target.key, &Msg::Prepare(plan.clone()), &[]);
+        match self.answer(target, PATIENCE)? {
+            (Msg::Prepared, _) => Ok(()),
+            (other, _) => Err(out_of_order(&other)),
+        }
+    }
+
+    /// The frame as the job is now, running or frozen.
+    fn plan(&self, frozen: Option<&FrozenJob>) -> Step1<Plan> {
+        let root = self.sup.session.root;
+        let view = View::read_process(root).map_err(own)?;
+        let pids = match frozen {
+            Some(job) => job.processes.iter().map(|process| process.pid).collect(),
+            None => self.pids(),
+        };
+        let members = family::members(&pids).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
-        let files = self.files(pid).map_err(own)?;
-        let terminal = crate::supervisor::status::controlling_terminal(pid)
+        let files = self.files(&pids).map_err(own)?;
+        let terminal = crate::supervisor::status::controlling_terminal(root)
             .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
-        let clocks = job_clocks(pid).map_err(own)?;
+        let clocks = job_clocks(root).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { ids, nodename, domainname, clocks, terminal, user })
+        Ok(Plan { members, nodename, domainname, clocks, terminal, user })
     }
 
     /// Stops every thread.
     fn freeze(&mut self) -> Step1<Frozen> {
-        let pid = self.sup.session.root;
-        let group = |state| match state {
-            TaskState::Group(signal) => Some(signal),
-            _ => None,
-        };
-        let tasks = self.sup.session.tasks.values();
-        let stopped_tids: BTreeMap<i32, i32> =
-            tasks.filter_map(|t| Some((t.tid, group(t.state)?))).collect();
         let session = &mut self.sup.session;
-        let frozen = freeze::freeze(pid, &stopped_tids, &mut |wait| {
-            if let Err(e) = session.take(wait) {
-                tracing::warn!("thread {}: {e}", wait.tid);
-            }
-        });
-        let process = frozen.map_err(|failed| {
+        let frozen = freeze::freeze(session).map_err(|failed| {
             let ways = session.ways_on(&failed.threads, &failed.scheduler_now);
             session.go_all(ways);
             let e = failed.error;
             let code = match e {
                 FreezeError::Exited(_) => "VOS-EXITED",
-                FreezeError::Forked(_) => "VOS-CHILDREN",
-                FreezeError::Exec(_) => "VOS-EXEC-CHANGED",
+                FreezeError::Vfork(_) => "VOS-VFORK",
                 _ => "VOS-SUPERVISOR",
             };
             stopped(11, code, e.to_string())
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
-        self.frozen = process.is_ok();
-        let mut frozen = Frozen { process: process?, states: Vec::new(), new_home: false };
-        if let Err(e) = self.open_up(&mut frozen.process) {
+        self.frozen = frozen.is_ok();
+        let mut frozen = Frozen { job: frozen?, states: Vec::new(), new_home: false };
+        if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));
         }
@@ -601,15 +613,14 @@ impl Mover {
         if frozen.new_home {
             self.home = None;
         }
-        for thread in &frozen.process.threads {
+        for thread in frozen.job.threads() {
             if let Err(e) = raw::set_exitkill(thread.tid, false) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
         }
-        let process = &frozen.process;
-        let ways = self.sup.session.ways_on(&process.threads, &process.scheduler_now);
+        let ways = self.sup.session.ways_on(frozen.job.threads(), &frozen.job.scheduler_now);
         // Nothing of it is looked into from here on.
-        if let Err(e) = self.close_up(process) {
+        if let Err(e) = self.close_up(&frozen.job) {
             tracing::error!("{e:#}");
         }
         self.sup.session.go_all(ways);
@@ -664,8 +675,7 @@ fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
 }
 
 fn out_of_order(msg: &Msg) -> Box<Stopped> {
-    let mut text = format!("{msg:?}");
-    text.truncate(40);
+    let text: String = format!("{msg:?}").chars().take(40).collect();
     stopped(11, "VOS-PROTO", format!("the target answered out of order: {text}"))
 }
 
@@ -688,6 +698,18 @@ fn refused(finding: Finding) -> Box<Stopped> {
     let code = crate::codes::find(&finding.code).map_or("VOS-SUPERVISOR", |c| c.code);
     let text = format!("{}: {}", finding.object, finding.cause);
     Box::new(Stopped { exit: 11, code, text, findings: vec![finding] })
+}
+
+/// `✔ 3 processes, 14 threads`; one process is not counted.
+fn counted(processes: usize, threads: usize) -> String {
+    let threads = match threads {
+        1 => "1 thread".into(),
+        n => format!("{n} threads"),
+    };
+    match processes {
+        0 | 1 => format!("✔ {threads}"),
+        n => format!("✔ {n} processes, {threads}"),
+    }
 }
 
 /// The clocks as the job sees them: ours, moved by the difference of the time namespaces.

@@ -10,17 +10,20 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use super::super::hook::reached;
 use super::super::{stream_key, Mover, StreamKey, CHUNK};
 use super::{
-    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, stopped, Agreed, Frozen,
-    Laps, Step1, Target, PATIENCE, READY_PATIENCE,
+    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, refused, stopped, Agreed,
+    Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
 use crate::migrate::capture;
+use crate::migrate::family;
 use crate::migrate::files::Files;
+use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{BulkSource, FdView};
 use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::migrate::skeleton::Plan;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 
 /// Bytes that may wait for the network.
@@ -105,47 +108,25 @@ impl Mover {
         }
     }
 
-    /// Captures the frozen job, sends everything, and waits for READY.
+    /// Captures the frozen job, sends everything, and waits for READY. `plan` is the frame that
+    /// the target has made.
     pub(super) fn send_frozen(
         &mut self,
         target: &Target,
         frozen: &mut Frozen,
         agreed: &Agreed,
+        plan: &Plan,
         laps: &mut Laps,
-    ) -> Step1<ProcessImage> {
+    ) -> Step1<JobImage> {
         reached("frozen");
-        let pid = frozen.process.pid;
-        if !preflight::children(pid).is_empty() {
-            return Err(stopped(11, "VOS-CHILDREN", "the job has started a child process"));
+        if let Some(finding) = preflight::shared_tasks(&frozen.job.pids()).into_iter().next() {
+            return Err(refused(finding));
         }
         if agreed.foreign_vdso {
-            capture::leave_vdso(&mut frozen.process).map_err(own)?;
+            frozen.job.processes.iter_mut().try_for_each(capture::leave_vdso).map_err(own)?;
         }
-        let files = self.files(pid).map_err(own)?;
-        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
-        let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
-        let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
-        let running = self.sup.session.running_restarts();
-        let process = capture::capture(&mut frozen.process, fds, &running).map_err(part_stopped)?;
+        let (parcel, bulk) = self.capture(frozen, agreed, plan)?;
         laps.lap("capture");
-        let (nodename, domainname) = self.names().map_err(own)?;
-        let handles = &self.sup.session.handles;
-        let annotations =
-            files.views.table.iter().filter_map(|s| Some((s.fd, handles.annotation(pid, s.fd)?)));
-        let parcel = Parcel {
-            annotations: annotations.collect(),
-            image: JobImage {
-                job: self.job_info(),
-                clocks: job_clocks(pid).map_err(own)?,
-                nodename,
-                domainname,
-                processes: vec![process],
-            },
-            relays,
-            relays_lost: self.has_lost_relays(),
-            streams,
-            signals_taken: self.forward.next(),
-        };
         let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let ahead = files.all(|file| agreed.mapped.contains(file));
         self.send_parcel(target, &parcel)?;
@@ -153,10 +134,7 @@ impl Mover {
             self.answer_unknown(target)?;
         }
         self.send_bulk(target, &bulk)?;
-        let Some(process) = parcel.image.processes.into_iter().next() else {
-            return Err(own("an image without a process"));
-        };
-        self.send_memory(target, pid, &process)?;
+        self.send_memory(target, &frozen.job, &parcel.image)?;
         if ahead {
             self.expect_known(target)?;
         }
@@ -167,7 +145,61 @@ impl Mover {
         }
         laps.lap("transfer and restore");
         reached("ready-received");
-        Ok(process)
+        Ok(parcel.image)
+    }
+
+    /// The image of the frozen job with what belongs to it, and the content that travels apart.
+    /// Its processes are in the order of the plan; those of `frozen` are brought into it.
+    fn capture(
+        &mut self,
+        frozen: &mut Frozen,
+        agreed: &Agreed,
+        plan: &Plan,
+    ) -> Step1<(Parcel, Vec<BulkSource>)> {
+        let files = self.files(&frozen.job.pids()).map_err(own)?;
+        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
+        let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
+        let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let running = self.sup.session.running_restarts();
+        let FrozenJob { processes, scheduler_now } = &mut frozen.job;
+        let mut images = BTreeMap::new();
+        for process in processes.iter_mut() {
+            let (pid, table) = (process.pid, files.table(process.pid));
+            let image =
+                capture::capture(process, table, &fds.identities, scheduler_now, &running);
+            images.insert(pid, image.map_err(part_stopped)?);
+        }
+        let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
+        processes.sort_by_key(|process| images.get(&process.pid).map(|image| place(image.ids.pid)));
+        let handles = &self.sup.session.handles;
+        let mut annotations = Vec::new();
+        for (n, process) in (0..).zip(processes.iter()) {
+            for slot in files.table(process.pid) {
+                let annotation = handles.annotation(process.pid, slot.fd);
+                annotations.extend(annotation.map(|known| (n, slot.fd, known)));
+            }
+        }
+        let mut images: Vec<ProcessImage> =
+            processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
+        family::adopt(&mut images, plan).map_err(|why| own(why))?;
+        let (nodename, domainname) = self.names().map_err(own)?;
+        let parcel = Parcel {
+            annotations,
+            image: JobImage {
+                job: self.job_info(),
+                clocks: job_clocks(self.sup.session.root).map_err(own)?,
+                nodename,
+                domainname,
+                files: fds,
+                processes: images,
+                zombies: family::zombies(plan),
+            },
+            relays,
+            relays_lost: self.has_lost_relays(),
+            streams,
+            signals_taken: self.forward.next(),
+        };
+        Ok((parcel, bulk))
     }
 
     /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,
@@ -219,7 +251,7 @@ impl Mover {
 
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
-        let pid = frozen.process.pid;
+        let pid = self.sup.session.root;
         let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
         let control = match self.sup.job.meta.attached {
             true => JobControl::Of(pid),
@@ -297,21 +329,24 @@ impl Mover {
         Ok(())
     }
 
-    fn send_memory(&mut self, target: &Target, pid: i32, process: &ProcessImage) -> Step1<()> {
-        let total = process.memory.data_bytes();
+    fn send_memory(&mut self, target: &Target, job: &FrozenJob, image: &JobImage) -> Step1<()> {
+        let total = image.data_bytes();
         let (mut done, mut shown) = (0, 0);
         let mut buf = vec![0; CHUNK];
-        for ranges in chunks(&process.memory.data) {
-            let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
-            let piece = &mut buf[..len as usize];
-            read_pages(pid, &ranges, piece).map_err(|e| own(format!("reading memory: {e}")))?;
-            self.send(target.key, &Msg::Pages(ranges), piece);
-            done += len;
-            if done - shown > 64 << 20 {
-                shown = done;
-                self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
+        for (n, (frozen, process)) in (0..).zip(job.processes.iter().zip(&image.processes)) {
+            for ranges in chunks(&process.memory.data) {
+                let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
+                let piece = &mut buf[..len as usize];
+                let read = read_pages(frozen.pid, &ranges, piece);
+                read.map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
+                self.send(target.key, &Msg::Pages { process: n, ranges }, piece);
+                done += len;
+                if done - shown > 64 << 20 {
+                    shown = done;
+                    self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
+                }
+                self.flow(target)?;
             }
-            self.flow(target)?;
         }
         self.send(target.key, &Msg::PagesEnd, &[]);
         self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));

@@ -1,7 +1,7 @@
 //! The way to a stopped process that is whole: the files that are missing here, the frame,
 //! the image, the pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,22 +9,22 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
-use super::{read_hello, Prepared, PATIENCE};
+use super::outfit::Outfit;
+use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{self, BulkId};
-use crate::migrate::resource::memory::{Backing, FileId, MmImage};
+use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Build, Skeleton, MAX_FDS};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
 use crate::tracer::filter;
-use crate::tracer::memory::VmFlags;
 
 /// Largest image taken, bytes (pages are not in it).
 const MOST_IMAGE: usize = 256 << 20;
@@ -44,7 +44,8 @@ struct Arriving {
     /// Files that carry the content of deleted files and memfds.
     vessels: BTreeMap<BulkId, File>,
     content_done: bool,
-    restoring: Option<Restoring>,
+    /// One for each process of the image.
+    restoring: Vec<Restoring>,
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
@@ -78,7 +79,7 @@ impl Mover {
             parcel: None,
             vessels: BTreeMap::new(),
             content_done: false,
-            restoring: None,
+            restoring: Vec::new(),
             names: Default::default(),
             pty: None,
             arrived: None,
@@ -120,11 +121,17 @@ impl Mover {
                         self.begin_if_complete(a)?;
                     }
                 }
-                Msg::Prepare(_) if a.skeleton.is_some() => bail!("a second frame"),
+                Msg::Prepare(_) if a.arrived.is_some() => bail!("a frame after the image"),
                 Msg::Prepare(plan) => {
+                    if let Some(outdated) = a.skeleton.take() {
+                        outdated.kill();
+                    }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
                     a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
+                    if let Some(skeleton) = &a.skeleton {
+                        skeleton.settle()?;
+                    }
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -146,12 +153,10 @@ impl Mover {
                     let vessel = a.vessels.get(&id).ok_or_else(|| anyhow!("content of nothing"))?;
                     vessel.write_all_at(&payload, offset).context("content of a deleted file")?;
                 }
-                Msg::Pages(ranges) => {
+                Msg::Pages { process, ranges } => {
                     self.content_is_done(a)?;
-                    let restoring = a.restoring.as_ref();
-                    restoring
-                        .ok_or_else(|| anyhow!("pages before the image"))?
-                        .fill(&ranges, &payload)?;
+                    let restoring = a.restoring.get(process as usize);
+                    restoring.context("pages of no process")?.fill(&ranges, &payload)?;
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.recycle(payload);
                     }
@@ -201,15 +206,13 @@ impl Mover {
         let bytes = std::mem::take(&mut a.image);
         let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
-        let process = parcel.image.processes.first().context("an image without a process")?;
-        let unknown: Vec<FileId> = process
-            .memory
-            .files
-            .iter()
+        let mapped = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
+        let unknown: BTreeSet<FileId> = mapped
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
             .cloned()
             .collect();
-        for object in &process.files.objects {
+        let unknown = unknown.into_iter().collect();
+        for object in &parcel.image.files.objects {
             let kind = fd::by_name(&object.kind).context("a descriptor of an unknown kind")?;
             let Some(id) = kind.bulk_id(&object.state)? else { continue };
             if let Some(vessel) = kind.vessel(&object.state)? {
@@ -232,27 +235,62 @@ impl Mover {
         let Some(parcel) = &a.parcel else { return Ok(()) };
         // Content of deleted files comes first: a memfd's seals would keep it out.
         let content_first = !a.vessels.is_empty() && !a.content_done;
-        if a.restoring.is_some() || a.incoming.is_some() || content_first {
+        if !a.restoring.is_empty() || a.incoming.is_some() || content_first {
             return Ok(());
         }
         let boot = a.hello.boot_id.clone();
         let mut paths = Vec::new();
-        for file in &parcel.image.processes[0].memory.files {
-            match a.files.get(file) {
-                Some(path) => paths.push(path.to_string_lossy().into_owned()),
-                None if preflight::is_same_file(file, &boot) => paths.push(file.path.clone()),
-                None => return Ok(()),
+        for process in &parcel.image.processes {
+            let mut own = Vec::new();
+            for file in &process.memory.files {
+                match a.files.get(file) {
+                    Some(path) => own.push(path.to_string_lossy().into_owned()),
+                    None if preflight::is_same_file(file, &boot) => own.push(file.path.clone()),
+                    None => return Ok(()),
+                }
             }
+            paths.push(own);
         }
         let parcel = a.parcel.clone().context("no image")?;
-        let restoring = self.begin(a, &parcel, &paths)?;
-        a.restoring = Some(restoring);
+        a.restoring = self.begin(a, &parcel, &paths)?;
         Ok(())
     }
 
-    fn begin(&mut self, a: &mut Arriving, parcel: &Parcel, paths: &[String]) -> Result<Restoring> {
+    /// Gives all processes of the frame their descriptors, and their old mappings.
+    fn begin(
+        &mut self,
+        a: &mut Arriving,
+        parcel: &Parcel,
+        paths: &[Vec<String>],
+    ) -> Result<Vec<Restoring>> {
+        let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
-        let process = &parcel.image.processes[0];
+        let image = &parcel.image;
+        if skeleton.processes.len() != image.processes.len() {
+            bail!("{} processes in a frame of {}", image.processes.len(), skeleton.processes.len());
+        }
+        let mut outfit = Outfit::new(&image.files);
+        for (object, stream) in &parcel.streams {
+            let end = ends.get(stream).context("a descriptor of no relay")?;
+            outfit.provide(*object, end.try_clone()?);
+        }
+        for (object, o) in (0..).zip(&image.files.objects) {
+            let kind = fd::by_name(&o.kind).context("a descriptor of an unknown kind")?;
+            let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
+            if let Some(vessel) = vessel {
+                outfit.provide(object, vessel.try_clone()?.into());
+            }
+        }
+        outfit.equip(skeleton, &image.processes, paths, &self.vdso)
+    }
+
+    /// Joins the relays that come along to this side. Gives the job's end of each stream.
+    fn join_streams(
+        &mut self,
+        a: &mut Arriving,
+        parcel: &Parcel,
+    ) -> Result<BTreeMap<u32, OwnedFd>> {
+        let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
         for state in &parcel.relays {
@@ -268,54 +306,35 @@ impl Mover {
         self.away = (!parcel.relays_lost).then_some(away);
         self.idle_terminal = a.pty.take();
         self.streams.clear();
-        let mut provided: Vec<(u32, BorrowedFd)> = Vec::new();
-        for (object, stream) in &parcel.streams {
+        for (_, stream) in &parcel.streams {
             let end = ends.get(stream).context("a descriptor of no relay")?;
-            provided.push((*object, end.as_fd()));
             self.streams.insert(key_of(end)?, *stream);
         }
-        for (object, o) in (0..).zip(&process.files.objects) {
-            let kind = fd::by_name(&o.kind).context("a descriptor of an unknown kind")?;
-            let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
-            provided.extend(vessel.map(|v| (object, v.as_fd())));
-        }
-        if provided.len() > MAX_FDS {
-            bail!("more than {} deleted files and relays", MAX_FDS);
-        }
-        let build = Build {
-            files: process.files.clone(),
-            paths: mapped_paths(&process.memory, paths),
-            exe: paths[process.memory.exe as usize].clone(),
-            shared: process
-                .memory
-                .objects
-                .iter()
-                .map(|o| (o.dev, o.ino, o.name.clone(), o.size))
-                .collect(),
-            provided: provided.iter().map(|(object, _)| *object).collect(),
-        };
-        let fds: Vec<BorrowedFd> = provided.iter().map(|(_, fd)| *fd).collect();
-        let built = skeleton.build(&build, &fds)?;
-        Ok(Restoring::begin(skeleton.pid, process, &built, &self.vdso)?)
+        Ok(ends)
     }
 
     /// All pages are here: the rest.
     fn complete(&mut self, a: &mut Arriving) -> Result<Prepared> {
-        let restoring = a.restoring.take().context("an image without its files")?;
         let parcel = a.parcel.take().context("no image")?;
         let Parcel { image, annotations, signals_taken, .. } = parcel;
-        let process = image.processes.into_iter().next().context("no process")?;
+        let restoring = std::mem::take(&mut a.restoring);
+        ensure!(!restoring.is_empty(), "an image without its files");
         let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
-        let threads = restoring.finish(&process, program.as_deref())?;
         let skeleton = a.skeleton.take().context("no frame")?;
-        verify(skeleton.pid, &process)?;
+        let mut processes = Vec::with_capacity(restoring.len());
+        let places = skeleton.processes.iter().map(|place| place.pid);
+        for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
+            let threads = restoring.finish(&image, program.as_deref())?;
+            verify(pid, &image)?;
+            processes.push(Restored { image, pid, threads });
+        }
         self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { process, skeleton, threads, annotations, signals_taken, arrived })
+        Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
     }
 }
 
@@ -337,18 +356,6 @@ fn key_of(end: &OwnedFd) -> Result<StreamKey> {
         (false, _) => 2,
     };
     Ok((m.dev(), m.ino(), class))
-}
-
-/// Paths here of the mapped files, and whether a mapping may write to them.
-fn mapped_paths(memory: &MmImage, paths: &[String]) -> Vec<(String, bool)> {
-    let writes = |index: usize| {
-        memory.mappings.iter().any(|m| {
-            m.shared
-                && m.flags.contains(VmFlags::MAY_WRITE)
-                && m.backing == Backing::File(index as u32)
-        })
-    };
-    paths.iter().enumerate().map(|(i, path)| (path.clone(), writes(i))).collect()
 }
 
 /// Content of a shipped file; the last piece puts it in its place, if it is what was promised.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, Context, Result};
 
 mod build;
+mod outfit;
 mod own;
 
 use super::hook::reached;
@@ -171,12 +172,28 @@ fn receive_job(state: &StateDir, id: JobId, meta: &JobMeta) -> Result<Job> {
     }
 }
 
-/// A restored process that may not run yet.
-struct Prepared {
-    process: ProcessImage,
-    skeleton: Skeleton,
+/// A restored process, stopped.
+struct Restored {
+    image: ProcessImage,
+    /// Its pid here.
+    pid: i32,
     threads: Vec<NewThread>,
-    annotations: Vec<(i32, Vec<u8>)>,
+}
+
+impl Restored {
+    /// Tids here of its threads.
+    fn tids(&self) -> impl Iterator<Item = i32> + '_ {
+        self.threads.iter().map(|thread| thread.host_tid)
+    }
+}
+
+/// A restored job that may not run yet.
+struct Prepared {
+    /// The job's first process comes first.
+    processes: Vec<Restored>,
+    skeleton: Skeleton,
+    /// As in [`Parcel`](crate::migrate::message::Parcel).
+    annotations: Vec<(u32, i32, Vec<u8>)>,
     signals_taken: u64,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,

@@ -3,17 +3,16 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 
 use super::super::hook::reached;
 use super::super::signals::Forward;
 use super::super::{LinkKey, Mover, Peer, Side};
-use super::Prepared;
+use super::{Prepared, Restored};
 use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::capture;
-use crate::migrate::image::ProcessImage;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::restore::NewThread;
@@ -106,10 +105,11 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { process, skeleton, threads, annotations, signals_taken, arrived } = prepared;
-        let pid = skeleton.pid;
+        let Prepared { processes, skeleton, annotations, signals_taken, arrived } = prepared;
+        let Some(root) = processes.first() else { bail!("an image without a process") };
+        let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
-        self.sup.job.meta.pid = process.ids.pid;
+        self.sup.job.meta.pid = root.image.ids.pid;
         self.sup.job.meta.host = start_time(pid).ok().map(|start| (pid, start));
         if let Err(e) = self.sup.job.note() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
@@ -127,11 +127,15 @@ impl Mover {
         self.sup.board.remote.clear();
         self.init = Some(skeleton.init);
         self.sup.session.leave();
-        self.sup.session.begin(pid, threads.iter().map(|t| t.host_tid));
-        self.sup.session.insn = capture::syscall_insn(pid, &process.memory).ok();
-        for (fd, annotation) in annotations {
-            if let Ok(watches) = postcard::from_bytes(&annotation) {
-                self.sup.session.handles.take_up(pid, fd, watches);
+        self.sup.session.begin(pid, root.tids());
+        for process in &processes[1..] {
+            self.sup.session.add_process(process.pid, process.tids());
+        }
+        self.sup.session.insn = capture::syscall_insn(pid, &root.image.memory).ok();
+        for (index, fd, annotation) in annotations {
+            let holder = processes.get(index as usize);
+            if let (Some(holder), Ok(watches)) = (holder, postcard::from_bytes(&annotation)) {
+                self.sup.session.handles.take_up(holder.pid, fd, watches);
             }
         }
         self.join_relays(home, key, peer);
@@ -139,18 +143,18 @@ impl Mover {
         let waiting = self.forward.rest();
         self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
-        self.resume_all(&process, pid, &threads)?;
+        self.resume_all(&processes)?;
         let resumed = Instant::now();
         waiting.into_iter().for_each(|signal| self.signal_job(signal));
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
-        let processes = self.statuses(&process, pid);
+        let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: processes.clone(), resumed_ns }, &[]);
-        self.note(self.own_report(id, peer, &process, processes, arrived));
-        self.note_restored(pid);
-        self.stop_again(process.stopped, home)
+        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns }, &[]);
+        self.note(self.own_report(id, peer, &processes, statuses, arrived));
+        self.note_restored();
+        self.stop_again(root.image.stopped, home)
     }
 
     /// A job that was stopped comes to its stop again, of which the home knows. One that goes on
@@ -177,7 +181,7 @@ impl Mover {
         &self,
         id: MoveId,
         peer: &(NodeId, String),
-        process: &ProcessImage,
+        restored: &[Restored],
         processes: Vec<ProcessStatus>,
         arrived: Instant,
     ) -> MoveReport {
@@ -193,21 +197,24 @@ impl Mover {
             pause_ms: ms,
             total_ms: ms,
             parts: Vec::new(),
-            bytes_memory: process.memory.data_bytes(),
+            bytes_memory: restored.iter().map(|p| p.image.memory.data_bytes()).sum(),
             bytes_wire: 0,
             processes,
         }
     }
 
-    fn statuses(&self, process: &ProcessImage, host_pid: i32) -> Vec<ProcessStatus> {
-        let comm = fs::read_to_string(format!("/proc/{host_pid}/comm")).unwrap_or_default();
-        vec![ProcessStatus {
-            pid: process.ids.pid,
-            host_pid,
-            node: self.sup.node.clone(),
-            comm: comm.trim().to_owned(),
-            threads: process.threads.len() as u32,
-        }]
+    fn statuses(&self, restored: &[Restored]) -> Vec<ProcessStatus> {
+        let status = |process: &Restored| {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", process.pid));
+            ProcessStatus {
+                pid: process.image.ids.pid,
+                host_pid: process.pid,
+                node: self.sup.node.clone(),
+                comm: comm.unwrap_or_default().trim().to_owned(),
+                threads: process.threads.len() as u32,
+            }
+        };
+        restored.iter().map(status).collect()
     }
 
     /// Connects both halves of the relays, the job being still stopped.
@@ -241,38 +248,34 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    fn resume_all(
-        &mut self,
-        process: &ProcessImage,
-        pid: i32,
-        threads: &[NewThread],
-    ) -> Result<()> {
-        if let Some(signal) = process.stopped {
-            raw::kill(pid, signal).context("stopping the job as it was")?;
-        }
-        for thread in threads {
-            raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
-        }
-        let mut ways = Vec::with_capacity(threads.len());
-        for thread in threads {
-            ways.push(match thread.restart {
-                Some(restart) => {
-                    let ready = self.sup.session.make_ready(thread.host_tid, restart);
-                    ready.with_context(|| format!("the call of thread {}", thread.tid))?;
-                    Way::Step(0)
-                }
-                None => Way::Cont(0),
-            });
-        }
-        if !is_dumpable(process) {
-            if let Err(e) = self.make_undumpable(pid) {
-                tracing::error!("process {} stays dumpable: {e:#}", process.ids.pid);
+    /// Lets all threads go, once nothing more can fail.
+    fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
+        let mut ways = Vec::new();
+        for process in processes {
+            if let Some(signal) = process.image.stopped {
+                raw::kill(process.pid, signal).context("stopping the job as it was")?;
+            }
+            for thread in &process.threads {
+                raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
+                ways.push((thread, self.way_of(thread)?));
             }
         }
-        for (thread, way) in threads.iter().zip(ways) {
+        for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
+            if let Err(e) = self.make_undumpable(process.pid) {
+                tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
+            }
+        }
+        for (thread, way) in ways {
             let resumed = self.sup.session.go(thread.host_tid, way);
             resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
         }
         Ok(())
+    }
+
+    fn way_of(&mut self, thread: &NewThread) -> Result<Way> {
+        let Some(restart) = thread.restart else { return Ok(Way::Cont(0)) };
+        let ready = self.sup.session.make_ready(thread.host_tid, restart);
+        ready.with_context(|| format!("the call of thread {}", thread.tid))?;
+        Ok(Way::Step(0))
     }
 }

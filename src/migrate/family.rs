@@ -1,0 +1,133 @@
+//! Who belongs to a job, and whose child each is.
+//!
+//! The members of a job are its traced processes and those that have ended and wait for a traced
+//! parent (zombies). A member whose parent is none is a child of the job's pid 1 from the move
+//! on, as one whose parent has ended is anywhere (`getppid(2)`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::capture;
+use super::image::{ProcessImage, Zombie};
+use super::preflight::{children, is_zombie};
+use super::resource::{PartError, View};
+use super::skeleton::{Member, Plan};
+
+/// The members of a job with these host pids, parents before their children. The first pid is
+/// that of the job's first process, which stays the first.
+///
+/// # Errors
+/// When the first process is gone, or one of the others cannot be asked.
+pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
+    let mut all = Vec::with_capacity(pids.len());
+    for (n, &pid) in pids.iter().enumerate() {
+        let looked = View::read_process(pid).map_err(io_error(pid));
+        match looked.and_then(|view| Ok((capture::ids(&view)?, pid))) {
+            Ok((ids, _)) => all.push(Member { ids, ended: None }),
+            Err(e) if n == 0 => return Err(e),
+            // It has ended meanwhile, which the freeze will find.
+            Err(_) => continue,
+        }
+        for (child, _) in children(pid) {
+            if is_zombie(child) && !pids.contains(&child) {
+                let view = View::read_process(child).map_err(io_error(child))?;
+                let ended = Some(wait_status(child).map_err(io_error(child))?);
+                all.push(Member { ids: capture::ids(&view)?, ended });
+            }
+        }
+    }
+    let known: BTreeSet<i32> = all.iter().map(|member| member.ids.pid).collect();
+    for member in all.iter_mut().skip(1) {
+        if !known.contains(&member.ids.ppid) {
+            member.ids.ppid = 1;
+        }
+    }
+    Ok(parents_first(all))
+}
+
+/// Gives the captured processes, in the order of the plan, the parents that the plan says.
+///
+/// # Errors
+/// When they are not the living members of the plan.
+pub fn adopt(images: &mut [ProcessImage], plan: &Plan) -> Result<(), &'static str> {
+    let mut living = plan.members.iter().filter(|member| member.ended.is_none());
+    for image in images {
+        let member = living.next().filter(|member| member.ids.pid == image.ids.pid);
+        image.ids = member.ok_or("the tree has changed while it was frozen")?.ids;
+    }
+    living.next().map_or(Ok(()), |_| Err("a process has gone while it was frozen"))
+}
+
+/// Members that have ended.
+#[must_use]
+pub fn zombies(plan: &Plan) -> Vec<Zombie> {
+    let ended = plan.members.iter().filter_map(|m| Some((m.ids, m.ended?)));
+    ended.map(|(ids, status)| Zombie { ids, status }).collect()
+}
+
+fn io_error(pid: i32) -> impl FnOnce(io::Error) -> PartError {
+    move |source| PartError::Io { what: format!("status of process {pid}"), source }
+}
+
+/// The status that wait(2) will give of a zombie (`exit_code` of proc_pid_stat(5)).
+fn wait_status(pid: i32) -> io::Result<i32> {
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat());
+    let stat = stat.map_err(io::Error::other)?;
+    stat.exit_code.ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// The first member, and then each after its parent.
+fn parents_first(all: Vec<Member>) -> Vec<Member> {
+    let mut of: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
+    let known: BTreeSet<i32> = all.iter().map(|member| member.ids.pid).collect();
+    let mut next = Vec::new();
+    for (n, member) in all.iter().enumerate() {
+        match known.contains(&member.ids.ppid) && n > 0 {
+            true => of.entry(member.ids.ppid).or_default().push(n),
+            false => next.push(n),
+        }
+    }
+    let mut sorted = Vec::with_capacity(all.len());
+    next.reverse();
+    while let Some(n) = next.pop() {
+        sorted.push(all[n].clone());
+        next.extend(of.remove(&all[n].ids.pid).unwrap_or_default().into_iter().rev());
+    }
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::Ids;
+    use super::*;
+
+    fn member(pid: i32, ppid: i32) -> Member {
+        Member { ids: Ids { pid, ppid, pgid: 10, sid: 10 }, ended: None }
+    }
+
+    fn order(all: &[(i32, i32)]) -> Vec<i32> {
+        let all = all.iter().map(|(pid, ppid)| member(*pid, *ppid)).collect();
+        parents_first(all).iter().map(|m| m.ids.pid).collect()
+    }
+
+    #[test]
+    fn parents_come_before_their_children() {
+        assert_eq!(order(&[(10, 5), (11, 12), (12, 10), (13, 1)]), [10, 12, 11, 13]);
+        // The root's parent may have the number of nobody here.
+        assert_eq!(order(&[(10, 0)]), [10]);
+    }
+
+    #[test]
+    fn a_child_that_waits_to_be_reaped_is_a_member() {
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let (own, pid) = (std::process::id() as i32, child.id() as i32);
+        while !is_zombie(pid) {
+            std::thread::yield_now();
+        }
+        let all = members(&[own]).unwrap();
+        let zombie = all.iter().find(|m| m.ids.pid == pid).unwrap();
+        assert_eq!((zombie.ended, zombie.ids.ppid), (Some(7 << 8), own));
+        assert_eq!(all[0].ids.pid, own);
+        child.wait().unwrap();
+    }
+}
