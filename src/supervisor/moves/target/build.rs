@@ -201,7 +201,7 @@ impl Mover {
         let bytes = std::mem::take(&mut a.image);
         let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
-        let process = parcel.image.processes.first().context("an image without a process")?;
+        let [process] = parcel.image.processes.as_slice() else { bail!("not one process") };
         let unknown: Vec<FileId> = process
             .memory
             .files
@@ -209,7 +209,7 @@ impl Mover {
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
             .cloned()
             .collect();
-        for object in &process.files.objects {
+        for object in &parcel.image.files.objects {
             let kind = fd::by_name(&object.kind).context("a descriptor of an unknown kind")?;
             let Some(id) = kind.bulk_id(&object.state)? else { continue };
             if let Some(vessel) = kind.vessel(&object.state)? {
@@ -274,7 +274,7 @@ impl Mover {
             provided.push((*object, end.as_fd()));
             self.streams.insert(key_of(end)?, *stream);
         }
-        for (object, o) in (0..).zip(&process.files.objects) {
+        for (object, o) in (0..).zip(&parcel.image.files.objects) {
             let kind = fd::by_name(&o.kind).context("a descriptor of an unknown kind")?;
             let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
             provided.extend(vessel.map(|v| (object, v.as_fd())));
@@ -283,7 +283,8 @@ impl Mover {
             bail!("more than {} deleted files and relays", MAX_FDS);
         }
         let build = Build {
-            files: process.files.clone(),
+            files: parcel.image.files.clone(),
+            table: process.table.clone(),
             paths: mapped_paths(&process.memory, paths),
             exe: paths[process.memory.exe as usize].clone(),
             shared: process
