@@ -349,7 +349,7 @@ fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
     let mut keep = [control.as_raw_fd()];
     let provided = plan.provided.iter().copied().zip(fds).collect();
     let mut cx = Provided { fds: provided, shared: fd::Shared::default() };
-    let made = fd::restore_all(&plan.files.objects, &plan.files.table, &mut keep, &mut cx);
+    let made = fd::restore_all(&plan.files.objects, &plan.table, &mut keep, &mut cx);
     // Either where it was, or where restore_all has moved it.
     std::mem::forget(control);
     let control = raw::own(keep[0]);
@@ -384,7 +384,7 @@ fn for_mappings(plan: &Build) -> Result<Built, String> {
     built.exe = open(&plan.exe, false)?;
     for (dev, ino, name, size) in &plan.shared {
         let object = plan.files.identities.iter().position(|id| *id == (*dev, *ino));
-        let slot = plan.files.table.iter().find(|s| Some(s.object as usize) == object);
+        let slot = plan.table.iter().find(|s| Some(s.object as usize) == object);
         built.shared.push(match slot {
             // Through /proc, because a mapping may write where the descriptor may not.
             Some(slot) => {

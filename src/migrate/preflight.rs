@@ -17,7 +17,7 @@ use super::message::{Hello, Verdict};
 use super::raw::{compare_tasks, Shared};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
-use super::resource::fd::{self, FdView};
+use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
 use crate::boot;
@@ -44,7 +44,7 @@ pub struct Local {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn forwarded(files: &Files, pids: &[i32], known: &Forwarded) -> io::Result<Forwarded> {
+pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
@@ -55,7 +55,7 @@ pub fn forwarded(files: &Files, pids: &[i32], known: &Forwarded) -> io::Result<F
         }
     }
     if !pipes.is_empty() {
-        let outside = fd::outside_holders(&pipes, pids)?;
+        let outside = fd::outside_holders(&pipes, &files.job_pids())?;
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
             // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
@@ -104,7 +104,7 @@ pub fn local(
     filters: u64,
 ) -> io::Result<Local> {
     let forwarded = match known {
-        Some(known) => forwarded(files, pids, known)?,
+        Some(known) => forwarded(files, known)?,
         None => Forwarded::new(),
     };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));

@@ -144,7 +144,7 @@ impl Free {
 /// control socket, and whatever it was just using when it was stopped.
 fn foreign_descriptors(pid: i32, image: &ProcessImage) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
-    let own: std::collections::BTreeSet<RawFd> = image.files.table.iter().map(|s| s.fd).collect();
+    let own: std::collections::BTreeSet<RawFd> = image.table.iter().map(|s| s.fd).collect();
     let entries = io_error(path.clone(), std::fs::read_dir(&path))?;
     let mut all = Vec::new();
     for entry in entries {

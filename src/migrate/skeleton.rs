@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image::{Clocks, FdImage, Ids};
 use super::resource::creds::User;
+use super::resource::fd::Slot;
 use super::{newborn, raw};
 
 /// What the frame of a process needs before its image arrives.
@@ -97,6 +98,7 @@ pub(super) enum Request {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Build {
     pub files: FdImage,
+    pub table: Vec<Slot>,
     /// Files to open for mappings: path, for writing.
     pub paths: Vec<(String, bool)>,
     /// The executable.

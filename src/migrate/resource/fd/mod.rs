@@ -70,7 +70,8 @@ pub struct Slot {
 
 /// What capture may ask.
 pub trait CaptureCx {
-    /// A duplicate of a job's descriptor (pidfd_getfd), sharing its description.
+    /// A duplicate of a job's descriptor (pidfd_getfd) in the view's process, sharing its
+    /// description.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -79,13 +80,8 @@ pub trait CaptureCx {
     fn all(&self) -> &[FdView];
     /// Annotations of the handle table for this descriptor (e.g. inotify watches), postcard.
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
-    /// Host pids of the job's processes.
-    fn job_pids(&self) -> Vec<i32> {
-        let mut pids: Vec<i32> = self.all().iter().map(|v| v.host_pid).collect();
-        pids.sort_unstable();
-        pids.dedup();
-        pids
-    }
+    /// Host pids of all processes of the job.
+    fn job_pids(&self) -> Vec<i32>;
 }
 
 /// What restore may ask. Runs inside the new process, before it gets its old memory.

@@ -320,9 +320,10 @@ mod tests {
             ok(restore_all(&objects, &table, &mut keep, &mut cx), "restore_all")?;
             same(keep[0] > 1500, true)?;
             // Exactly the table and what is kept.
-            let now = ok(views(std::process::id() as i32), "views")?;
+            let pid = std::process::id() as i32;
+            let now = ok(views(&[pid]), "views")?;
             // The listing itself uses one descriptor.
-            let slots: Vec<_> = now.table.iter().filter(|s| s.fd != keep[0]).collect();
+            let slots: Vec<_> = now.tables[&pid].iter().filter(|s| s.fd != keep[0]).collect();
             let mut wanted: Vec<_> = table.iter().collect();
             wanted.sort_by_key(|s| s.fd);
             same(slots.len(), wanted.len())?;

@@ -20,14 +20,16 @@ fn owned(result: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// kcmp(2) KCMP_FILE within one process: the order of the two open file descriptions.
+/// kcmp(2) KCMP_FILE: the order of the open file descriptions behind two descriptors, each
+/// given by process and number.
 ///
 /// # Errors
 /// `ENOSYS` without CONFIG_KCMP, `EPERM`, `ESRCH`, `EBADF`.
-pub fn compare_files(pid: i32, fd1: RawFd, fd2: RawFd) -> io::Result<Ordering> {
+pub fn compare_files(one: (i32, RawFd), other: (i32, RawFd)) -> io::Result<Ordering> {
     const KCMP_FILE: i32 = 0;
+    let ((pid1, fd1), (pid2, fd2)) = (one, other);
     // SAFETY: numbers only.
-    match check(unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, fd1, fd2) })? {
+    match check(unsafe { libc::syscall(libc::SYS_kcmp, pid1, pid2, KCMP_FILE, fd1, fd2) })? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         _ => Ok(Ordering::Greater),
