@@ -130,6 +130,17 @@ fn perl(hosts: &Hosts, start: Start) -> Result<()> {
     )
 }
 
+fn bash(hosts: &Hosts, start: Start) -> Result<()> {
+    let (bash, file) = (needs("bash")?, source("steps.sh")?);
+    in_steps(
+        hosts,
+        start,
+        || Program::new(&bash).args([file.display()]),
+        &numbers(12),
+        When::Inside,
+    )
+}
+
 fn go(hosts: &Hosts, start: Start) -> Result<()> {
     let (go, file) = (needs("go")?, source("steps.go")?);
     let built = common::run_dir().join("bin/steps-go");
@@ -354,6 +365,7 @@ const APPS: &[(&str, App)] = &[
     ("sqlite3-file", sqlite),
     ("sqlite3-memory", sqlite_memory),
     ("perl", perl),
+    ("bash", bash),
     ("node", node),
     ("java", java),
     ("go", go),

@@ -40,6 +40,12 @@ pub struct JobImage {
 }
 
 impl JobImage {
+    /// Bytes of memory that travel.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.processes.iter().map(|process| process.memory.data_bytes()).sum()
+    }
+
     /// Checks what the rest of this program takes for granted; the kernel judges the rest.
     ///
     /// # Errors

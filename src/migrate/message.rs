@@ -127,8 +127,12 @@ pub enum Msg {
     },
     /// Host: all signals before this number were taken.
     SignalsTaken(u64),
-    /// Source: a signal that came for the copy that stayed behind.
-    LateSignal(i32),
+    /// Source: a signal that came for a process of the copy that stayed behind; `pid` as the job
+    /// sees it, none for the job's first process wherever it is now.
+    LateSignal {
+        pid: Option<i32>,
+        signal: i32,
+    },
     /// Host: the relays were lost with a supervisor that has died.
     RelaysLost,
     /// Host: the job was stopped by this signal.

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod cpus;
+pub mod family;
 pub mod files;
 pub mod freeze;
 pub mod image;

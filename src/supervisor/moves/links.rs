@@ -160,7 +160,7 @@ impl Mover {
             Msg::Ask(id) => self.tell_decision(key, id),
             Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch, stopped } => self.attached(key, epoch, stopped),
-            Msg::LateSignal(signal) => self.signal_anywhere(signal),
+            Msg::LateSignal { pid, signal } => self.signal_late(pid, signal),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
                 self.please_move(key, &to)?;
             }

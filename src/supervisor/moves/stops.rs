@@ -7,12 +7,14 @@ use anyhow::{Context, Result};
 use super::super::Mode;
 use super::{LinkKey, Mover, Side};
 use crate::migrate::message::Msg;
+use crate::migrate::resource::View;
+use crate::tracer::raw;
 
 impl Mover {
     /// Sends a signal to the job, which is here.
     pub(super) fn signal_job(&self, signal: i32) {
         if self.agent.is_none() && self.sup.session.root != 0 {
-            if let Err(e) = crate::tracer::raw::kill(self.sup.session.root, signal) {
+            if let Err(e) = raw::kill(self.sup.session.root, signal) {
                 tracing::debug!("signal {signal} for the job: {e}");
             }
         }
@@ -50,6 +52,16 @@ impl Mover {
         }
         self.forward.post(signal);
         self.send_signals();
+    }
+
+    /// A signal that a copy of the job got which stayed behind.
+    pub(super) fn signal_late(&mut self, pid: Option<i32>, signal: i32) {
+        let Some(pid) = pid else { return self.signal_anywhere(signal) };
+        let has_number = |host: &i32| View::read_process(*host).is_ok_and(|v| v.job_pid == pid);
+        let found = self.sup.session.processes().into_iter().find(has_number);
+        if let Some(Err(e)) = found.map(|host| raw::kill(host, signal)) {
+            tracing::debug!("signal {signal} for process {pid} of the job: {e}");
+        }
     }
 
     /// Sends what waits for the job, if it can be reached.

@@ -136,6 +136,7 @@ impl Named {
     /// Without the hash.
     pub(super) fn read(view: &FdView) -> io::Result<Self> {
         Ok(Self {
+            pid: view.host_pid,
             fd: view.fd,
             path: view.path()?,
             file_type: view.file_type(),

@@ -263,6 +263,12 @@ impl Mover {
         let stays = self.sup.job.meta.attached && self.init.is_none() && self.standin.is_none();
         // Nothing runs here any more that could take them.
         let mut late = Vec::new();
+        for (image, process) in image.processes.iter().zip(&frozen.job.processes).skip(1) {
+            let pid = Some(image.ids.pid);
+            for signal in signals::late(process.pid, image) {
+                self.send(target.key, &Msg::LateSignal { pid, signal }, &[]);
+            }
+        }
         match root.filter(|_| stays) {
             Some((image, process)) => {
                 self.standin = StandIn::make(&mut self.sup, process, image)
@@ -299,7 +305,9 @@ impl Mover {
             }
             late.into_iter().for_each(|signal| self.signal_anywhere(signal));
         } else {
-            late.into_iter().for_each(|s| self.send(target.key, &Msg::LateSignal(s), &[]));
+            for signal in late {
+                self.send(target.key, &Msg::LateSignal { pid: None, signal }, &[]);
+            }
             let to = Some((target.id, target.name.clone()));
             let epoch = self.sup.job.meta.epoch;
             self.say(Msg::Report(Box::new(report.clone())), &[]);

@@ -1,6 +1,5 @@
 //! The side that gives the job up. See [`crate::migrate::message`] for the order of messages.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,7 +27,6 @@ use crate::migrate::family;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
-use crate::supervisor::session::TaskState;
 use crate::tracer::raw;
 
 /// Without a sign of the target for so long a move is given up.
@@ -467,7 +465,7 @@ impl Mover {
             self.progress(to, Phase::Copy, text, None);
         }
         self.ship(target, &wanted)?;
-        let plan = self.plan(None)?;
+        let mut plan = self.plan()?;
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
         self.forward_files(&verdict, &mut forwarded)?;
@@ -485,12 +483,14 @@ impl Mover {
         let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
         laps.lap("freeze");
         // The tree may have grown or lost members since.
-        let now = self.plan(Some(&frozen.job))?;
-        if now.members != plan.members {
-            self.prepare(target, &now)?;
+        let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
+        if members != plan.members {
+            let clocks = job_clocks(self.sup.session.root).map_err(own)?;
+            plan = Plan { members, clocks, ..plan };
+            self.prepare(target, &plan)?;
         }
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        self.send_frozen(target, frozen, &agreed, &now, laps)
+        self.send_frozen(target, frozen, &agreed, &plan, laps)
     }
 
     /// The commit point: with the record COMMIT the job is the target's.
@@ -553,14 +553,11 @@ impl Mover {
         }
     }
 
-    /// The frame as the job is now, running or frozen.
-    fn plan(&self, frozen: Option<&FrozenJob>) -> Step1<Plan> {
+    /// The frame as the running job is now.
+    fn plan(&self) -> Step1<Plan> {
         let root = self.sup.session.root;
         let view = View::read_process(root).map_err(own)?;
-        let pids = match frozen {
-            Some(job) => job.processes.iter().map(|process| process.pid).collect(),
-            None => self.pids(),
-        };
+        let pids = self.pids();
         let members = family::members(&pids).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
