@@ -47,7 +47,7 @@ pub fn job_turns(who: Who, what: &str) -> Result<()> {
     let mut child = child;
     procs::wait(&mut child, PATIENCE, "vosrun migrate")?;
     let code = procs::exit_code(child.wait()?);
-    let codes = if what == "exec" { vec![MOVED, REFUSED, ABORTED] } else { vec![REFUSED, ABORTED] };
+    let codes = [MOVED, REFUSED, ABORTED];
     ensure!(codes.contains(&code), "exit {code} of {codes:?}");
     until(SOON, "the guest did it", || Ok(waits.exists().then_some(())))?;
     scene.job.finish().map(drop)
