@@ -15,4 +15,5 @@ pub mod restore;
 pub mod settle;
 pub mod skeleton;
 pub mod transport;
+pub mod tree;
 pub mod vdso;
