@@ -14,12 +14,13 @@ use anyhow::{anyhow, bail, Context, Result};
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::{read_hello, Prepared, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::building::{shares, Build};
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Build, Skeleton, MAX_FDS};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -279,24 +280,16 @@ impl Mover {
             let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
             provided.extend(vessel.map(|v| (object, v.as_fd())));
         }
-        if provided.len() > MAX_FDS {
-            bail!("more than {} deleted files and relays", MAX_FDS);
-        }
+        let mut shares = shares(&parcel.image.files, &[&process.table]);
         let build = Build {
-            files: parcel.image.files.clone(),
-            table: process.table.clone(),
             paths: mapped_paths(&process.memory, paths),
             exe: paths[process.memory.exe as usize].clone(),
-            shared: process
-                .memory
-                .objects
-                .iter()
-                .map(|o| (o.dev, o.ino, o.name.clone(), o.size))
-                .collect(),
+            shared: process.memory.objects.clone(),
             provided: provided.iter().map(|(object, _)| *object).collect(),
+            ..shares.swap_remove(0).build
         };
         let fds: Vec<BorrowedFd> = provided.iter().map(|(_, fd)| *fd).collect();
-        let built = skeleton.build(&build, &fds)?;
+        let (built, _) = skeleton.build(&build, &fds)?;
         Ok(Restoring::begin(skeleton.pid, process, &built, &self.vdso)?)
     }
 
