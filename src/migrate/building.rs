@@ -136,7 +136,7 @@ pub(super) fn ask(
     let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let mut pieces = fds.chunks(MAX_FDS);
     let mut handed = Vec::new();
-    tell(Request::Build(build.clone()), pieces.next().unwrap_or_default())?;
+    tell(Request::Build(Box::new(build.clone())), pieces.next().unwrap_or_default())?;
     loop {
         match answer()? {
             (Word::More, _, some) if !some.is_empty() => {

@@ -93,7 +93,7 @@ pub(super) enum Word {
 pub(super) enum Request {
     /// Make the terminal that comes along the controlling one, with this foreground group.
     Terminal(i32),
-    Build(Build),
+    Build(Box<Build>),
     /// More descriptors for [`Request::Build`], or more are wanted of those that P hands out.
     More,
 }

@@ -325,7 +325,8 @@ fn images_that_would_be_believed_are_refused() {
         spoil(&mut parcel.image.processes[1]);
         assert!(parcel.image.check().is_err(), "{what}");
     }
-    let spoil: [(&str, fn(&mut JobImage)); 3] = [
+    type SpoilJob = (&'static str, fn(&mut JobImage));
+    let spoil: [SpoilJob; 3] = [
         ("no process", |job| job.processes.clear()),
         ("an object without an identity", |job| job.files.identities.clear()),
         ("a zombie twice", |job| job.zombies.push(job.zombies[0])),

@@ -208,12 +208,15 @@ pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
     Ok(numbers)
 }
 
+/// A descriptor: its process (host pid) and number.
+type Place = (i32, i32);
+
 /// Descriptions found so far. Only those with the same inode can be the same; among them
 /// the kernel's order (kcmp) is searched by halves.
 #[derive(Default)]
 struct Groups {
     /// By st_dev and st_ino: (process and descriptor, its object), in the order of kcmp.
-    by_inode: HashMap<(u64, u64), Vec<((i32, i32), u32)>>,
+    by_inode: HashMap<(u64, u64), Vec<(Place, u32)>>,
     /// Why kcmp does not work here, and of which process it was asked.
     broken: Option<(i32, io::Error)>,
 }
