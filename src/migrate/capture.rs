@@ -9,6 +9,7 @@ use std::io;
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{FdImage, Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
+use super::resource::fd::Slot;
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::signals;
@@ -27,14 +28,16 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
     move |source| PartError::Io { what, source }
 }
 
-/// Captures everything but descriptors, which `files` are, and the pages of memory.
+/// Captures everything but descriptors, which refer by `table` to those of `files`, and the
+/// pages of memory.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
 /// still stopped.
 pub fn capture(
     frozen: &mut FrozenProcess,
-    files: FdImage,
+    files: &FdImage,
+    table: Vec<Slot>,
     running: &Running,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
@@ -67,7 +70,7 @@ pub fn capture(
     Ok(ProcessImage {
         ids: ids(leader)?,
         memory,
-        files,
+        table,
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,

@@ -1,46 +1,68 @@
-//! A process's descriptors become an [`FdImage`].
+//! The descriptors of a job's processes become an [`FdImage`] and a table for each process.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::image::FdImage;
-use super::resource::fd::{self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Views};
+use super::resource::fd::{
+    self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
+};
 use crate::control::Finding;
 use crate::tracer::raw;
 
-/// Descriptors of one process, being captured.
+/// Descriptors of a job, being captured.
 pub struct Files {
-    pidfd: OwnedFd,
+    /// The job's processes, by host pid.
+    processes: BTreeMap<i32, OwnedFd>,
     pub views: Views,
-    /// Annotations of the handle table by descriptor.
-    annotations: BTreeMap<i32, Vec<u8>>,
+    /// Annotations of the handle table, by process and descriptor of the view.
+    annotations: BTreeMap<(i32, i32), Vec<u8>>,
 }
 
 impl CaptureCx for Files {
     fn dup(&self, view: &FdView) -> io::Result<OwnedFd> {
-        raw::pidfd_getfd(&self.pidfd, view.fd)
+        let process = self.processes.get(&view.host_pid);
+        let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        raw::pidfd_getfd(process, view.fd)
     }
     fn all(&self) -> &[FdView] {
         &self.views.objects
     }
     fn annotation(&self, view: &FdView) -> Option<&[u8]> {
-        self.annotations.get(&view.fd).map(Vec::as_slice)
+        self.annotations.get(&(view.host_pid, view.fd)).map(Vec::as_slice)
+    }
+    fn job_pids(&self) -> Vec<i32> {
+        self.processes.keys().copied().collect()
     }
 }
 
 impl Files {
-    /// Reads the descriptors of a process, running or frozen. `annotate` gives what the handle
-    /// table knows of a descriptor.
+    /// Reads the descriptors of a job's processes (host pids), running or frozen. `annotate`
+    /// gives what the handle table knows of a descriptor of a process. Processes that end
+    /// meanwhile are left out.
     ///
     /// # Errors
-    /// When the process is gone or may not be looked at.
-    pub fn read(pid: i32, annotate: impl Fn(i32) -> Option<Vec<u8>>) -> io::Result<Self> {
-        let pidfd = raw::pidfd_open(pid)?;
-        let views = fd::views(pid)?;
-        let numbers = views.objects.iter().map(|v| v.fd);
-        let annotations = numbers.filter_map(|fd| Some((fd, annotate(fd)?))).collect();
-        Ok(Self { pidfd, views, annotations })
+    /// When all are gone or one may not be looked at.
+    pub fn read(pids: &[i32], annotate: impl Fn(i32, i32) -> Option<Vec<u8>>) -> io::Result<Self> {
+        let mut processes = BTreeMap::new();
+        for &pid in pids {
+            match raw::pidfd_open(pid) {
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                other => drop(processes.insert(pid, other?)),
+            }
+        }
+        let there: Vec<i32> = pids.iter().copied().filter(|p| processes.contains_key(p)).collect();
+        let views = fd::views(&there)?;
+        let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
+        let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
+        Ok(Self { processes, views, annotations })
+    }
+
+    /// The descriptors of one process, ascending; none if it is not of the job.
+    #[must_use]
+    pub fn table(&self, pid: i32) -> &[Slot] {
+        self.views.tables.get(&pid).map_or(&[], Vec::as_slice)
     }
 
     /// A duplicate of a description.
@@ -66,7 +88,7 @@ impl Files {
         &self,
         forwarded: impl Fn(&FdView) -> bool,
     ) -> Result<(FdImage, Vec<BulkSource>), FdError> {
-        let mut image = FdImage { table: self.views.table.clone(), ..FdImage::default() };
+        let mut image = FdImage::default();
         let mut bulk: BTreeMap<BulkId, BulkSource> = BTreeMap::new();
         for view in &self.views.objects {
             image.identities.push((view.dev, view.ino));
@@ -82,5 +104,55 @@ impl Files {
             }
         }
         Ok((image, bulk.into_values().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::process::{Command, Stdio};
+
+    use nix::sys::signal::{kill, Signal};
+    use nix::sys::wait::{waitpid, WaitPidFlag};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn processes_without_a_descriptor_are_of_the_job() {
+        let file = tempfile::tempfile().expect("file");
+        let script = "exec 0<&- 1>&- 2>&-; kill -STOP $$; exec 7</dev/null; kill -STOP $$";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(file.try_clone().expect("dup"))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("sh");
+        let (pid, own) = (child.id() as i32, std::process::id() as i32);
+        let stopped = || waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WUNTRACED)).expect("wait");
+        let annotate = |pid, fd| Some(format!("{pid} {fd}").into_bytes());
+        stopped();
+        let bare = Files::read(&[own, pid], annotate);
+        kill(Pid::from_raw(pid), Signal::SIGCONT).expect("continue");
+        stopped();
+        let later = Files::read(&[own, pid], annotate);
+        let dup = later.as_ref().ok().and_then(|files| {
+            let view = files.views.objects.iter().find(|v| (v.host_pid, v.fd) == (pid, 7))?;
+            Some((files.duplicate(view), files.annotation(view).map(<[u8]>::to_vec)))
+        });
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        let bare = bare.expect("files");
+        let mut both = vec![own, pid];
+        both.sort_unstable();
+        assert_eq!(bare.job_pids(), both);
+        assert!(bare.table(pid).iter().all(|slot| slot.fd > 2));
+        assert!(bare.table(own).iter().any(|slot| slot.fd == file.as_raw_fd()));
+        let (dup, annotation) = dup.expect("a descriptor that only the child has");
+        let null = std::fs::metadata("/dev/null").expect("stat");
+        let found = std::fs::File::from(dup.expect("duplicate")).metadata().expect("stat");
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(found.rdev(), null.rdev());
+        assert_eq!(annotation, Some(format!("{pid} 7").into_bytes()));
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! JobImage ─┬─ job, clocks, host name
-//!           └─ ProcessImage ─┬─ ids, memory (without pages), descriptors
-//!                            ├─ parts of the process
-//!                            └─ ThreadImage: registers, restart, parts of the thread
+//!           ├─ FdImage: open file descriptions, of all processes together
+//!           ├─ ProcessImage ─┬─ ids, memory (without pages), table of descriptors
+//!           │                ├─ parts of the process
+//!           │                └─ ThreadImage: registers, restart, parts of the thread
+//!           └─ Zombie: processes that have ended and are not reaped
 //! ```
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +21,7 @@ use crate::control::MoveReport;
 use crate::ids::JobId;
 
 /// Version of [`JobImage`]; nodes of other versions refuse each other.
-pub const IMAGE_VERSION: u32 = 1;
+pub const IMAGE_VERSION: u32 = 2;
 
 /// A whole frozen job, without the pages of its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,7 +31,12 @@ pub struct JobImage {
     /// What uname(2) gives as node name and domain name.
     pub nodename: String,
     pub domainname: String,
+    /// Open file descriptions of all processes.
+    pub files: FdImage,
+    /// The job's first process, then the others, parents before their children.
     pub processes: Vec<ProcessImage>,
+    /// Processes that have ended and wait to be reaped.
+    pub zombies: Vec<Zombie>,
 }
 
 impl JobImage {
@@ -36,11 +45,18 @@ impl JobImage {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), &'static str> {
-        let [process] = self.processes.as_slice() else { return Err("not one process") };
-        if process.threads.is_empty() {
-            return Err("a process without a thread");
+        if self.processes.is_empty() {
+            return Err("no process");
         }
-        process.memory.check()
+        if self.files.identities.len() != self.files.objects.len() {
+            return Err("not one identity per open file description");
+        }
+        let mut pids = BTreeSet::new();
+        let ended = self.zombies.iter().map(|zombie| zombie.ids.pid);
+        if !self.processes.iter().map(|p| p.ids.pid).chain(ended).all(|pid| pids.insert(pid)) {
+            return Err("two processes of one number");
+        }
+        self.processes.iter().try_for_each(|process| process.check(&self.files))
     }
 }
 
@@ -71,12 +87,33 @@ pub struct Clocks {
 pub struct ProcessImage {
     pub ids: Ids,
     pub memory: MmImage,
-    pub files: FdImage,
+    /// Its descriptors, which refer to [`JobImage::files`].
+    pub table: Vec<fd::Slot>,
     pub parts: Vec<PartState>,
     /// The first is the process's leader.
     pub threads: Vec<ThreadImage>,
     /// Stopped by this job-control signal.
     pub stopped: Option<i32>,
+}
+
+impl ProcessImage {
+    fn check(&self, files: &FdImage) -> Result<(), &'static str> {
+        if self.threads.is_empty() {
+            return Err("a process without a thread");
+        }
+        if self.table.iter().any(|slot| slot.object as usize >= files.objects.len()) {
+            return Err("a descriptor of no open file description");
+        }
+        self.memory.check()
+    }
+}
+
+/// A process that has ended and waits to be reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zombie {
+    pub ids: Ids,
+    /// As wait(2) gives it.
+    pub status: i32,
 }
 
 /// Numbers of a process as the job sees them.
@@ -98,13 +135,13 @@ impl Ids {
     }
 }
 
-/// Descriptors of a process: open file descriptions, and the numbers that refer to them.
+/// Open file descriptions of a job; those that several processes share are here once. The
+/// tables of the processes refer to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdImage {
     pub objects: Vec<fd::Object>,
     /// Device and inode of each object at the source: finds mappings of the same object.
     pub identities: Vec<(u64, u64)>,
-    pub table: Vec<fd::Slot>,
 }
 
 /// One thread.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::mount::{mount, MsFlags};
@@ -13,10 +13,9 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::{Clocks, Ids};
-use super::raw;
 use super::resource::creds::User;
-use super::resource::fd::{self, RestoreCx};
-use super::skeleton::{coarse_tick, offsets, receive, send, Build, Built, Plan, Request, Word};
+use super::skeleton::{coarse_tick, offsets, receive, send, Plan, Request, Word};
+use super::{building, raw};
 use crate::tracer::raw::pidfd_open;
 
 /// Ends of the sockets that the new processes hold.
@@ -338,85 +337,9 @@ fn process(plan: &Plan, ends: Ends) -> ! {
                 let result = fds.first().map_or(Ok(()), |tty| take_terminal(tty.as_fd(), group));
                 let _ = send(control.as_fd(), &answer(result), &[]);
             }
-            Ok((Request::Build(plan), _, fds)) => build_and_wait(&plan, control, fds),
+            Ok((Request::Build(plan), _, fds)) => building::build_and_wait(&plan, control, fds),
+            Ok((Request::More, ..)) => {}
             Err(_) => raw::exit_now(1),
         }
-    }
-}
-
-/// Makes all descriptors, answers, and waits to be stopped for ever.
-fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
-    let mut keep = [control.as_raw_fd()];
-    let provided = plan.provided.iter().copied().zip(fds).collect();
-    let mut cx = Provided { fds: provided, shared: fd::Shared::default() };
-    let made = fd::restore_all(&plan.files.objects, &plan.files.table, &mut keep, &mut cx);
-    // Either where it was, or where restore_all has moved it.
-    std::mem::forget(control);
-    let control = raw::own(keep[0]);
-    let built = match made {
-        Ok(()) => for_mappings(plan),
-        Err(e) => Err(e.to_string()),
-    };
-    let word = match built {
-        Ok(built) => Word::Built(built),
-        Err(text) => Word::Failed(text),
-    };
-    let _ = send(control.as_fd(), &word, &[]);
-    // The supervisor stops this process here; it goes on only as the job.
-    loop {
-        if receive::<Request>(control.as_fd()).is_err() {
-            raw::exit_now(1);
-        }
-    }
-}
-
-fn open(path: &str, write: bool) -> Result<RawFd, String> {
-    let file = fs::OpenOptions::new().read(true).write(write).open(path);
-    file.map(IntoRawFd::into_raw_fd).map_err(|e| format!("open {path} for a mapping: {e}"))
-}
-
-/// Opens what the mappings need. These descriptors are closed when the mappings are made.
-fn for_mappings(plan: &Build) -> Result<Built, String> {
-    let mut built = Built::default();
-    for (path, write) in &plan.paths {
-        built.paths.push(open(path, *write)?);
-    }
-    built.exe = open(&plan.exe, false)?;
-    for (dev, ino, name, size) in &plan.shared {
-        let object = plan.files.identities.iter().position(|id| *id == (*dev, *ino));
-        let slot = plan.files.table.iter().find(|s| Some(s.object as usize) == object);
-        built.shared.push(match slot {
-            // Through /proc, because a mapping may write where the descriptor may not.
-            Some(slot) => {
-                let path = format!("/proc/self/fd/{}", slot.fd);
-                open(&path, true).or_else(|_| open(&path, false))?
-            }
-            None => fresh_object(name, *size).map_err(|e| format!("memory {name}: {e}"))?,
-        });
-    }
-    Ok(built)
-}
-
-/// Shared memory that no descriptor holds, as a memfd.
-fn fresh_object(name: &str, size: u64) -> io::Result<RawFd> {
-    let name: String = name.rsplit('/').next().unwrap_or("").chars().take(200).collect();
-    let fd = raw::memfd(&name)?;
-    fs::File::from(fd.try_clone()?).set_len(size)?;
-    Ok(fd.into_raw_fd())
-}
-
-/// Descriptors that came with the message, by the object they stand for.
-struct Provided {
-    fds: Vec<(u32, OwnedFd)>,
-    shared: fd::Shared,
-}
-
-impl RestoreCx for Provided {
-    fn provided(&mut self, object: u32) -> Option<OwnedFd> {
-        let at = self.fds.iter().position(|(o, _)| *o == object)?;
-        Some(self.fds.swap_remove(at).1)
-    }
-    fn shared(&mut self) -> &mut fd::Shared {
-        &mut self.shared
     }
 }

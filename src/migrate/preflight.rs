@@ -16,7 +16,7 @@ use super::image::JobInfo;
 use super::message::{Hello, Verdict};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
-use super::resource::fd::{self, FdView};
+use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
 use crate::boot;
@@ -43,7 +43,7 @@ pub struct Local {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwarded> {
+pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
@@ -54,7 +54,7 @@ pub fn forwarded(files: &Files, pid: i32, known: &Forwarded) -> io::Result<Forwa
         }
     }
     if !pipes.is_empty() {
-        let outside = fd::outside_holders(&pipes, &[pid])?;
+        let outside = fd::outside_holders(&pipes, &files.job_pids())?;
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
             // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
@@ -104,7 +104,7 @@ pub fn local(
 ) -> io::Result<Local> {
     let mut findings = super::capture::check_memory(pid)?;
     let forwarded = match known {
-        Some(known) => forwarded(files, pid, known)?,
+        Some(known) => forwarded(files, known)?,
         None => Forwarded::new(),
     };
     let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::building::Built;
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
 use super::resource::memory::{Backing, Mapping, MmImage};
@@ -18,7 +19,6 @@ use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
 use super::resource::{part, PartError, Scope, Told, View, PARTS};
-use super::skeleton::Built;
 use super::vdso::{with_jumps, Vdso};
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_DATA, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};
@@ -144,7 +144,7 @@ impl Free {
 /// control socket, and whatever it was just using when it was stopped.
 fn foreign_descriptors(pid: i32, image: &ProcessImage) -> Result<Vec<RawFd>> {
     let path = format!("/proc/{pid}/fd");
-    let own: std::collections::BTreeSet<RawFd> = image.files.table.iter().map(|s| s.fd).collect();
+    let own: std::collections::BTreeSet<RawFd> = image.table.iter().map(|s| s.fd).collect();
     let entries = io_error(path.clone(), std::fs::read_dir(&path))?;
     let mut all = Vec::new();
     for entry in entries {

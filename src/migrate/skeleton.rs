@@ -27,7 +27,8 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::image::{Clocks, FdImage, Ids};
+use super::building::{self, Build, Built};
+use super::image::{Clocks, Ids};
 use super::resource::creds::User;
 use super::{newborn, raw};
 
@@ -68,9 +69,9 @@ pub enum SkeletonError {
     Step(String),
 }
 
-type Result<T> = std::result::Result<T, SkeletonError>;
+pub(super) type Result<T> = std::result::Result<T, SkeletonError>;
 
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SkeletonError {
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SkeletonError {
     move |source| SkeletonError::Io { what, source }
 }
 
@@ -81,6 +82,8 @@ pub(super) enum Word {
     Init(bool),
     /// From P: it waits.
     Ready,
+    /// From P: some of the descriptors that it hands out, or it wants more of those it is given.
+    More,
     Built(Built),
     Failed(String),
 }
@@ -90,29 +93,9 @@ pub(super) enum Word {
 pub(super) enum Request {
     /// Make the terminal that comes along the controlling one, with this foreground group.
     Terminal(i32),
-    Build(Build),
-}
-
-/// What P makes of the image before it loses its old memory.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Build {
-    pub files: FdImage,
-    /// Files to open for mappings: path, for writing.
-    pub paths: Vec<(String, bool)>,
-    /// The executable.
-    pub exe: String,
-    /// Shared memory: device and inode of its descriptor in `files`, name, bytes.
-    pub shared: Vec<(u64, u64, String, u64)>,
-    /// Objects of `files` that come as descriptors with the message, in that order.
-    pub provided: Vec<u32>,
-}
-
-/// Descriptors that P holds for its mappings.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Built {
-    pub paths: Vec<RawFd>,
-    pub exe: RawFd,
-    pub shared: Vec<RawFd>,
+    Build(Box<Build>),
+    /// More descriptors for [`Request::Build`], or more are wanted of those that P hands out.
+    More,
 }
 
 /// Sends one message with descriptors; large content goes through a memfd.
@@ -272,25 +255,20 @@ impl Skeleton {
                     return Ok(Self { pid: sender, init, host_proc, control, leader, ids });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Built(_) => return Err(SkeletonError::Step("out of order".into())),
+                Word::More | Word::Built(_) => {
+                    return Err(SkeletonError::Step("out of order".into()))
+                }
             }
         }
     }
 
-    /// Gives the process its descriptors. `fds` stand for `build.provided`.
+    /// Gives the process its descriptors. `fds` stand for `build.provided`, `build.ready` and
+    /// `build.shared_given`, one after the other; answered are those of `build.hand_out`.
     ///
     /// # Errors
     /// The descriptor that could not be made, in words.
-    pub fn build(&self, build: &Build, fds: &[BorrowedFd]) -> Result<Built> {
-        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        send(self.control.as_fd(), &Request::Build(build.clone()), &fds)
-            .map_err(io_error("send descriptors"))?;
-        let what = "descriptors of the new process";
-        match receive::<Word>(self.control.as_fd()).map_err(io_error(what))? {
-            (Word::Built(built), ..) => Ok(built),
-            (Word::Failed(text), ..) => Err(SkeletonError::Step(text)),
-            _ => Err(SkeletonError::Step("out of order".into())),
-        }
+    pub fn build(&self, build: &Build, fds: &[BorrowedFd]) -> Result<(Built, Vec<OwnedFd>)> {
+        building::ask(self.control.as_fd(), build, fds)
     }
 
     /// Makes `tty` the controlling terminal of the job's session. Before [`Skeleton::build`].

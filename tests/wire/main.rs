@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use vosrun::control::{Finding, MoveReport, ProcessStatus, Reply, Request, Severity};
 use vosrun::ids::{Epoch, JobId, MoveId, NodeId};
 use vosrun::migrate::image::{
-    Clocks, FdImage, Ids, JobImage, JobInfo, ProcessImage, Restart, ThreadImage,
+    Clocks, FdImage, Ids, JobImage, JobInfo, ProcessImage, Restart, ThreadImage, Zombie,
 };
 use vosrun::migrate::message::{Failure, Hello, Msg, Parcel, Verdict, PROTOCOL};
 use vosrun::migrate::resource::creds::User;
@@ -108,15 +108,19 @@ fn parcel() -> Parcel {
     let process = ProcessImage {
         ids: ids(),
         memory: memory(),
-        files: FdImage {
-            objects: vec![object("regular"), object("pipe"), object("memfd")],
-            identities: vec![(1, 2), (3, 4), (5, 6)],
-            table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
-        },
+        table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
     };
+    let child = ProcessImage {
+        ids: Ids { pid: 4713, ppid: 4711, ..ids() },
+        table: vec![Slot { fd: 9, object: 1, cloexec: true }],
+        threads: vec![thread(4713)],
+        stopped: Some(19),
+        ..process.clone()
+    };
+    let zombie = Zombie { ids: Ids { pid: 4714, ppid: 4713, ..ids() }, status: 0x100 };
     let end = AwayEnd::PipeIn { rx: Receiver::default(), unread: vec![1; 100], capacity: 65536 };
     Parcel {
         image: JobImage {
@@ -124,7 +128,12 @@ fn parcel() -> Parcel {
             clocks: clocks(),
             nodename: "host-a".into(),
             domainname: String::new(),
-            processes: vec![process],
+            files: FdImage {
+                objects: vec![object("regular"), object("pipe"), object("memfd")],
+                identities: vec![(1, 2), (3, 4), (5, 6)],
+            },
+            processes: vec![process, child],
+            zombies: vec![zombie],
         },
         relays: vec![AwayState { stream: 1, end }],
         relays_lost: false,
@@ -267,11 +276,15 @@ fn look_at(parcel: &Parcel) {
     if parcel.image.check().is_err() {
         return;
     }
-    let process = &parcel.image.processes[0];
-    assert!(!process.threads.is_empty());
-    assert!((process.memory.exe as usize) < process.memory.files.len());
-    assert!(process.memory.mappings.iter().all(|m| !m.is_empty()));
-    for object in &process.files.objects {
+    let objects = &parcel.image.files.objects;
+    assert!(!parcel.image.processes.is_empty());
+    for process in &parcel.image.processes {
+        assert!(!process.threads.is_empty());
+        assert!((process.memory.exe as usize) < process.memory.files.len());
+        assert!(process.memory.mappings.iter().all(|m| !m.is_empty()));
+        assert!(process.table.iter().all(|slot| (slot.object as usize) < objects.len()));
+    }
+    for object in objects {
         if let Some(kind) = by_name(&object.kind) {
             let _ = kind.bulk_id(&object.state);
         }
@@ -294,8 +307,11 @@ fn good_bytes_are_read() {
 #[test]
 fn images_that_would_be_believed_are_refused() {
     type Spoil = (&'static str, fn(&mut ProcessImage));
-    let spoil: [Spoil; 8] = [
+    let spoil: [Spoil; 11] = [
         ("no thread", |p| p.threads.clear()),
+        ("a descriptor of nothing", |p| p.table[0].object = 3),
+        ("the number of another process", |p| p.ids.pid = 4711),
+        ("the number of a zombie", |p| p.ids.pid = 4714),
         ("no executable", |p| p.memory.exe = 2),
         ("end before start", |p| p.memory.mappings[0].end = 0x1000),
         ("beyond all addresses", |p| p.memory.mappings[0].end = !0xfff),
@@ -306,12 +322,20 @@ fn images_that_would_be_believed_are_refused() {
     ];
     for (what, spoil) in spoil {
         let mut parcel = parcel();
-        spoil(&mut parcel.image.processes[0]);
+        spoil(&mut parcel.image.processes[1]);
         assert!(parcel.image.check().is_err(), "{what}");
     }
-    let mut two = parcel();
-    two.image.processes.push(two.image.processes[0].clone());
-    assert!(two.image.check().is_err());
+    type SpoilJob = (&'static str, fn(&mut JobImage));
+    let spoil: [SpoilJob; 3] = [
+        ("no process", |job| job.processes.clear()),
+        ("an object without an identity", |job| job.files.identities.clear()),
+        ("a zombie twice", |job| job.zombies.push(job.zombies[0])),
+    ];
+    for (what, spoil) in spoil {
+        let mut parcel = parcel();
+        spoil(&mut parcel.image);
+        assert!(parcel.image.check().is_err(), "{what}");
+    }
 }
 
 proptest! {

@@ -80,7 +80,7 @@ impl Mover {
 
     /// Notes which descriptions of the job were made anew here.
     pub(super) fn note_restored(&mut self, pid: i32) {
-        let views = fd::views(pid).map(|views| views.objects).unwrap_or_default();
+        let views = fd::views(&[pid]).map(|views| views.objects).unwrap_or_default();
         self.restored = views.iter().map(|view| (view.dev, view.ino)).collect();
     }
 

@@ -35,7 +35,7 @@ pub mod regular;
 mod signalfd;
 mod socket;
 #[cfg(test)]
-mod testing;
+pub(in crate::migrate) mod testing;
 mod timerfd;
 mod view;
 
@@ -43,7 +43,7 @@ pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
 pub use pipe::outside_holders;
-pub use place::{restore_all, PROVIDED};
+pub use place::{Making, PROVIDED};
 pub use view::{views, FdView, Views};
 
 /// A captured open file description, as it travels.
@@ -70,7 +70,8 @@ pub struct Slot {
 
 /// What capture may ask.
 pub trait CaptureCx {
-    /// A duplicate of a job's descriptor (pidfd_getfd), sharing its description.
+    /// A duplicate of a job's descriptor (pidfd_getfd) in the view's process, sharing its
+    /// description.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -79,13 +80,8 @@ pub trait CaptureCx {
     fn all(&self) -> &[FdView];
     /// Annotations of the handle table for this descriptor (e.g. inotify watches), postcard.
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
-    /// Host pids of the job's processes.
-    fn job_pids(&self) -> Vec<i32> {
-        let mut pids: Vec<i32> = self.all().iter().map(|v| v.host_pid).collect();
-        pids.sort_unstable();
-        pids.dedup();
-        pids
-    }
+    /// Host pids of all processes of the job.
+    fn job_pids(&self) -> Vec<i32>;
 }
 
 /// What restore may ask. Runs inside the new process, before it gets its old memory.
@@ -93,12 +89,12 @@ pub trait RestoreCx {
     /// A descriptor that the supervisor made beforehand for this description: the local
     /// end of a relay, or a filled vessel. Taken once.
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
-    /// What several objects of one process have in common while they are made.
+    /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
-/// [`restore_all`] before the descriptors get their numbers.
+/// [`Making::make`] when all objects are there.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// By st_dev and st_ino of the source.
@@ -182,7 +178,9 @@ pub trait FdKind: Sync {
     ) -> Result<OwnedFd, FdError> {
         self.make(state)
     }
-    /// After all descriptors have their numbers (epoll interest lists, seals).
+    /// After all descriptors of the process have their numbers (epoll interest lists, seals).
+    /// Of the processes that share the description, it is the first one, whose numbers
+    /// [`FdKind::capture`] has seen.
     ///
     /// # Errors
     /// What was tried on which object.

@@ -1,9 +1,9 @@
-//! A process's descriptors as /proc shows them, grouped by open file description.
+//! The descriptors of a job's processes as /proc shows them, grouped by open file description.
 //!
 //! proc_pid_fd(5), proc_pid_fdinfo(5), kcmp(2).
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
@@ -16,14 +16,15 @@ use crate::control::{Finding, Severity};
 /// One open file description of the job, as /proc shows it.
 #[derive(Debug, Clone, Default)]
 pub struct FdView {
-    /// Host pid of a process that holds it.
+    /// Host pid of the first process that holds it.
     pub host_pid: i32,
     /// The lowest descriptor that refers to it in that process.
     pub fd: i32,
     /// Target of the link `/proc/PID/fd/N`, e.g. `pipe:[1234]` or `/tmp/x (deleted)`. Bytes
     /// that are not UTF-8 are replaced; [`FdView::path`] has them all.
     pub link: String,
-    /// The whole text of `/proc/PID/fdinfo/N`.
+    /// The whole text of `/proc/PID/fdinfo/N`, and the locks that other descriptors of the
+    /// description show.
     pub fdinfo: String,
     /// Status flags (`flags:` of fdinfo, without O_CLOEXEC).
     pub flags: i32,
@@ -103,6 +104,17 @@ impl FdView {
             .map(str::trim)
     }
 
+    /// Adds the locks that another descriptor of this description shows. One that belongs to a
+    /// process (fcntl(2), F_SETLK) is shown by the descriptors of that process only.
+    fn add_locks(&mut self, other: &Self) {
+        for line in other.fdinfo.lines().filter(|line| line.starts_with("lock:")) {
+            if !self.fdinfo.lines().any(|known| known == line) {
+                self.fdinfo.push_str(line);
+                self.fdinfo.push('\n');
+            }
+        }
+    }
+
     /// A number of fdinfo in the given base.
     ///
     /// # Errors
@@ -115,37 +127,62 @@ impl FdView {
     }
 }
 
-/// The descriptors of one process.
+/// The descriptors of a job.
 #[derive(Debug, Clone, Default)]
 pub struct Views {
-    /// One per open file description, in the order of their lowest descriptors.
+    /// One per open file description, in the order of processes and of their lowest
+    /// descriptors.
     pub objects: Vec<FdView>,
-    /// Every descriptor, ascending.
-    pub table: Vec<Slot>,
+    /// Every descriptor of each process (host pid), ascending.
+    pub tables: BTreeMap<i32, Vec<Slot>>,
     /// What could not be found out.
     pub warnings: Vec<Finding>,
 }
 
-/// Reads all descriptors of a process. Descriptors that are closed meanwhile are left out.
+impl Views {
+    fn add(&mut self, host_pid: i32, groups: &mut Groups) -> io::Result<()> {
+        let mut table = Vec::new();
+        for fd in numbers(host_pid)? {
+            let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
+                Err(e) if is_gone(&e) => continue,
+                other => other?,
+            };
+            let object = groups.object_of(&view, self.objects.len() as u32);
+            match self.objects.get_mut(object as usize) {
+                Some(known) => known.add_locks(&view),
+                None => self.objects.push(view),
+            }
+            table.push(Slot { fd, object, cloexec });
+        }
+        self.tables.insert(host_pid, table);
+        Ok(())
+    }
+}
+
+/// Reads all descriptors of a job's processes, given by their host pids. Descriptors that are
+/// closed meanwhile are left out, and processes that end meanwhile.
 ///
 /// # Errors
-/// `ENOENT` when there is no such process, `EACCES` without the right to trace it.
-pub fn views(host_pid: i32) -> io::Result<Views> {
+/// `ENOENT` when there is none of the processes, `EACCES` without the right to trace one.
+pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     let mut found = Views::default();
     let mut groups = Groups::default();
-    for fd in numbers(host_pid)? {
-        let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+    for &pid in host_pids {
+        match found.add(pid, &mut groups) {
+            Err(e) if is_gone(&e) => {}
             other => other?,
-        };
-        let object = groups.object_of(&view, found.objects.len() as u32);
-        if object as usize == found.objects.len() {
-            found.objects.push(view);
         }
-        found.table.push(Slot { fd, object, cloexec });
     }
-    found.warnings.extend(groups.broken.map(|e| no_kcmp(host_pid, &e)));
+    if found.tables.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
+    found.warnings.extend(groups.broken.map(|(pid, e)| no_kcmp(pid, &e)));
     Ok(found)
+}
+
+/// What /proc answers for a descriptor that is closed, and for a process that has ended.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// The whole fdinfo. The kernel makes it in one piece, so that a read which leaves room in
@@ -171,36 +208,40 @@ pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
     Ok(numbers)
 }
 
+/// A descriptor: its process (host pid) and number.
+type Place = (i32, i32);
+
 /// Descriptions found so far. Only those with the same inode can be the same; among them
 /// the kernel's order (kcmp) is searched by halves.
 #[derive(Default)]
 struct Groups {
-    /// By st_dev and st_ino: (a descriptor, its object), in the order of kcmp.
-    by_inode: HashMap<(u64, u64), Vec<(i32, u32)>>,
-    /// Why kcmp does not work here.
-    broken: Option<io::Error>,
+    /// By st_dev and st_ino: (process and descriptor, its object), in the order of kcmp.
+    by_inode: HashMap<(u64, u64), Vec<(Place, u32)>>,
+    /// Why kcmp does not work here, and of which process it was asked.
+    broken: Option<(i32, io::Error)>,
 }
 
 impl Groups {
     /// The object of this view: an earlier one, or `next`.
     fn object_of(&mut self, view: &FdView, next: u32) -> u32 {
+        let own = (view.host_pid, view.fd);
         let group = self.by_inode.entry((view.dev, view.ino)).or_default();
         let (mut low, mut high) = (0, if self.broken.is_some() { 0 } else { group.len() });
         while low < high {
             let middle = usize::midpoint(low, high);
-            match raw::compare_files(view.host_pid, group[middle].0, view.fd) {
+            match raw::compare_files(group[middle].0, own) {
                 Ok(Ordering::Equal) => return group[middle].1,
                 Ok(Ordering::Less) => low = middle + 1,
                 Ok(Ordering::Greater) => high = middle,
                 // One of the two was closed just now.
-                Err(e) if e.raw_os_error() == Some(libc::EBADF) => break,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => break,
                 Err(e) => {
-                    self.broken = Some(e);
+                    self.broken = Some((view.host_pid, e));
                     break;
                 }
             }
         }
-        group.insert(low, (view.fd, next));
+        group.insert(low, (own, next));
         next
     }
 }
@@ -224,9 +265,23 @@ mod tests {
     use super::super::{capture, testing::Here};
     use super::*;
 
+    fn me() -> i32 {
+        std::process::id() as i32
+    }
+
+    fn object_in(views: &Views, pid: i32, fd: i32) -> u32 {
+        views.tables[&pid].iter().find(|slot| slot.fd == fd).expect("descriptor listed").object
+    }
+
+    fn wait_until_stopped(child: &std::process::Child) {
+        use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("wait");
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+    }
+
     fn object(views: &Views, fd: &impl AsRawFd) -> u32 {
-        let slot = views.table.iter().find(|slot| slot.fd == fd.as_raw_fd());
-        slot.expect("descriptor listed").object
+        object_in(views, me(), fd.as_raw_fd())
     }
 
     #[test]
@@ -234,7 +289,7 @@ mod tests {
         let file = tempfile::tempfile().expect("file");
         let dup = file.try_clone().expect("dup");
         let again = fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("open");
-        let views = views(std::process::id() as i32).expect("views");
+        let views = views(&[me()]).expect("views");
         assert_eq!(object(&views, &file), object(&views, &dup));
         assert_ne!(object(&views, &file), object(&views, &again));
         let view = &views.objects[object(&views, &dup) as usize];
@@ -248,7 +303,7 @@ mod tests {
         let fds: Vec<OwnedFd> = (0..300).map(|_| raw::eventfd(false).expect("eventfd")).collect();
         let dups: Vec<OwnedFd> = fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
         let start = Instant::now();
-        let views = views(std::process::id() as i32).expect("views");
+        let views = views(&[me()]).expect("views");
         assert!(start.elapsed().as_millis() < 2000, "{:?}", start.elapsed());
         let mut objects: Vec<u32> = fds.iter().map(|fd| object(&views, fd)).collect();
         assert_eq!(objects, dups.iter().map(|fd| object(&views, fd)).collect::<Vec<_>>());
@@ -261,7 +316,7 @@ mod tests {
     fn another_process_is_captured_without_its_help() {
         let dir = tempfile::tempdir().expect("dir");
         fs::write(dir.path().join("f"), "line one\nline two\n").expect("write");
-        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; echo ready; exec cat";
+        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; kill -STOP $$";
         let mut child = Command::new("sh")
             .args(["-c", script])
             .current_dir(dir.path())
@@ -270,20 +325,20 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
-        let mut ready = [0; 6];
-        child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("ready");
-        let found = views(child.id() as i32);
+        wait_until_stopped(&child);
+        let pid = child.id() as i32;
+        let found = views(&[pid]);
         let here = Here::default();
         let kinds = found.as_ref().map(|found| {
             let name = |slot: &Slot| {
                 let view = &found.objects[slot.object as usize];
                 (slot.fd, slot.object, capture(view, &here).map(|o| o.kind).ok())
             };
-            found.table.iter().filter(|s| s.fd < 10).map(name).collect::<Vec<_>>()
+            found.tables[&pid].iter().filter(|s| s.fd < 10).map(name).collect::<Vec<_>>()
         });
         let pos =
             found.as_ref().map(|found| found.objects.iter().find(|v| v.fd == 7).map(|v| v.pos));
-        drop(child.stdin.take());
+        child.kill().expect("kill");
         child.wait().expect("wait");
         let kind = |name: &str| Some(name.to_owned());
         let wanted = [
@@ -299,8 +354,55 @@ mod tests {
     }
 
     #[test]
+    fn a_child_shares_what_it_inherited_and_not_what_it_reopened() {
+        let file = tempfile::tempfile().expect("file");
+        let mut child = Command::new("sh")
+            .args(["-c", "exec 5>&1 6</proc/self/fd/1; kill -STOP $$"])
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().expect("dup"))
+            .spawn()
+            .expect("sh");
+        wait_until_stopped(&child);
+        let pid = child.id() as i32;
+        let found = views(&[me(), pid]);
+        let stdin = child.stdin.take().expect("stdin");
+        let ours = found.as_ref().ok().map(|found| (object(found, &file), object(found, &stdin)));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        let (found, (ours, end)) = (found.expect("views"), ours.expect("views"));
+        let [stdin, stdout, dup, again] = [0, 1, 5, 6].map(|fd| object_in(&found, pid, fd));
+        assert_eq!((stdout, dup), (ours, ours));
+        assert_ne!(again, ours);
+        assert_eq!(found.objects[ours as usize].host_pid, me());
+        assert_eq!(found.objects[again as usize].host_pid, pid);
+        assert_ne!(stdin, end, "two ends of one pipe are two descriptions");
+        assert_eq!(found.tables.len(), 2);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_left_out() {
+        let mut child = Command::new("true").spawn().expect("true");
+        let pid = child.id() as i32;
+        child.wait().expect("wait");
+        let found = views(&[pid, me()]).expect("views");
+        assert_eq!(found.tables.keys().collect::<Vec<_>>(), [&me()]);
+        assert_eq!(views(&[pid]).err().and_then(|e| e.raw_os_error()), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn locks_of_every_holder_are_seen() {
+        let line = |pid| format!("lock:\t1: POSIX  ADVISORY  WRITE {pid} fe:00:7 0 EOF\n");
+        let view =
+            |locks: &str| FdView { fdinfo: format!("pos:\t0\n{locks}"), ..FdView::default() };
+        let mut first = view(&line(1));
+        first.add_locks(&view(&line(1)));
+        first.add_locks(&view(&line(2)));
+        assert_eq!(first.fdinfo, format!("pos:\t0\n{}{}", line(1), line(2)));
+    }
+
+    #[test]
     fn without_kcmp_nothing_is_grouped() {
-        let broken = Some(io::Error::from_raw_os_error(libc::ENOSYS));
+        let broken = Some((1, io::Error::from_raw_os_error(libc::ENOSYS)));
         let mut groups = Groups { broken, ..Groups::default() };
         let view = FdView::default();
         assert_eq!(groups.object_of(&view, 0), 0);

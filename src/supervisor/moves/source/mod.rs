@@ -251,7 +251,7 @@ impl Mover {
     }
 
     fn files(&self, pid: i32) -> std::io::Result<Files> {
-        Files::read(pid, |fd| self.sup.session.handles.annotation(pid, fd))
+        Files::read(&[pid], |pid, fd| self.sup.session.handles.annotation(pid, fd))
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.

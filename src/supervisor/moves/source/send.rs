@@ -126,12 +126,14 @@ impl Mover {
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
-        let process = capture::capture(&mut frozen.process, fds, &running).map_err(part_stopped)?;
+        let table = files.table(pid).to_vec();
+        let process = capture::capture(&mut frozen.process, &fds, table, &running);
+        let process = process.map_err(part_stopped)?;
         laps.lap("capture");
         let (nodename, domainname) = self.names().map_err(own)?;
         let handles = &self.sup.session.handles;
         let annotations =
-            files.views.table.iter().filter_map(|s| Some((s.fd, handles.annotation(pid, s.fd)?)));
+            files.table(pid).iter().filter_map(|s| Some((s.fd, handles.annotation(pid, s.fd)?)));
         let parcel = Parcel {
             annotations: annotations.collect(),
             image: JobImage {
@@ -139,7 +141,9 @@ impl Mover {
                 clocks: job_clocks(pid).map_err(own)?,
                 nodename,
                 domainname,
+                files: fds,
                 processes: vec![process],
+                zombies: Vec::new(),
             },
             relays,
             relays_lost: self.has_lost_relays(),

@@ -14,12 +14,13 @@ use anyhow::{anyhow, bail, Context, Result};
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::{read_hello, Prepared, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::building::{shares, Build};
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::{Backing, FileId, MmImage};
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Build, Skeleton, MAX_FDS};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -201,7 +202,7 @@ impl Mover {
         let bytes = std::mem::take(&mut a.image);
         let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
-        let process = parcel.image.processes.first().context("an image without a process")?;
+        let [process] = parcel.image.processes.as_slice() else { bail!("not one process") };
         let unknown: Vec<FileId> = process
             .memory
             .files
@@ -209,7 +210,7 @@ impl Mover {
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
             .cloned()
             .collect();
-        for object in &process.files.objects {
+        for object in &parcel.image.files.objects {
             let kind = fd::by_name(&object.kind).context("a descriptor of an unknown kind")?;
             let Some(id) = kind.bulk_id(&object.state)? else { continue };
             if let Some(vessel) = kind.vessel(&object.state)? {
@@ -274,28 +275,21 @@ impl Mover {
             provided.push((*object, end.as_fd()));
             self.streams.insert(key_of(end)?, *stream);
         }
-        for (object, o) in (0..).zip(&process.files.objects) {
+        for (object, o) in (0..).zip(&parcel.image.files.objects) {
             let kind = fd::by_name(&o.kind).context("a descriptor of an unknown kind")?;
             let vessel = kind.bulk_id(&o.state)?.and_then(|id| a.vessels.get(&id));
             provided.extend(vessel.map(|v| (object, v.as_fd())));
         }
-        if provided.len() > MAX_FDS {
-            bail!("more than {} deleted files and relays", MAX_FDS);
-        }
+        let mut shares = shares(&parcel.image.files, &[&process.table]);
         let build = Build {
-            files: process.files.clone(),
             paths: mapped_paths(&process.memory, paths),
             exe: paths[process.memory.exe as usize].clone(),
-            shared: process
-                .memory
-                .objects
-                .iter()
-                .map(|o| (o.dev, o.ino, o.name.clone(), o.size))
-                .collect(),
+            shared: process.memory.objects.clone(),
             provided: provided.iter().map(|(object, _)| *object).collect(),
+            ..shares.swap_remove(0).build
         };
         let fds: Vec<BorrowedFd> = provided.iter().map(|(_, fd)| *fd).collect();
-        let built = skeleton.build(&build, &fds)?;
+        let (built, _) = skeleton.build(&build, &fds)?;
         Ok(Restoring::begin(skeleton.pid, process, &built, &self.vdso)?)
     }
 
