@@ -6,6 +6,7 @@ pub mod cpus;
 pub mod files;
 pub mod freeze;
 pub mod image;
+pub mod joining;
 pub mod message;
 pub mod near;
 pub mod newborn;

@@ -20,6 +20,7 @@ use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{encode, Decoder, MAX_HEADER};
+use vosrun::migrate::tree::Member;
 use vosrun::proxy::stream::Receiver;
 use vosrun::proxy::{AwayEnd, AwayState, RelayMsg};
 use vosrun::tracer::memory::VmFlags;
@@ -197,7 +198,7 @@ fn messages() -> Vec<Msg> {
         remedy: "y".into(),
     };
     let plan = Plan {
-        ids: ids(),
+        members: vec![Member { ids: ids(), ended: None }],
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),

@@ -24,6 +24,7 @@ use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::PartError;
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::transport::{Link, Service};
+use crate::migrate::tree::Member;
 use crate::migrate::{capture, image::Ids};
 use crate::node;
 use crate::proxy::AwayState;
@@ -542,7 +543,8 @@ impl Mover {
             .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
         let clocks = job_clocks(pid).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { ids, nodename, domainname, clocks, terminal, user })
+        let members = vec![Member { ids, ended: None }];
+        Ok(Plan { members, nodename, domainname, clocks, terminal, user })
     }
 
     /// Stops every thread.

@@ -125,7 +125,8 @@ impl Mover {
                 Msg::Prepare(plan) => {
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
-                    a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
+                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?;
+                    a.skeleton.insert(skeleton).settle()?;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -262,7 +263,7 @@ impl Mover {
             let controlling = pty.is_some();
             let end = away.rebuild_on(state.clone(), pty)?;
             if controlling {
-                skeleton.set_terminal(end.as_fd())?;
+                skeleton.set_terminal(end.as_fd(), process.ids.pgid)?;
             }
             ends.insert(state.stream, end);
         }
@@ -289,7 +290,7 @@ impl Mover {
             ..shares.swap_remove(0).build
         };
         let fds: Vec<BorrowedFd> = provided.iter().map(|(_, fd)| *fd).collect();
-        let (built, _) = skeleton.build(&build, &fds)?;
+        let (built, _) = skeleton.build(0, &build, &fds)?;
         Ok(Restoring::begin(skeleton.pid, process, &built, &self.vdso)?)
     }
 
