@@ -42,7 +42,10 @@ const TREES: &[(&str, &str)] = &[
     ("subreaper-inside", "50 40 50 50,51 50 51 51,53 50 51 51,54 51 51 51"),
     ("moved-on", "50 1 50 50,51 50 52 50,52 50 53 50,53 50 53 50"),
     ("init-session", "50 1 50 1,51 50 50 1,52 1 1 1"),
-    ("zombies", "50 1 50 50,51 50 51 50 1792,52 50 51 50,53 52 53 53 9,54 52 51 50 139,55 52 51 50 0"),
+    (
+        "zombies",
+        "50 1 50 50,51 50 51 50 1792,52 50 51 50,53 52 53 53 9,54 52 51 50 139,55 52 51 50 0",
+    ),
     ("low-numbers", "2 1 2 2,3 1 4 4,5 3 4 4,7 1 6 2"),
 ];
 
@@ -95,8 +98,11 @@ fn compare(skeleton: &Skeleton, members: &[Member]) -> Result<()> {
         for pending in ["SigPnd:", "ShdPnd:"] {
             ensure!(view.field(pending).bytes().all(|b| b == b'0'), "{ids:?}: {pending}");
         }
-        let open = fs::read_dir(format!("/proc/{}/fd", process.pid))?.count();
-        ensure!(open == 1, "{ids:?} has {open} descriptors");
+        // Its end of the common socket goes when it has said that it is there.
+        common::until(common::SOON, "one descriptor", || {
+            let open = fs::read_dir(format!("/proc/{}/fd", process.pid))?.count();
+            Ok((open == 1).then_some(()))
+        })?;
     }
     let namespace = fs::read_link(format!("/proc/{}/ns/pid", skeleton.init))?;
     let known: BTreeSet<i32> = members
@@ -115,33 +121,39 @@ fn compare(skeleton: &Skeleton, members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// Lets the process wait for a child, and answers the status.
-fn wait_in(process: &NewProcess, child: i32) -> Result<i32> {
+/// Lets the process wait for its zombies, and compares the statuses.
+fn wait_in(process: &NewProcess, zombies: &[&Member]) -> Result<()> {
     raw::seize(process.pid)?;
     raw::interrupt(process.pid)?;
     stop::wait(process.pid, true)?.context("it has ended")?;
     let mut remote = Remote::open(process.pid, false)?;
     let (insn, at) = (remote.regs.rip - 2, (remote.regs.rsp - 4096) & !7);
-    let args = [child as u64, at, 0, 0, 0, 0];
-    let got = remote.call(insn, libc::SYS_wait4, "wait4", args)?;
-    ensure!(got as i32 == child, "wait4 of {child} in {process:?}: {got}");
-    let mut status = [0; 4];
-    raw::read_memory(process.pid, at, &mut status)?;
+    for zombie in zombies {
+        let pid = zombie.ids.pid;
+        let args = [pid as u64, at, 0, 0, 0, 0];
+        let got = remote.call(insn, libc::SYS_wait4, "wait4", args)?;
+        ensure!(got as i32 == pid, "wait4 of {pid} in {process:?}: {got}");
+        let mut status = [0; 4];
+        raw::read_memory(process.pid, at, &mut status)?;
+        // Bit 7: a core file was written, which happens only once.
+        let (status, wanted) = (i32::from_le_bytes(status), zombie.ended.map(|s| s & !0x80));
+        ensure!(Some(status) == wanted, "{zombie:?} ended with {status:#x}");
+    }
     remote.close()?;
     raw::detach(process.pid, 0)?;
-    Ok(i32::from_le_bytes(status))
+    Ok(())
 }
 
 fn tree(text: &str) -> Result<()> {
     let members = members(text)?;
     let skeleton = spawn(&members)?;
     compare(&skeleton, &members)?;
-    for zombie in &members {
-        let Some(wanted) = zombie.ended else { continue };
-        let parent = skeleton.processes.iter().find(|p| p.job_pid == zombie.ids.ppid);
-        let status = wait_in(parent.context("its parent")?, zombie.ids.pid)?;
-        // Bit 7: a core file was written, which happens only once.
-        ensure!(status == wanted & !0x80, "{zombie:?} ended with {status:#x}");
+    for process in &skeleton.processes {
+        let child = |m: &&Member| m.ended.is_some() && m.ids.ppid == process.job_pid;
+        let zombies: Vec<&Member> = members.iter().filter(child).collect();
+        if !zombies.is_empty() {
+            wait_in(process, &zombies)?;
+        }
     }
     end(&skeleton)
 }
@@ -156,7 +168,8 @@ fn stays(text: &str) -> Result<()> {
     let skeleton = spawn(&members)?;
     let count = skeleton.processes.len();
     for (left, process) in skeleton.processes.iter().enumerate() {
-        let init = waitpid(Pid::from_raw(skeleton.init), Some(nix::sys::wait::WaitPidFlag::WNOHANG))?;
+        let init =
+            waitpid(Pid::from_raw(skeleton.init), Some(nix::sys::wait::WaitPidFlag::WNOHANG))?;
         ensure!(init == WaitStatus::StillAlive, "pid 1: {init:?} with {} left", count - left);
         raw::kill(process.pid, libc::SIGKILL)?;
         common::until(common::SOON, "a process is reaped", || {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use super::newborn::dumps_core;
 use super::skeleton::{ask, io_error, send, NewProcess, Request, Result, Skeleton, SkeletonError};
 use super::tree::{parent_is_outside, Member, Step};
 use crate::tracer::raw::pidfd_open;
@@ -44,7 +45,8 @@ impl Skeleton {
     /// Ghosts end and are reaped; nobody is a subreaper for their sake any more.
     fn end_ghosts(&self) -> Result<()> {
         let tree = &self.frame.tree;
-        let mut children: BTreeMap<usize, Vec<i32>> = BTreeMap::new();
+        // Pid 1 always: it may end from here on, when no process is left.
+        let mut children: BTreeMap<usize, Vec<i32>> = BTreeMap::from([(0, Vec::new())]);
         let adopting = |(node, n): (usize, &super::tree::Node)| {
             n.steps.contains(&Step::Adopt).then_some((node, Vec::new()))
         };
@@ -90,7 +92,9 @@ impl Skeleton {
             // No core file is written a second time.
             let wanted = wanted & !CORE_DUMPED;
             let got = exit_status(process.pid).map_err(io_error("wait status"))?;
-            if got != wanted {
+            // An ordinary user is not shown the status of a process that is not dumpable.
+            let hidden = got == 0 && dumps_core(libc::WTERMSIG(wanted));
+            if got != wanted && !hidden {
                 let text = format!("it has ended with status {got:#x} instead of {wanted:#x}");
                 return Err(wrong(ids.pid, &text));
             }

@@ -268,20 +268,16 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
     let held = ends.held.take().filter(|_| guards);
     match tree.nodes[node].role {
         Role::Carrier => raw::exit_now(0),
-        Role::Init => {
+        Role::Init | Role::Leader => {
             let control = ends.born(node);
-            let watched = ends.watched.take();
-            keep_house(&ends, control, watched)
-        }
-        Role::Leader => {
-            let control = ends.born(node);
-            drop(ends);
-            while let Ok((request, _, fds)) = receive(control.as_fd()) {
-                answer(control.as_fd(), request, &fds);
-            }
-            drop(control);
-            guard(held);
-            sleep_for_ever()
+            let house = House {
+                init: tree.nodes[node].role == Role::Init,
+                settled: false,
+                control: Some(control),
+                watched: ends.watched.take(),
+                held,
+            };
+            keep_house(&ends, house)
         }
         Role::GroupLeader => sleep_for_ever(),
         Role::Parent => {
@@ -301,39 +297,68 @@ fn sleep_for_ever() -> ! {
     }
 }
 
-/// I reaps until no process of the job is left; all stand-ins end with it.
-fn keep_house(ends: &Ends, control: OwnedFd, watched: Option<UnixStream>) -> ! {
+/// What I and L keep while they wait.
+struct House {
+    init: bool,
+    /// Every process has got its parent.
+    settled: bool,
+    control: Option<OwnedFd>,
+    watched: Option<UnixStream>,
+    held: Option<UnixStream>,
+}
+
+/// I and L reap and answer. I ends when no process of the job is left, all stand-ins with it.
+fn keep_house(ends: &Ends, mut house: House) -> ! {
     let mask = SigSet::from(Signal::SIGCHLD);
     ends.must("signal mask", mask.thread_block());
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let children = ends.must("signalfd", SignalFd::with_flags(&mask, flags));
     // Sockets' ends must go with the processes that they belong to.
-    let mut keep = vec![control.as_raw_fd(), children.as_fd().as_raw_fd()];
-    keep.extend(watched.as_ref().map(AsRawFd::as_raw_fd));
+    let mut keep = vec![children.as_fd().as_raw_fd()];
+    keep.extend(house.control.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend([&house.watched, &house.held].into_iter().flatten().map(AsRawFd::as_raw_fd));
     close_others(&keep);
-    let (mut control, mut watched) = (Some(control), watched);
     loop {
         while let Ok(Some(_)) = children.read_signal() {}
-        while let Ok(Some(_)) = wait4(-1, libc::WNOHANG | libc::__WALL) {}
-        // L and G are no children for this wait.
-        let alone =
-            matches!(wait4(-1, libc::WNOHANG), Err(e) if e.raw_os_error() == Some(libc::ECHILD));
-        if alone && watched.is_none() {
+        // Silent children are none for this wait.
+        let alone = loop {
+            match wait4(-1, libc::WNOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(e) => break e.raw_os_error() == Some(libc::ECHILD),
+            }
+        };
+        if alone {
+            house.held = None;
+        }
+        if alone && house.init && house.settled && house.watched.is_none() {
             raw::exit_now(0);
         }
+        house.wait(&children);
+    }
+}
+
+impl House {
+    /// Until a child has ended, the root has, or the supervisor asks for something.
+    fn wait(&mut self, children: &SignalFd) {
         let mut fds = vec![PollFd::new(children.as_fd(), PollFlags::POLLIN)];
-        fds.extend(control.as_ref().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
-        fds.extend(watched.as_ref().map(|w| PollFd::new(w.as_fd(), PollFlags::POLLIN)));
-        let _ = poll(&mut fds, PollTimeout::NONE);
-        let mut ready = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(false));
-        let asked = control.is_some() && ready.next() == Some(true);
-        let ended = watched.is_some() && ready.next() == Some(true);
+        fds.extend(self.control.as_ref().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.watched.as_ref().map(|w| PollFd::new(w.as_fd(), PollFlags::POLLIN)));
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            return;
+        }
+        let ready: Vec<bool> = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(false)).collect();
+        let mut ready = ready.into_iter();
+        let asked = self.control.is_some() && ready.next() == Some(true);
+        let ended = self.watched.is_some() && ready.next() == Some(true);
         if asked {
-            control = control.take().filter(serve_one);
+            self.control = self.control.take().filter(serve_one);
+            // The first that is asked of pid 1 is about ghosts, when all else is done.
+            self.settled = true;
         }
         if ended {
-            // The root has ended: all that it left behind are children of this process now.
-            watched = None;
+            // All that the root left behind are children of pid 1 now.
+            self.watched = None;
         }
     }
 }
@@ -365,13 +390,31 @@ fn newborn(ends: Ends, node: usize) -> ! {
 fn end_as(status: i32) -> ! {
     let signal = libc::WTERMSIG(status);
     if libc::WIFSIGNALED(status) {
-        raw::set_dumpable(false);
+        // One without that would hide its status from an ordinary user.
+        raw::set_dumpable(!dumps_core(signal));
         // Not for SIGKILL, which needs none.
         let _ = set_default(signal);
         let _ = raw::unblock(signal);
         let _ = kill(std::process::id() as i32, signal);
     }
     raw::exit_now(libc::WEXITSTATUS(status))
+}
+
+/// Does a signal write a core file by default (signal(7))?
+pub(super) fn dumps_core(signal: i32) -> bool {
+    const CORE: [i32; 10] = [
+        libc::SIGQUIT,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGSEGV,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+        libc::SIGSYS,
+    ];
+    CORE.contains(&signal)
 }
 
 /// Does what the supervisor asks for, and says how it went.

@@ -298,6 +298,7 @@ impl Skeleton {
         let all = found.collect(&tree, control.as_fd());
         if all.is_err() && found.init != 0 {
             kill(found.init);
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(found.init), None);
         }
         if all.is_err() || !plan.root().is_some_and(tree::parent_is_outside) {
             // H ends as soon as pid 1 is there, or has failed.
