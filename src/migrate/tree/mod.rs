@@ -411,8 +411,7 @@ impl<'a> Planner<'a> {
     /// have left it. False: it cannot.
     fn bear_in(&mut self, leader: usize, session: i32) -> bool {
         let (mut path, mut at) = (Vec::new(), leader);
-        loop {
-            let Role::Member(index) = self.nodes[at].role else { break };
+        while let Role::Member(index) = self.nodes[at].role {
             if at != leader && self.nodes[at].session == session {
                 break;
             }

@@ -51,7 +51,7 @@ fn one_process_with_all_its_stand_ins() {
     good("50 40 40 20");
     good("50 40 0 0");
     good("50 40 40 1");
-    assert_eq!(good("50 40 50 50").guardian.is_some(), true);
+    assert!(good("50 40 50 50").guardian.is_some());
 }
 
 #[test]
