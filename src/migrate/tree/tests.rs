@@ -152,7 +152,7 @@ fn refused_shapes() {
     refused("50 1 50 50,51 50 51 50 Z,52 51 50 50", 52);
     refused("50 1 50 50,51 50 60 51", 51);
     refused("50 1 50 50,51 50 51 51,52 51 50 51", 52);
-    refused("50 1 50 50,51 50 51 52,52 50 52 50", 52);
+    refused("50 1 50 50,51 50 51 52,52 50 52 50", 51);
     // In a session that its subreaper's other child leads, but no descendant of the subreaper.
     refused("50 1 50 50,51 50 51 51,52 50 52 52,53 51 52 52", 53);
     refused("1 0 1 1", 1);
