@@ -293,6 +293,11 @@ pub const CODES: &[Code] = &[
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
     },
     Code {
+        code: "VOS-TREE",
+        title: "a process tree that cannot be built anew",
+        text: "Every process of a job gets its old number, parent, group and session at the target. Sessions are inherited or begun, and cannot be joined, so a process that came into its place in an unusual way cannot be put there again; nor can more than 5000 processes.\nWay out: the sentence names the process. Wait until it has ended, or end it.",
+    },
+    Code {
         code: "VOS-TTY",
         title: "a terminal that is not relayed",
         text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",

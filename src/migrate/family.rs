@@ -11,7 +11,8 @@ use super::capture;
 use super::image::{ProcessImage, Zombie};
 use super::preflight::{children, is_zombie};
 use super::resource::{PartError, View};
-use super::skeleton::{Member, Plan};
+use super::skeleton::Plan;
+use super::tree::Member;
 
 /// The members of a job with these host pids, parents before their children. The first pid is
 /// that of the job's first process, which stays the first.

@@ -1,11 +1,13 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
+pub mod building;
 pub mod capture;
 pub mod cpus;
 pub mod family;
 pub mod files;
 pub mod freeze;
 pub mod image;
+pub mod joining;
 pub mod message;
 pub mod near;
 pub mod newborn;
@@ -16,4 +18,5 @@ pub mod restore;
 pub mod settle;
 pub mod skeleton;
 pub mod transport;
+pub mod tree;
 pub mod vdso;

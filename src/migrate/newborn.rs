@@ -1,30 +1,37 @@
 //! What runs in the new processes (see [`super::skeleton`] for who is who).
 //!
-//! Each function here is the whole life of one process; none returns to the supervisor's
-//! code. Errors are told over the control socket, then the process ends.
+//! Each has its steps in the plan ([`super::tree`]), and then waits in the way of its role; none
+//! returns to the supervisor's code. Errors are told over the socket that all inherit, then the
+//! process ends.
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::mount::{mount, MsFlags};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{setpgid, setsid, Pid};
 
-use super::image::{Clocks, Ids};
-use super::raw;
+use super::image::Clocks;
 use super::resource::creds::User;
-use super::resource::fd::{self, RestoreCx};
-use super::skeleton::{coarse_tick, offsets, receive, send, Build, Built, Plan, Request, Word};
-use crate::tracer::raw::pidfd_open;
+use super::skeleton::{coarse_tick, offsets, pair, receive, send, Plan, Request, Word};
+use super::tree::{parent_is_outside, Role, Step, Tree};
+use super::{building, raw};
+use crate::tracer::raw::{kill, set_default, wait4};
 
-/// Ends of the sockets that the new processes hold.
+/// What the new processes inherit.
 struct Ends {
+    /// To the supervisor; of all of them.
     control: OwnedFd,
-    leader: OwnedFd,
-    /// The session's terminal.
+    /// The terminal of the root's session.
     tty: Option<OwnedFd>,
+    /// Held by the root's parent, where that is a stand-in, until the root has ended.
+    held: Option<UnixStream>,
+    /// The other end of that, of pid 1.
+    watched: Option<UnixStream>,
 }
 
 impl Ends {
@@ -33,69 +40,84 @@ impl Ends {
         raw::exit_now(1)
     }
 
-    /// This process leads a new session, which gets the terminal if there is one.
-    fn lead_session(&mut self) {
-        self.must("setsid", setsid());
-        if let Some(tty) = self.tty.take() {
-            self.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
-        }
-    }
-
-    /// G: a stand-in for the leader of the process's group, if that is none of the others.
-    fn make_group(&self, ids: Ids) {
-        if ids.pgid <= 1 || [ids.pid, ids.sid, ids.ppid].contains(&ids.pgid) {
-            return;
-        }
-        let group = self.must("group leader", raw::fork(Some(ids.pgid)));
-        if group == 0 {
-            group_leader();
-        }
-        let own = setpgid(Pid::from_raw(group), Pid::from_raw(group));
-        self.must("group of the stand-in", own);
-    }
-
     /// The value, or the end of this process.
     fn must<T, E: std::fmt::Display>(&self, what: &str, result: Result<T, E>) -> T {
         result.unwrap_or_else(|e| self.fail(what, &e))
     }
-}
 
-/// Is the process's parent outside of its pid namespace, and so H?
-pub(super) fn parent_is_outside(ids: Ids) -> bool {
-    ids.ppid == 0 && ids.may_come_from_outside()
+    /// Tells the supervisor that this process is there, over a socket of its own, which is
+    /// answered.
+    fn born(&self, node: usize) -> OwnedFd {
+        let (own, theirs) = self.must("socketpair", pair());
+        let word = Word::Born(node as u32);
+        self.must("birth", send(self.control.as_fd(), &word, &[theirs.as_raw_fd()]));
+        own
+    }
 }
 
 /// H: makes the namespaces and pid 1.
 pub(super) fn start(
     plan: &Plan,
+    tree: &Tree,
     now: Clocks,
     control: OwnedFd,
-    leader: OwnedFd,
     tty: Option<RawFd>,
 ) -> ! {
-    let mut keep = vec![control.as_raw_fd(), leader.as_raw_fd()];
+    let mut keep = vec![control.as_raw_fd()];
     keep.extend(tty);
     close_others(&keep);
-    let ends = Ends { control, leader, tty: tty.map(raw::own) };
+    let tty = tty.map(raw::own);
+    let mut ends = Ends { control, tty, held: None, watched: None };
+    ends.must("SIGCHLD", quiet_children());
     ends.must("namespaces", unshare(plan.user));
     ends.must("clock offsets", set_clocks(plan, now));
     ends.must("host name", nix::unistd::sethostname(&plan.nodename));
     if !plan.domainname.is_empty() {
         ends.must("domain name", raw::set_domain_name(&plan.domainname));
     }
-    // Held by H and P together, by pid 1 the other end.
-    let (outside, inside) = ends.must("socketpair", UnixStream::pair());
-    let outside = parent_is_outside(plan.ids).then_some(outside);
-    match ends.must("fork", raw::fork_sibling()) {
-        0 => init(plan, ends, outside.map(|_| inside)),
-        _ => drop(inside),
+    let outside = plan.root().is_some_and(parent_is_outside);
+    if outside || tree.guardian.is_some() {
+        let (held, watched) = ends.must("socketpair", UnixStream::pair());
+        (ends.held, ends.watched) = (Some(held), Some(watched));
     }
-    let Some(mut outside) = outside else { raw::exit_now(0) };
+    if ends.must("fork", raw::fork_sibling()) == 0 {
+        init(plan, tree, ends);
+    }
+    ends.watched = None;
+    if !outside {
+        raw::exit_now(0);
+    }
+    parent_outside(plan, tree, ends)
+}
+
+/// A child that ends leaves no signal behind: SIGCHLD is ignored by default unless it is
+/// blocked, as the supervisor has it.
+fn quiet_children() -> io::Result<()> {
+    set_default(libc::SIGCHLD)?;
+    Ok(SigSet::from(Signal::SIGCHLD).thread_unblock()?)
+}
+
+/// H, as the parent of the root, makes it when pid 1 says so.
+fn parent_outside(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
     // Nothing comes when pid 1 has failed; it has said so.
-    match outside.read_exact(&mut [0]) {
-        Ok(()) => parent(plan, ends),
-        Err(_) => raw::exit_now(1),
+    let mut asked = [0];
+    let said = ends.held.as_mut().map(|held| held.read_exact(&mut asked));
+    let Some((Ok(()), root)) = said.zip(tree.members.first().copied().flatten()) else {
+        raw::exit_now(1)
+    };
+    if fork(&ends, tree, root).is_none() {
+        let node = grow(plan, tree, &mut ends, root);
+        wait_as(tree, ends, node);
     }
+    guard(ends.held);
+    raw::exit_now(0)
+}
+
+/// Waits for the last child, and lets go of what tells pid 1 so.
+fn guard(held: Option<UnixStream>) {
+    let keep: Vec<RawFd> = held.iter().map(AsRawFd::as_raw_fd).collect();
+    close_others(&keep);
+    while raw::reap(0).is_some() {}
 }
 
 /// Closes every descriptor but these.
@@ -156,131 +178,264 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
 }
 
 /// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
-/// job comes from; a session or group of 0 is led by nobody in the namespace. `outside` leads to a
-/// parent that is not in it.
-fn init(plan: &Plan, mut ends: Ends, outside: Option<UnixStream>) -> ! {
+/// job comes from; a session or group of 0 is led by nobody in the namespace.
+fn init(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
     let none: Option<&str> = None;
     let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
     ends.must("mount propagation", slave);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let without_proc = mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err();
     ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
-    let ids = plan.ids;
-    if ids.sid == 1 {
-        ends.lead_session();
-    } else if ids.pgid == 1 {
-        ends.must("group of pid 1", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
-    }
-    // The session leader, where it is neither the process itself nor us.
-    let session = (ids.sid > 1 && ids.sid != ids.pid).then_some(ids.sid);
-    if session.is_none() {
-        ends.make_group(ids);
-    }
-    match outside {
-        Some(outside) => await_process_of(outside, ends, ids.pid),
-        None => make_below(plan, ends, session),
-    }
-    for stand_in in [session, (ids.pgid > 1).then_some(ids.pgid)].into_iter().flatten() {
-        if stand_in != ids.pid {
-            let _ =
-                nix::sys::signal::kill(Pid::from_raw(stand_in), nix::sys::signal::Signal::SIGKILL);
+    let node = grow(plan, tree, &mut ends, 0);
+    wait_as(tree, ends, node)
+}
+
+/// Does the steps of a process of the plan. Answers which process this is now: the same, or
+/// one that it, or another in between, has forked.
+fn grow(plan: &Plan, tree: &Tree, ends: &mut Ends, first: usize) -> usize {
+    let (mut node, mut at) = (first, 0);
+    while let Some(step) = tree.nodes[node].steps.get(at) {
+        at += 1;
+        let pid = tree.nodes[node].pid;
+        match *step {
+            Step::Adopt => ends.must("PR_SET_CHILD_SUBREAPER", raw::set_subreaper(true)),
+            Step::Lead => lead_session(plan, tree, ends, node),
+            Step::OwnGroup => {
+                let own = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+                ends.must(&format!("group of process {pid}"), own);
+            }
+            Step::Fork(child) => {
+                if fork(ends, tree, child).is_none() {
+                    (node, at) = (child, 0);
+                }
+            }
+            Step::Outside(_) => {
+                let told = ends.watched.as_mut().map_or(Ok(()), |h| h.write_all(&[0]));
+                ends.must("the parent outside", told);
+            }
         }
     }
-    while raw::reap().is_some() {}
-    raw::exit_now(0)
+    node
 }
 
-/// Lets H make the process, and waits until it has ended.
-fn await_process_of(mut outside: UnixStream, ends: Ends, pid: i32) {
-    ends.must("the parent outside", outside.write_all(&[0]));
-    drop(ends);
-    // The end of the other side: the process is there, or has failed.
-    let _ = outside.read(&mut [0]);
-    drop(outside);
-    close_others(&[]);
-    let Ok(process) = pidfd_open(pid) else { return };
-    let mut wait = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    while poll(&mut wait, PollTimeout::NONE).is_err() {}
-}
-
-/// Makes the process, or those between it and pid 1, and waits for its end.
-fn make_below(plan: &Plan, ends: Ends, session: Option<i32>) {
-    let ids = plan.ids;
-    let parent_is_us = ids.ppid <= 1;
-    let first = match session {
-        Some(sid) => match ends.must("session leader", raw::fork(Some(sid))) {
-            0 => session_leader(plan, ends, parent_is_us),
-            pid => pid,
-        },
-        None if parent_is_us => match ends.must("process", raw::fork(Some(ids.pid))) {
-            0 => process(plan, ends),
-            pid => pid,
-        },
-        None => match ends.must("parent", raw::fork(Some(ids.ppid))) {
-            0 => parent(plan, ends),
-            pid => pid,
-        },
-    };
-    if ids.sid == 1 {
-        serve_terminal(ends.leader.as_fd());
+/// Leads a new session, which gets the terminal if it is the root's.
+fn lead_session(plan: &Plan, tree: &Tree, ends: &mut Ends, node: usize) {
+    let own = &tree.nodes[node];
+    ends.must(&format!("session of process {}", own.pid), setsid());
+    if plan.root().is_some_and(|ids| ids.sid == own.pid) {
+        if let Some(tty) = ends.tty.take() {
+            ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
+        }
     }
-    // Holds nothing: a socket's end must go with the process it belongs to.
-    close_others(&[]);
-    let last = if parent_is_us { ids.pid } else { first };
-    reap_until(last);
 }
 
-/// Reaps until this child has ended, or none is left.
-fn reap_until(pid: i32) {
-    while let Some((ended, _)) = raw::reap() {
-        if ended == pid {
+/// Forks a process of the plan; none: in it.
+fn fork(ends: &Ends, tree: &Tree, node: usize) -> Option<i32> {
+    let child = &tree.nodes[node];
+    // Who ends only with pid 1 is no child for which anybody waits.
+    let silent = matches!(child.role, Role::Leader | Role::GroupLeader);
+    let pid = ends.must(&format!("fork of process {}", child.pid), raw::fork_as(child.pid, silent));
+    if pid == 0 {
+        return None;
+    }
+    match child.role {
+        Role::GroupLeader => {
+            let own = setpgid(Pid::from_raw(pid), Pid::from_raw(pid));
+            ends.must(&format!("group of process {pid}"), own);
+        }
+        // Its child is pid 1's, or a subreaper's, from here on.
+        Role::Carrier => {
+            ends.must(&format!("wait for process {pid}"), wait_for(pid));
+        }
+        _ => {}
+    }
+    Some(pid)
+}
+
+/// Waits for the end of one child.
+fn wait_for(pid: i32) -> io::Result<()> {
+    loop {
+        match wait4(pid, libc::__WALL) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// The rest of a process's life in the frame.
+fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
+    let guards = tree.guardian == Some(node);
+    let held = ends.held.take().filter(|_| guards);
+    match tree.nodes[node].role {
+        Role::Carrier => raw::exit_now(0),
+        Role::Init | Role::Leader => {
+            let control = ends.born(node);
+            let house = House {
+                init: tree.nodes[node].role == Role::Init,
+                settled: false,
+                control: Some(control),
+                watched: ends.watched.take(),
+                held,
+            };
+            keep_house(&ends, house)
+        }
+        Role::GroupLeader => sleep_for_ever(),
+        Role::Parent => {
+            drop(ends);
+            guard(held);
+            raw::exit_now(0)
+        }
+        Role::Member(_) | Role::Ghost => newborn(ends, node),
+    }
+}
+
+/// A stand-in that is there as long as pid 1 is.
+fn sleep_for_ever() -> ! {
+    close_others(&[]);
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// What I and L keep while they wait.
+struct House {
+    init: bool,
+    /// Every process has got its parent.
+    settled: bool,
+    control: Option<OwnedFd>,
+    watched: Option<UnixStream>,
+    held: Option<UnixStream>,
+}
+
+/// I and L reap and answer. I ends when no process of the job is left, all stand-ins with it.
+fn keep_house(ends: &Ends, mut house: House) -> ! {
+    let mask = SigSet::from(Signal::SIGCHLD);
+    ends.must("signal mask", mask.thread_block());
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let children = ends.must("signalfd", SignalFd::with_flags(&mask, flags));
+    // Sockets' ends must go with the processes that they belong to.
+    let mut keep = vec![children.as_fd().as_raw_fd()];
+    keep.extend(house.control.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend([&house.watched, &house.held].into_iter().flatten().map(AsRawFd::as_raw_fd));
+    close_others(&keep);
+    loop {
+        while let Ok(Some(_)) = children.read_signal() {}
+        // Silent children are none for this wait.
+        let alone = loop {
+            match wait4(-1, libc::WNOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(e) => break e.raw_os_error() == Some(libc::ECHILD),
+            }
+        };
+        if alone {
+            house.held = None;
+        }
+        if alone && house.init && house.settled && house.watched.is_none() {
+            raw::exit_now(0);
+        }
+        house.wait(&children);
+    }
+}
+
+impl House {
+    /// Until a child has ended, the root has, or the supervisor asks for something.
+    fn wait(&mut self, children: &SignalFd) {
+        let mut fds = vec![PollFd::new(children.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.control.as_ref().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.watched.as_ref().map(|w| PollFd::new(w.as_fd(), PollFlags::POLLIN)));
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
             return;
         }
+        let ready: Vec<bool> = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(false)).collect();
+        let mut ready = ready.into_iter();
+        let asked = self.control.is_some() && ready.next() == Some(true);
+        let ended = self.watched.is_some() && ready.next() == Some(true);
+        if asked {
+            self.control = self.control.take().filter(serve_one);
+            // The first that is asked of pid 1 is about ghosts, when all else is done.
+            self.settled = true;
+        }
+        if ended {
+            // All that the root left behind are children of pid 1 now.
+            self.watched = None;
+        }
     }
 }
 
-/// L: leads the session in the place of the shell that stayed at home.
-fn session_leader(plan: &Plan, mut ends: Ends, orphan: bool) -> ! {
-    ends.lead_session();
-    let ids = plan.ids;
-    ends.make_group(ids);
-    let child = if orphan {
-        // Its parent is pid 1: through one that ends at once.
-        match ends.must("fork", raw::fork(None)) {
-            0 => match ends.must("process", raw::fork(Some(ids.pid))) {
-                0 => process(plan, ends),
-                _ => raw::exit_now(0),
-            },
-            pid => pid,
+/// False: the supervisor has closed the socket.
+fn serve_one(control: &OwnedFd) -> bool {
+    let Ok((request, _, fds)) = receive(control.as_fd()) else { return false };
+    answer(control.as_fd(), request, &fds);
+    true
+}
+
+/// A process of the job until it is given its old memory, or a ghost.
+fn newborn(ends: Ends, node: usize) -> ! {
+    raw::set_dumpable(true);
+    let control = ends.born(node);
+    close_others(&[control.as_raw_fd()]);
+    std::mem::forget(ends);
+    loop {
+        match receive(control.as_fd()) {
+            Ok((Request::Build(build), _, fds)) => building::build_and_wait(&build, control, fds),
+            Ok((Request::End(status), ..)) => end_as(status),
+            Ok((request, _, fds)) => answer(control.as_fd(), request, &fds),
+            Err(_) => raw::exit_now(1),
         }
-    } else if ids.ppid == ids.sid {
-        match ends.must("process", raw::fork(Some(ids.pid))) {
-            0 => process(plan, ends),
-            pid => pid,
+    }
+}
+
+/// Ends as another process ended before (wait(2)), without a core file.
+fn end_as(status: i32) -> ! {
+    let signal = libc::WTERMSIG(status);
+    if libc::WIFSIGNALED(status) {
+        // One without that would hide its status from an ordinary user.
+        raw::set_dumpable(!dumps_core(signal));
+        // Not for SIGKILL, which needs none.
+        let _ = set_default(signal);
+        let _ = raw::unblock(signal);
+        let _ = kill(std::process::id() as i32, signal);
+    }
+    raw::exit_now(libc::WEXITSTATUS(status))
+}
+
+/// Does a signal write a core file by default (signal(7))?
+pub(super) fn dumps_core(signal: i32) -> bool {
+    const CORE: [i32; 10] = [
+        libc::SIGQUIT,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGSEGV,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+        libc::SIGSYS,
+    ];
+    CORE.contains(&signal)
+}
+
+/// Does what the supervisor asks for, and says how it went.
+fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
+    let (what, done) = match request {
+        Request::Terminal(group) => (
+            "controlling terminal",
+            fds.first().map_or(Ok(()), |tty| take_terminal(tty.as_fd(), group)),
+        ),
+        Request::Join(group) => {
+            let joined = setpgid(Pid::from_raw(0), Pid::from_raw(group));
+            ("setpgid", joined.map_err(io::Error::from))
         }
-    } else {
-        match ends.must("parent", raw::fork(Some(ids.ppid))) {
-            0 => parent(plan, ends),
-            pid => pid,
-        }
+        Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
+        Request::Build(_) | Request::More | Request::End(_) => return,
     };
-    let Ends { control, leader, .. } = ends;
-    drop(control);
-    serve_terminal(leader.as_fd());
-    drop(leader);
-    if orphan {
-        group_leader();
-    }
-    reap_until(child);
-    raw::exit_now(0)
-}
-
-/// Takes the controlling terminal when asked, until the supervisor closes the socket.
-fn serve_terminal(socket: BorrowedFd) {
-    while let Ok((Request::Terminal(group), _, fds)) = receive(socket) {
-        let Some(tty) = fds.first() else { continue };
-        let _ = send(socket, &answer(take_terminal(tty.as_fd(), group)), &[]);
-    }
+    let word = match done {
+        Ok(()) => Word::Ready,
+        Err(e) => Word::Failed(format!("{what}: {e}")),
+    };
+    let _ = send(control, &word, &[]);
 }
 
 fn take_terminal(tty: BorrowedFd, group: i32) -> io::Result<()> {
@@ -288,135 +443,13 @@ fn take_terminal(tty: BorrowedFd, group: i32) -> io::Result<()> {
     raw::set_foreground(tty, group)
 }
 
-fn answer(result: io::Result<()>) -> Word {
-    match result {
-        Ok(()) => Word::Ready,
-        Err(e) => Word::Failed(format!("controlling terminal: {e}")),
-    }
-}
-
-/// G, or a session leader whose process is a child of pid 1: there as long as pid 1 is.
-fn group_leader() -> ! {
-    close_others(&[]);
-    loop {
-        nix::unistd::pause();
-    }
-}
-
-/// Q, or H: the parent of the process, reaps it.
-fn parent(plan: &Plan, ends: Ends) -> ! {
-    let ids = plan.ids;
-    if ids.pgid == ids.ppid && ids.sid != ids.ppid {
-        ends.must("group of the parent", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
-    }
-    let child = ends.must("process", raw::fork(Some(ids.pid)));
-    if child == 0 {
-        process(plan, ends);
-    }
-    close_others(&[]);
-    reap_until(child);
-    raw::exit_now(0)
-}
-
-/// P: the process itself, until it is given its old memory.
-fn process(plan: &Plan, ends: Ends) -> ! {
-    let ids = plan.ids;
-    if ids.sid == ids.pid {
-        ends.must("setsid", setsid());
-    } else if ids.pgid == ids.pid {
-        ends.must("setpgid", setpgid(Pid::from_raw(0), Pid::from_raw(0)));
-    } else if ids.pgid > 1 && nix::unistd::getpgrp().as_raw() != ids.pgid {
-        ends.must("setpgid", setpgid(Pid::from_raw(0), Pid::from_raw(ids.pgid)));
-    }
-    raw::set_dumpable();
-    close_others(&[ends.control.as_raw_fd()]);
-    let control = ends.control;
-    let _ = send(control.as_fd(), &Word::Ready, &[]);
-    loop {
-        match receive(control.as_fd()) {
-            Ok((Request::Terminal(group), _, fds)) => {
-                let result = fds.first().map_or(Ok(()), |tty| take_terminal(tty.as_fd(), group));
-                let _ = send(control.as_fd(), &answer(result), &[]);
-            }
-            Ok((Request::Build(plan), _, fds)) => build_and_wait(&plan, control, fds),
-            Err(_) => raw::exit_now(1),
+/// Reaps ghosts that have ended, and is a subreaper no longer. Pid 1 may have reaped them.
+fn reap_ghosts(ghosts: &[i32]) -> io::Result<()> {
+    for ghost in ghosts {
+        match wait_for(*ghost) {
+            Err(e) if e.raw_os_error() != Some(libc::ECHILD) => return Err(e),
+            _ => {}
         }
     }
-}
-
-/// Makes all descriptors, answers, and waits to be stopped for ever.
-fn build_and_wait(plan: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
-    let mut keep = [control.as_raw_fd()];
-    let provided = plan.provided.iter().copied().zip(fds).collect();
-    let mut cx = Provided { fds: provided, shared: fd::Shared::default() };
-    let made = fd::restore_all(&plan.files.objects, &plan.table, &mut keep, &mut cx);
-    // Either where it was, or where restore_all has moved it.
-    std::mem::forget(control);
-    let control = raw::own(keep[0]);
-    let built = match made {
-        Ok(()) => for_mappings(plan),
-        Err(e) => Err(e.to_string()),
-    };
-    let word = match built {
-        Ok(built) => Word::Built(built),
-        Err(text) => Word::Failed(text),
-    };
-    let _ = send(control.as_fd(), &word, &[]);
-    // The supervisor stops this process here; it goes on only as the job.
-    loop {
-        if receive::<Request>(control.as_fd()).is_err() {
-            raw::exit_now(1);
-        }
-    }
-}
-
-fn open(path: &str, write: bool) -> Result<RawFd, String> {
-    let file = fs::OpenOptions::new().read(true).write(write).open(path);
-    file.map(IntoRawFd::into_raw_fd).map_err(|e| format!("open {path} for a mapping: {e}"))
-}
-
-/// Opens what the mappings need. These descriptors are closed when the mappings are made.
-fn for_mappings(plan: &Build) -> Result<Built, String> {
-    let mut built = Built::default();
-    for (path, write) in &plan.paths {
-        built.paths.push(open(path, *write)?);
-    }
-    built.exe = open(&plan.exe, false)?;
-    for (dev, ino, name, size) in &plan.shared {
-        let object = plan.files.identities.iter().position(|id| *id == (*dev, *ino));
-        let slot = plan.table.iter().find(|s| Some(s.object as usize) == object);
-        built.shared.push(match slot {
-            // Through /proc, because a mapping may write where the descriptor may not.
-            Some(slot) => {
-                let path = format!("/proc/self/fd/{}", slot.fd);
-                open(&path, true).or_else(|_| open(&path, false))?
-            }
-            None => fresh_object(name, *size).map_err(|e| format!("memory {name}: {e}"))?,
-        });
-    }
-    Ok(built)
-}
-
-/// Shared memory that no descriptor holds, as a memfd.
-fn fresh_object(name: &str, size: u64) -> io::Result<RawFd> {
-    let name: String = name.rsplit('/').next().unwrap_or("").chars().take(200).collect();
-    let fd = raw::memfd(&name)?;
-    fs::File::from(fd.try_clone()?).set_len(size)?;
-    Ok(fd.into_raw_fd())
-}
-
-/// Descriptors that came with the message, by the object they stand for.
-struct Provided {
-    fds: Vec<(u32, OwnedFd)>,
-    shared: fd::Shared,
-}
-
-impl RestoreCx for Provided {
-    fn provided(&mut self, object: u32) -> Option<OwnedFd> {
-        let at = self.fds.iter().position(|(o, _)| *o == object)?;
-        Some(self.fds.swap_remove(at).1)
-    }
-    fn shared(&mut self) -> &mut fd::Shared {
-        &mut self.shared
-    }
+    raw::set_subreaper(false)
 }

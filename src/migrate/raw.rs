@@ -30,8 +30,21 @@ struct CloneArgs {
 /// # Errors
 /// `EEXIST` when the pid is in use, `EPERM` without CAP_CHECKPOINT_RESTORE over the namespace.
 pub fn fork(pid: Option<i32>) -> io::Result<i32> {
+    fork_with(pid, libc::SIGCHLD)
+}
+
+/// fork(2) with the child's pid in the newest pid namespace. A silent child sends no signal at
+/// its end, and is a child only to who waits with `__WALL` (wait(2)).
+///
+/// # Errors
+/// As [`fork`].
+pub fn fork_as(pid: i32, silent: bool) -> io::Result<i32> {
+    fork_with(Some(pid), if silent { 0 } else { libc::SIGCHLD })
+}
+
+fn fork_with(pid: Option<i32>, exit_signal: i32) -> io::Result<i32> {
     let wanted = [pid.unwrap_or(0)];
-    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let mut args = CloneArgs { exit_signal: exit_signal as u64, ..CloneArgs::default() };
     if pid.is_some() {
         args.set_tid = wanted.as_ptr() as u64;
         args.set_tid_size = 1;
@@ -125,18 +138,43 @@ pub fn set_foreground(tty: BorrowedFd, pgid: i32) -> io::Result<()> {
 }
 
 /// PR_SET_DUMPABLE.
-pub fn set_dumpable() {
+pub fn set_dumpable(on: bool) {
     // SAFETY: numbers only.
-    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(on), 0, 0, 0) };
+}
+
+/// PR_SET_CHILD_SUBREAPER.
+///
+/// # Errors
+/// None that is known.
+pub fn set_subreaper(on: bool) -> io::Result<()> {
+    // SAFETY: numbers only.
+    let set =
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(on), 0, 0, 0) };
+    check(set).map(drop)
+}
+
+/// Takes one signal, of any number, out of this thread's mask.
+///
+/// # Errors
+/// `EINVAL` for a number that is no signal.
+pub fn unblock(signal: i32) -> io::Result<()> {
+    // SAFETY: the set is initialised by sigemptyset before it is read, and lives through the calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        check(libc::sigaddset(&raw mut set, signal))?;
+        check(libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut())).map(drop)
+    }
 }
 
 /// wait4(2) for any child, blocking; `None` when there is none left.
 #[must_use]
-pub fn reap() -> Option<(i32, i32)> {
+pub fn reap(flags: i32) -> Option<(i32, i32)> {
     let mut status = 0;
     loop {
         // SAFETY: status lives through the call.
-        let got = unsafe { libc::wait4(-1, &raw mut status, libc::__WALL, std::ptr::null_mut()) };
+        let got = unsafe { libc::wait4(-1, &raw mut status, flags, std::ptr::null_mut()) };
         match check(got) {
             Ok(pid) => return Some((pid, status)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

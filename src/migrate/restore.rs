@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::building::Built;
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
 use super::resource::memory::{Backing, Mapping, MmImage};
@@ -18,7 +19,6 @@ use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
 use super::resource::{part, PartError, Scope, Told, View, PARTS};
-use super::skeleton::Built;
 use super::vdso::{with_jumps, Vdso};
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_DATA, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};

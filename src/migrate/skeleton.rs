@@ -1,4 +1,4 @@
-//! The new process before it gets its old memory: namespaces, pids, session, descriptors.
+//! The new processes before they get their old memory: namespaces, pids, sessions, groups.
 //!
 //! ```text
 //! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, mount; offsets, name
@@ -6,17 +6,20 @@
 //!                        └─► L   stands in for the session leader   (pid = sid)
 //!                            ├─► G   stands in for the group leader (pid = pgid)
 //!                            └─► Q   stands in for the parent       (pid = ppid)
-//!                                └─► P   the process itself, waits for its descriptors
+//!                                └─► P   the root, waits for its descriptors
+//!                                    └─► its children, and theirs
 //! ```
-//! Who coincides with another or with P is left out. H ends at once; the others end when P
-//! does. None holds a descriptor of the supervisor but its own end of a socket. A parent outside
-//! of the pid namespace (ppid 0) is H itself, which stays then:
+//! Who coincides with another or with P is left out. H ends at once; I ends when no process of
+//! the job is left, and the stand-ins with it. None holds a descriptor of the supervisor but its
+//! own end of a socket. How the rest of the job is made is the plan of [`super::tree`]. A parent
+//! outside of the pid namespace (ppid 0) is H itself, which stays then:
 //!
 //! ```text
 //! supervisor ─fork─► H   ─► I ─► G
 //!                        └─► P
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,36 +30,68 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::image::{Clocks, FdImage, Ids};
+use super::building::{self, Build, Built};
+use super::image::{Clocks, Ids};
 use super::resource::creds::User;
-use super::resource::fd::Slot;
+use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw};
+use crate::control::Finding;
 
-/// What the frame of a process needs before its image arrives.
+/// What the frame of a job needs before its image arrives.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
-    pub ids: Ids,
+    /// The root comes first.
+    pub members: Vec<Member>,
     pub nodename: String,
     pub domainname: String,
     /// The job's clocks when this was sent.
     pub clocks: Clocks,
     /// The session has a controlling terminal, which is relayed.
     pub terminal: bool,
-    /// Whom the process runs as, by its own numbers.
+    /// Whom the processes run as, by its own numbers.
     pub user: User,
 }
 
-/// A process that waits for its descriptors and memory.
+impl Plan {
+    /// The ids of the first process.
+    #[must_use]
+    pub fn root(&self) -> Option<Ids> {
+        self.members.first().map(|m| m.ids)
+    }
+}
+
+/// A process that waits for what the supervisor asks of it.
+#[derive(Debug)]
+pub struct NewProcess {
+    /// Its number in the job.
+    pub job_pid: i32,
+    /// Its number here.
+    pub pid: i32,
+    pub control: OwnedFd,
+}
+
+/// The processes of a job, waiting for descriptors and memory.
 #[derive(Debug)]
 pub struct Skeleton {
-    /// Host pids of the process and of its namespace's pid 1.
+    /// Host pids of the root and of the namespace's pid 1.
     pub pid: i32,
     pub init: i32,
     /// proc could not be mounted: `/proc/PID` in the job shows the host's numbers.
     pub host_proc: bool,
-    control: OwnedFd,
-    leader: OwnedFd,
-    ids: Ids,
+    /// The living processes of the job, in the order of the plan's members.
+    pub processes: Vec<NewProcess>,
+    pub(super) frame: Frame,
+}
+
+/// What the supervisor needs of the rest until all are settled.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub members: Vec<Member>,
+    pub tree: Tree,
+    /// pid 1, the session's leader, ghosts, and those that end again; by their place in the tree.
+    pub rest: BTreeMap<usize, NewProcess>,
+    /// Where a process of the tree is in [`Skeleton::processes`].
+    pub living: BTreeMap<usize, usize>,
 }
 
 /// Why it could not be made.
@@ -67,11 +102,15 @@ pub enum SkeletonError {
     /// A step failed in one of the new processes.
     #[error("{0}")]
     Step(String),
+    #[error("{}: {}", .0.object, .0.cause)]
+    Refused(Box<Finding>),
+    #[error("the processes need {needed} descriptors here, and the hard limit is {limit} (RLIMIT_NOFILE, getrlimit(2))")]
+    Descriptors { needed: u64, limit: u64 },
 }
 
-type Result<T> = std::result::Result<T, SkeletonError>;
+pub(super) type Result<T> = std::result::Result<T, SkeletonError>;
 
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SkeletonError {
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SkeletonError {
     move |source| SkeletonError::Io { what, source }
 }
 
@@ -80,8 +119,12 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> SkeletonError {
 pub(super) enum Word {
     /// From I; the kernel tells its pid. True: proc could not be mounted.
     Init(bool),
-    /// From P: it waits.
+    /// From a process of the plan, by its place there: it waits. Its own socket comes along.
+    Born(u32),
+    /// What was asked is done.
     Ready,
+    /// From P: some of the descriptors that it hands out, or it wants more of those it is given.
+    More,
     Built(Built),
     Failed(String),
 }
@@ -91,47 +134,38 @@ pub(super) enum Word {
 pub(super) enum Request {
     /// Make the terminal that comes along the controlling one, with this foreground group.
     Terminal(i32),
-    Build(Build),
+    /// Join this process group.
+    Join(i32),
+    /// These children end; and no orphans come any more.
+    Reap(Vec<i32>),
+    /// End with this wait status.
+    End(i32),
+    Build(Box<Build>),
+    /// More descriptors for [`Request::Build`], or more are wanted of those that P hands out.
+    More,
 }
 
-/// What P makes of the image before it loses its old memory.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Build {
-    pub files: FdImage,
-    pub table: Vec<Slot>,
-    /// Files to open for mappings: path, for writing.
-    pub paths: Vec<(String, bool)>,
-    /// The executable.
-    pub exe: String,
-    /// Shared memory: device and inode of its descriptor in `files`, name, bytes.
-    pub shared: Vec<(u64, u64, String, u64)>,
-    /// Objects of `files` that come as descriptors with the message, in that order.
-    pub provided: Vec<u32>,
-}
-
-/// Descriptors that P holds for its mappings.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Built {
-    pub paths: Vec<RawFd>,
-    pub exe: RawFd,
-    pub shared: Vec<RawFd>,
-}
+/// Content up to this length is sent as it is.
+const MOST_INLINE: usize = 512;
 
 /// Sends one message with descriptors; large content goes through a memfd.
 pub(super) fn send(socket: BorrowedFd, value: &impl Serialize, fds: &[RawFd]) -> io::Result<()> {
     let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
+    if bytes.len() <= MOST_INLINE {
+        return send_raw(socket, &[b"i", &bytes], fds);
+    }
     let content = raw::memfd("message")?;
     let mut file = fs::File::from(content.try_clone()?);
     io::Write::write_all(&mut file, &bytes)?;
     let all: Vec<RawFd> = std::iter::once(content.as_raw_fd()).chain(fds.iter().copied()).collect();
-    let rights = [ControlMessage::ScmRights(&all)];
-    sendmsg::<()>(
-        socket.as_raw_fd(),
-        &[IoSlice::new(b"v")],
-        &rights,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    send_raw(socket, &[b"v"], &all)
+}
+
+fn send_raw(socket: BorrowedFd, bytes: &[&[u8]], fds: &[RawFd]) -> io::Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let rights = if fds.is_empty() { &[] } else { rights.as_slice() };
+    let bytes: Vec<IoSlice> = bytes.iter().map(|b| IoSlice::new(b)).collect();
+    sendmsg::<()>(socket.as_raw_fd(), &bytes, rights, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
 }
 
@@ -142,8 +176,8 @@ pub const MAX_FDS: usize = 252;
 pub(super) fn receive<T: for<'a> Deserialize<'a>>(
     socket: BorrowedFd,
 ) -> io::Result<(T, i32, Vec<OwnedFd>)> {
-    let mut byte = [0u8; 1];
-    let mut iov = [IoSliceMut::new(&mut byte)];
+    let mut inline = [0u8; MOST_INLINE + 1];
+    let mut iov = [IoSliceMut::new(&mut inline)];
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS + 1], libc::ucred);
     let got = loop {
         match recvmsg::<()>(
@@ -156,7 +190,8 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
             other => break other?,
         }
     };
-    if got.bytes == 0 {
+    let len = got.bytes;
+    if len == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let (mut pid, mut fds) = (0, Vec::new());
@@ -167,6 +202,10 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
             _ => {}
         }
     }
+    let bad = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+    if let Some([b'i', bytes @ ..]) = inline.get(..len) {
+        return Ok((postcard::from_bytes(bytes).map_err(bad)?, pid, fds));
+    }
     if fds.is_empty() {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -174,12 +213,11 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
     let content = fs::File::from(fds.remove(0));
     let mut bytes = vec![0; content.metadata()?.len() as usize];
     content.read_exact_at(&mut bytes, 0)?;
-    let value =
-        postcard::from_bytes(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-    Ok((value, pid, fds))
+    Ok((postcard::from_bytes(&bytes).map_err(bad)?, pid, fds))
 }
 
-fn pair() -> Result<(OwnedFd, OwnedFd)> {
+/// A socket pair of whole messages.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|e| io_error("socketpair")(e.into()))
 }
@@ -239,80 +277,164 @@ pub fn try_namespaces(user: User) -> io::Result<()> {
 }
 
 impl Skeleton {
-    /// Makes the processes. The caller has one thread. A session leader that is not the
-    /// process itself takes `tty` as its controlling terminal at once: the others get it by
+    /// Makes the processes; [`Skeleton::settle`] is next. The caller has one thread. The leader of
+    /// the root's session takes `tty` as its controlling terminal at once: the others get it by
     /// fork(2), and in no other way (tty_ioctl(4), TIOCSCTTY).
     ///
     /// # Errors
     /// The step that failed, in words.
     pub fn spawn(plan: &Plan, tty: Option<BorrowedFd>) -> Result<Self> {
+        let tree = tree::plan(&plan.members).map_err(SkeletonError::Refused)?;
+        make_room(tree.nodes.len() as u64)?;
         let (control, theirs) = pair()?;
-        let (leader, leaders) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
         let now = own_clocks().map_err(io_error("clock_gettime"))?;
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, now, theirs, leaders, tty.map(|fd| fd.as_raw_fd()));
+            newborn::start(plan, &tree, now, theirs, tty.map(|fd| fd.as_raw_fd()));
         }
-        drop((theirs, leaders));
-        let made = Self::await_ready(control, leader, plan.ids);
-        if made.is_err() || !newborn::parent_is_outside(plan.ids) {
+        drop(theirs);
+        let mut found = Found::default();
+        let all = found.collect(&tree, control.as_fd());
+        if all.is_err() && found.init != 0 {
+            kill(found.init);
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(found.init), None);
+        }
+        if all.is_err() || !plan.root().is_some_and(tree::parent_is_outside) {
             // H ends as soon as pid 1 is there, or has failed.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
         }
-        made
+        all.map(|()| found.skeleton(plan, tree))
     }
 
-    fn await_ready(control: OwnedFd, leader: OwnedFd, ids: Ids) -> Result<Self> {
-        let (mut init, mut host_proc) = (0, false);
-        loop {
-            let (word, sender, _) =
-                receive::<Word>(control.as_fd()).map_err(io_error("start of the new process"))?;
-            match word {
-                Word::Init(without) => (init, host_proc) = (sender, without),
-                Word::Ready => {
-                    return Ok(Self { pid: sender, init, host_proc, control, leader, ids });
-                }
-                Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Built(_) => return Err(SkeletonError::Step("out of order".into())),
-            }
-        }
-    }
-
-    /// Gives the process its descriptors. `fds` stand for `build.provided`.
+    /// Gives a process its descriptors, by its place among [`Skeleton::processes`]. `fds` stand for
+    /// `build.provided`, `build.ready` and `build.shared_given`, one after the other; answered are
+    /// those of `build.hand_out`.
     ///
     /// # Errors
     /// The descriptor that could not be made, in words.
-    pub fn build(&self, build: &Build, fds: &[BorrowedFd]) -> Result<Built> {
-        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        send(self.control.as_fd(), &Request::Build(build.clone()), &fds)
-            .map_err(io_error("send descriptors"))?;
-        let what = "descriptors of the new process";
-        match receive::<Word>(self.control.as_fd()).map_err(io_error(what))? {
-            (Word::Built(built), ..) => Ok(built),
-            (Word::Failed(text), ..) => Err(SkeletonError::Step(text)),
-            _ => Err(SkeletonError::Step("out of order".into())),
-        }
+    pub fn build(
+        &self,
+        index: usize,
+        build: &Build,
+        fds: &[BorrowedFd],
+    ) -> Result<(Built, Vec<OwnedFd>)> {
+        let process = self.processes.get(index);
+        let process = process.ok_or_else(|| SkeletonError::Step("no such process".into()))?;
+        building::ask(process.control.as_fd(), build, fds)
     }
 
-    /// Makes `tty` the controlling terminal of the job's session. Before [`Skeleton::build`].
+    /// Makes `tty` the controlling terminal of the root's session, with this foreground group.
+    /// After [`Skeleton::settle`] and before [`Skeleton::build`].
     ///
     /// # Errors
     /// When the session leader cannot take it.
-    pub fn set_terminal(&self, tty: BorrowedFd) -> Result<()> {
-        let to = if self.ids.sid == self.ids.pid { &self.control } else { &self.leader };
-        let ask = Request::Terminal(self.ids.pgid);
-        send(to.as_fd(), &ask, &[tty.as_raw_fd()]).map_err(io_error("send the terminal"))?;
-        match receive::<Word>(to.as_fd()).map_err(io_error("controlling terminal"))? {
-            (Word::Ready, ..) => Ok(()),
-            (Word::Failed(text), ..) => Err(SkeletonError::Step(text)),
-            _ => Err(SkeletonError::Step("out of order".into())),
-        }
+    pub fn set_terminal(&self, tty: BorrowedFd, foreground: i32) -> Result<()> {
+        let sid = self.frame.members.first().map(|m| m.ids.sid);
+        let leader = self.frame.tree.nodes.iter().position(|n| Some(n.pid) == sid);
+        let leader = leader.and_then(|node| self.at(node));
+        let leader = leader
+            .ok_or_else(|| SkeletonError::Step("the session's leader is not there".into()))?;
+        ask(leader, &Request::Terminal(foreground), &[tty.as_raw_fd()])
+    }
+
+    /// A process of the tree that has a socket.
+    pub(super) fn at(&self, node: usize) -> Option<&NewProcess> {
+        let living = self.frame.living.get(&node).and_then(|index| self.processes.get(*index));
+        living.or_else(|| self.frame.rest.get(&node))
     }
 
     /// Ends everything in the namespace.
     pub fn kill(&self) {
-        use nix::sys::signal::{kill, Signal};
-        let _ = kill(nix::unistd::Pid::from_raw(self.init), Signal::SIGKILL);
+        kill(self.init);
     }
+}
+
+fn kill(init: i32) {
+    use nix::sys::signal::{kill, Signal};
+    let _ = kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL);
+}
+
+/// Asks one process for something, and waits until it is done.
+pub(super) fn ask(process: &NewProcess, request: &Request, fds: &[RawFd]) -> Result<()> {
+    let failed = |why: String| SkeletonError::Step(format!("process {}: {why}", process.job_pid));
+    let control = process.control.as_fd();
+    send(control, request, fds).map_err(|e| failed(e.to_string()))?;
+    match receive::<Word>(control).map_err(|e| failed(e.to_string()))? {
+        (Word::Ready, ..) => Ok(()),
+        (Word::Failed(text), ..) => Err(failed(text)),
+        _ => Err(failed("out of order".into())),
+    }
+}
+
+/// Room for so many sockets and what is open now, with some to spare.
+fn make_room(sockets: u64) -> Result<()> {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource};
+    let open = fs::read_dir("/proc/self/fd").map_err(io_error("/proc/self/fd"))?.count() as u64;
+    let needed = open + sockets + MAX_FDS as u64;
+    let (soft, limit) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| io_error("RLIMIT_NOFILE")(e.into()))?;
+    if needed <= soft {
+        return Ok(());
+    }
+    if needed > limit {
+        return Err(SkeletonError::Descriptors { needed, limit });
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)
+        .map_err(|e| io_error("RLIMIT_NOFILE")(e.into()))
+}
+
+/// What has been heard of the new processes.
+#[derive(Debug, Default)]
+struct Found {
+    init: i32,
+    host_proc: bool,
+    born: BTreeMap<usize, NewProcess>,
+}
+
+impl Found {
+    /// Until every process that waits has said so.
+    fn collect(&mut self, tree: &Tree, control: BorrowedFd) -> Result<()> {
+        let waits = |role: Role| !matches!(role, Role::Carrier | Role::Parent | Role::GroupLeader);
+        let expected = tree.nodes.iter().filter(|n| waits(n.role)).count();
+        while self.born.len() < expected {
+            let (word, pid, fds) =
+                receive::<Word>(control).map_err(io_error("start of the new processes"))?;
+            match word {
+                Word::Init(without) => (self.init, self.host_proc) = (pid, without),
+                Word::Born(node) => {
+                    let node = node as usize;
+                    let at = tree.nodes.get(node).zip(fds.into_iter().next());
+                    let (own, control) = at.ok_or_else(out_of_order)?;
+                    self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
+                }
+                Word::Failed(text) => return Err(SkeletonError::Step(text)),
+                Word::Ready | Word::More | Word::Built(_) => return Err(out_of_order()),
+            }
+        }
+        Ok(())
+    }
+
+    fn skeleton(mut self, plan: &Plan, tree: Tree) -> Skeleton {
+        let (mut processes, mut living) = (Vec::new(), BTreeMap::new());
+        for (member, node) in plan.members.iter().zip(&tree.members) {
+            let Some(node) = node.filter(|_| member.ended.is_none()) else { continue };
+            if let Some(process) = self.born.remove(&node) {
+                living.insert(node, processes.len());
+                processes.push(process);
+            }
+        }
+        let frame = Frame { members: plan.members.clone(), tree, rest: self.born, living };
+        Skeleton {
+            pid: processes.first().map_or(0, |p| p.pid),
+            init: self.init,
+            host_proc: self.host_proc,
+            processes,
+            frame,
+        }
+    }
+}
+
+fn out_of_order() -> SkeletonError {
+    SkeletonError::Step("out of order".into())
 }

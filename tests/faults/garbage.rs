@@ -13,6 +13,7 @@ use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::BulkId;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{Link, Service};
+use vosrun::migrate::tree::Member;
 use vosrun::node::peers;
 use vosrun::state::StateDir;
 
@@ -30,7 +31,7 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let ids = |pid| Ids { pid, ppid: 1, pgid: pid, sid: pid };
     let plan = |pid, clock| Plan {
-        ids: ids(pid),
+        members: vec![Member { ids: ids(pid), ended: None }],
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },

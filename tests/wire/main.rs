@@ -20,6 +20,7 @@ use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{encode, Decoder, MAX_HEADER};
+use vosrun::migrate::tree::Member;
 use vosrun::proxy::stream::Receiver;
 use vosrun::proxy::{AwayEnd, AwayState, RelayMsg};
 use vosrun::tracer::memory::VmFlags;
@@ -197,7 +198,7 @@ fn messages() -> Vec<Msg> {
         remedy: "y".into(),
     };
     let plan = Plan {
-        ids: ids(),
+        members: vec![Member { ids: ids(), ended: None }],
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),
@@ -325,7 +326,8 @@ fn images_that_would_be_believed_are_refused() {
         spoil(&mut parcel.image.processes[1]);
         assert!(parcel.image.check().is_err(), "{what}");
     }
-    let spoil: [(&str, fn(&mut JobImage)); 3] = [
+    type SpoilJob = (&'static str, fn(&mut JobImage));
+    let spoil: [SpoilJob; 3] = [
         ("no process", |job| job.processes.clear()),
         ("an object without an identity", |job| job.files.identities.clear()),
         ("a zombie twice", |job| job.zombies.push(job.zombies[0])),

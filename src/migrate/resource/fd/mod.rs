@@ -35,7 +35,7 @@ pub mod regular;
 mod signalfd;
 mod socket;
 #[cfg(test)]
-mod testing;
+pub(in crate::migrate) mod testing;
 mod timerfd;
 mod view;
 
@@ -43,7 +43,7 @@ pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
 pub use pipe::outside_holders;
-pub use place::{restore_all, PROVIDED};
+pub use place::{Making, PROVIDED};
 pub use view::{views, FdView, Views};
 
 /// A captured open file description, as it travels.
@@ -89,12 +89,12 @@ pub trait RestoreCx {
     /// A descriptor that the supervisor made beforehand for this description: the local
     /// end of a relay, or a filled vessel. Taken once.
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
-    /// What several objects of one process have in common while they are made.
+    /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
-/// [`restore_all`] before the descriptors get their numbers.
+/// [`Making::make`] when all objects are there.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// By st_dev and st_ino of the source.
@@ -178,7 +178,9 @@ pub trait FdKind: Sync {
     ) -> Result<OwnedFd, FdError> {
         self.make(state)
     }
-    /// After all descriptors have their numbers (epoll interest lists, seals).
+    /// After all descriptors of the process have their numbers (epoll interest lists, seals).
+    /// Of the processes that share the description, it is the first one, whose numbers
+    /// [`FdKind::capture`] has seen.
     ///
     /// # Errors
     /// What was tried on which object.

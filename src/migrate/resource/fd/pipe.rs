@@ -282,7 +282,7 @@ mod tests {
     use super::super::Shared;
     use super::*;
 
-    /// Restores objects of one pipe in this order, as `restore_all` does.
+    /// Restores objects of one pipe in this order, as `Making::make` does.
     fn restored(here: &Here, fds: &[&dyn AsRawFd]) -> Vec<File> {
         let objects: Vec<_> = fds.iter().map(|fd| here.capture(*fd)).collect();
         let mut cx = Restored::default();

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! 0 ┄ wanted numbers ┄┤ base ┄ kept, provided and new descriptors ┄┄►
-//!                      make all up here, dup3 down, finish, close all but wanted and kept
+//!                      make all up here, hand out, dup3 down, finish, close all but wanted
+//!                      and kept
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
@@ -23,38 +24,126 @@ pub const PROVIDED: &str = "provided";
 /// Status flags that fcntl(F_SETFL) can set, O_ASYNC aside.
 const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
 
-/// Makes all objects and installs the descriptor table, in the new process.
-///
-/// All other descriptors are closed at the end, but for those of `keep`. Kept descriptors
-/// below the highest wanted number are moved up at once; `keep` then holds their new
-/// numbers, also after an error. What `cx` provides need not be kept.
-///
-/// # Errors
-/// What was tried on which object. The process is not usable then.
-pub fn restore_all(
-    objects: &[Object],
-    table: &[Slot],
-    keep: &mut [RawFd],
-    cx: &mut dyn RestoreCx,
-) -> Result<(), FdError> {
-    let base = check_table(objects, table)?;
-    let _room = Room::make(base as u64 + 2 * objects.len() as u64 + keep.len() as u64 + 16)?;
-    lift_kept(keep, base)?;
-    let mut high = High::lift(objects.len() as u32, base, cx)?;
-    let mut made = Vec::with_capacity(objects.len());
-    for (index, object) in (0..).zip(objects) {
-        made.push(make(index, object, base, &mut high)?);
+/// The descriptors of a new process in the making; each step once, in the order of the
+/// functions. After an error the process is not usable.
+pub struct Making<'a> {
+    objects: &'a [Object],
+    table: &'a [Slot],
+    /// The first number above all wanted ones.
+    base: RawFd,
+    /// By object.
+    made: BTreeMap<u32, OwnedFd>,
+    _room: Room,
+}
+
+impl<'a> Making<'a> {
+    /// Looks at what is wanted, and makes room for it and for `more` descriptors.
+    ///
+    /// Kept descriptors below the highest wanted number are moved up at once; `keep` then
+    /// holds their new numbers, also after an error.
+    ///
+    /// # Errors
+    /// A table that contradicts itself; what was tried.
+    pub fn begin(
+        objects: &'a [Object],
+        table: &'a [Slot],
+        more: usize,
+        keep: &mut [RawFd],
+    ) -> Result<Self, FdError> {
+        let base = check_table(objects, table)?;
+        let count = 2 * objects.len() + more + keep.len() + 16;
+        let room = Room::make(base as u64 + count as u64)?;
+        lift_kept(keep, base)?;
+        Ok(Self { objects, table, base, made: BTreeMap::new(), _room: room })
     }
-    *high.shared() = Shared::default();
-    drop(high);
-    for slot in table {
-        let from = made[slot.object as usize].as_raw_fd();
-        raw::dup_onto(from, slot.fd, slot.cloexec)
-            .map_err(failed(format!("install descriptor {}", slot.fd)))?;
+
+    /// Moves a descriptor out of the way of the wanted numbers.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lift(&self, fd: OwnedFd) -> Result<OwnedFd, FdError> {
+        lift(fd, self.base)
     }
-    drop(made);
-    finish(objects, table)?;
-    close_others(table, keep)
+
+    /// Takes an object that another process of the job has made.
+    ///
+    /// # Errors
+    /// When the kernel refuses to move it out of the way.
+    pub fn take(&mut self, object: u32, fd: OwnedFd) -> Result<(), FdError> {
+        let fd = self.lift(fd)?;
+        self.made.insert(object, fd);
+        Ok(())
+    }
+
+    /// Makes all objects that are in the table or for others (`hand_out`) and not taken.
+    ///
+    /// # Errors
+    /// What was tried on which object.
+    pub fn make(&mut self, hand_out: &[u32], cx: &mut dyn RestoreCx) -> Result<(), FdError> {
+        let mut wanted: BTreeSet<u32> = self.table.iter().map(|slot| slot.object).collect();
+        wanted.extend(hand_out);
+        wanted.retain(|object| !self.made.contains_key(object));
+        let mut high = High::lift(&wanted, self.base, cx)?;
+        for index in wanted {
+            let object = object(self.objects, index)?;
+            let fd = make(index, object, self.base, &mut high)?;
+            self.made.insert(index, fd);
+        }
+        *high.shared() = Shared::default();
+        Ok(())
+    }
+
+    /// The descriptor of an object.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, object: u32) -> Result<BorrowedFd<'_>, FdError> {
+        let made = self.made.get(&object).map(AsFd::as_fd);
+        made.ok_or_else(|| unexpected(format!("object {object} is not made")))
+    }
+
+    /// Installs the table, and closes the descriptors above it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a number.
+    pub fn place(&mut self) -> Result<(), FdError> {
+        for slot in self.table {
+            raw::dup_onto(self.get(slot.object)?.as_raw_fd(), slot.fd, slot.cloexec)
+                .map_err(failed(format!("install descriptor {}", slot.fd)))?;
+        }
+        self.made.clear();
+        Ok(())
+    }
+
+    /// Finishes these objects, which are in the table ([`FdKind::finish`]).
+    ///
+    /// # Errors
+    /// What was tried on which object.
+    pub fn finish(&self, objects: &[u32]) -> Result<(), FdError> {
+        let mut slots = HashMap::new();
+        for slot in self.table {
+            slots.entry(slot.object).or_insert(slot.fd);
+        }
+        for &index in objects {
+            let fd = slots.get(&index);
+            let fd = fd.ok_or_else(|| unexpected(format!("object {index} has no descriptor")))?;
+            let object = object(self.objects, index)?;
+            kind(object)?.finish(&object.state, *fd)?;
+        }
+        Ok(())
+    }
+
+    /// Closes all descriptors but those of the table and of `keep`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn close_others(self, keep: &[RawFd]) -> Result<(), FdError> {
+        close_others(self.table, keep)
+    }
+}
+
+fn object(objects: &[Object], index: u32) -> Result<&Object, FdError> {
+    objects.get(index as usize).ok_or_else(|| unexpected(format!("there is no object {index}")))
 }
 
 /// The first number above all wanted ones.
@@ -114,9 +203,13 @@ struct High<'a> {
 }
 
 impl<'a> High<'a> {
-    fn lift(objects: u32, base: RawFd, cx: &'a mut dyn RestoreCx) -> Result<Self, FdError> {
+    fn lift(
+        objects: &BTreeSet<u32>,
+        base: RawFd,
+        cx: &'a mut dyn RestoreCx,
+    ) -> Result<Self, FdError> {
         let mut provided = HashMap::new();
-        for object in 0..objects {
+        for &object in objects {
             if let Some(fd) = cx.provided(object) {
                 provided.insert(object, lift(fd, base)?);
             }
@@ -171,17 +264,6 @@ pub(super) fn set_flags(fd: RawFd, flags: i32) -> Result<(), FdError> {
     }
     let new = now & !SETTABLE | flags & SETTABLE;
     raw::fcntl(fd, libc::F_SETFL, new).map(drop).map_err(tried())
-}
-
-fn finish(objects: &[Object], table: &[Slot]) -> Result<(), FdError> {
-    let mut done = vec![false; objects.len()];
-    for slot in table {
-        let index = slot.object as usize;
-        if !std::mem::replace(&mut done[index], true) {
-            kind(&objects[index])?.finish(&objects[index].state, slot.fd)?;
-        }
-    }
-    Ok(())
 }
 
 fn close_others(table: &[Slot], keep: &[RawFd]) -> Result<(), FdError> {
@@ -261,6 +343,20 @@ mod tests {
         }
         assert_eq!(check_table(&objects, &[slot(9, 0, false)]).ok(), Some(10));
         assert!(kind(&object("no such kind")).is_err());
+    }
+
+    /// All of it, for a process that shares nothing.
+    fn restore_all(
+        objects: &[Object],
+        table: &[Slot],
+        keep: &mut [RawFd],
+        cx: &mut dyn RestoreCx,
+    ) -> Result<(), FdError> {
+        let mut making = Making::begin(objects, table, 0, keep)?;
+        making.make(&[], cx)?;
+        making.place()?;
+        making.finish(&(0..objects.len() as u32).collect::<Vec<_>>())?;
+        making.close_others(keep)
     }
 
     fn ok<T, E: std::fmt::Debug>(result: Result<T, E>, what: &str) -> Result<T, String> {

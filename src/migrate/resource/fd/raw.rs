@@ -295,14 +295,26 @@ pub fn directory_entries(fd: RawFd) -> io::Result<Vec<u8>> {
     Ok(buf)
 }
 
-/// Runs `body` in a forked child, for tests that replace descriptors at their numbers.
-/// The child's complaint comes back through `complaints`, a path.
+/// Forks a child that runs `body` and ends with what that gives; answers its pid.
 #[cfg(test)]
-pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), String>) {
+pub fn forked(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child uses nothing that other threads may hold but malloc, which glibc
     // keeps usable across fork, and ends by _exit.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: ends this child at once.
+        unsafe { libc::_exit(status.unwrap_or(101)) };
+    }
+    assert!(pid > 0, "fork: {}", io::Error::last_os_error());
+    pid
+}
+
+/// Runs `body` in a forked child, for tests that replace descriptors at their numbers.
+/// The child's complaint comes back through `complaints`, a path.
+#[cfg(test)]
+pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), String>) {
+    let pid = forked(|| {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         let text = match result {
             Ok(Ok(())) => String::new(),
@@ -310,10 +322,8 @@ pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), 
             Err(p) => p.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic".into()),
         };
         let _ = std::fs::write(complaints, &text);
-        // SAFETY: ends this child at once.
-        unsafe { libc::_exit(i32::from(!text.is_empty())) };
-    }
-    assert!(pid > 0, "fork: {}", io::Error::last_os_error());
+        i32::from(!text.is_empty())
+    });
     let mut status = 0;
     // SAFETY: status lives through the call; pid is our child.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);

@@ -208,12 +208,15 @@ pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
     Ok(numbers)
 }
 
+/// A descriptor: its process (host pid) and number.
+type Place = (i32, i32);
+
 /// Descriptions found so far. Only those with the same inode can be the same; among them
 /// the kernel's order (kcmp) is searched by halves.
 #[derive(Default)]
 struct Groups {
     /// By st_dev and st_ino: (process and descriptor, its object), in the order of kcmp.
-    by_inode: HashMap<(u64, u64), Vec<((i32, i32), u32)>>,
+    by_inode: HashMap<(u64, u64), Vec<(Place, u32)>>,
     /// Why kcmp does not work here, and of which process it was asked.
     broken: Option<(i32, io::Error)>,
 }
@@ -270,6 +273,13 @@ mod tests {
         views.tables[&pid].iter().find(|slot| slot.fd == fd).expect("descriptor listed").object
     }
 
+    fn wait_until_stopped(child: &std::process::Child) {
+        use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("wait");
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+    }
+
     fn object(views: &Views, fd: &impl AsRawFd) -> u32 {
         object_in(views, me(), fd.as_raw_fd())
     }
@@ -306,7 +316,7 @@ mod tests {
     fn another_process_is_captured_without_its_help() {
         let dir = tempfile::tempdir().expect("dir");
         fs::write(dir.path().join("f"), "line one\nline two\n").expect("write");
-        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; echo ready; exec cat";
+        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; kill -STOP $$";
         let mut child = Command::new("sh")
             .args(["-c", script])
             .current_dir(dir.path())
@@ -315,8 +325,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
-        let mut ready = [0; 6];
-        child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("ready");
+        wait_until_stopped(&child);
         let pid = child.id() as i32;
         let found = views(&[pid]);
         let here = Here::default();
@@ -329,7 +338,7 @@ mod tests {
         });
         let pos =
             found.as_ref().map(|found| found.objects.iter().find(|v| v.fd == 7).map(|v| v.pos));
-        drop(child.stdin.take());
+        child.kill().expect("kill");
         child.wait().expect("wait");
         let kind = |name: &str| Some(name.to_owned());
         let wanted = [
@@ -348,19 +357,17 @@ mod tests {
     fn a_child_shares_what_it_inherited_and_not_what_it_reopened() {
         let file = tempfile::tempfile().expect("file");
         let mut child = Command::new("sh")
-            .args(["-c", "exec 5>&1 6</proc/self/fd/1; echo ready >&2; exec cat"])
+            .args(["-c", "exec 5>&1 6</proc/self/fd/1; kill -STOP $$"])
             .stdin(Stdio::piped())
             .stdout(file.try_clone().expect("dup"))
-            .stderr(Stdio::piped())
             .spawn()
             .expect("sh");
-        let mut ready = [0; 6];
-        child.stderr.as_mut().expect("stderr").read_exact(&mut ready).expect("ready");
+        wait_until_stopped(&child);
         let pid = child.id() as i32;
         let found = views(&[me(), pid]);
         let stdin = child.stdin.take().expect("stdin");
         let ours = found.as_ref().ok().map(|found| (object(found, &file), object(found, &stdin)));
-        drop(stdin);
+        child.kill().expect("kill");
         child.wait().expect("wait");
         let (found, (ours, end)) = (found.expect("views"), ours.expect("views"));
         let [stdin, stdout, dup, again] = [0, 1, 5, 6].map(|fd| object_in(&found, pid, fd));

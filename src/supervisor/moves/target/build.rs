@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
-use super::outfit::Outfit;
+use super::outfit::{join_shared, Outfit};
 use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
@@ -128,10 +128,8 @@ impl Mover {
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
-                    a.skeleton = Some(Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?);
-                    if let Some(skeleton) = &a.skeleton {
-                        skeleton.settle()?;
-                    }
+                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?;
+                    a.skeleton.insert(skeleton).settle()?;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -204,8 +202,10 @@ impl Mover {
     /// The image is whole: says which of its files are unknown here, or begins to restore.
     fn take_image(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
         let bytes = std::mem::take(&mut a.image);
-        let parcel: Parcel = postcard::from_bytes(&bytes).context("the image does not decode")?;
+        let mut parcel: Parcel =
+            postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
+        join_shared(&mut parcel.image.processes);
         let mapped = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let unknown: BTreeSet<FileId> = mapped
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
@@ -299,7 +299,8 @@ impl Mover {
             let controlling = pty.is_some();
             let end = away.rebuild_on(state.clone(), pty)?;
             if controlling {
-                skeleton.set_terminal(end.as_fd())?;
+                let foreground = parcel.image.processes.first().map_or(0, |p| p.ids.pgid);
+                skeleton.set_terminal(end.as_fd(), foreground)?;
             }
             ends.insert(state.stream, end);
         }

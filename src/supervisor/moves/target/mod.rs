@@ -310,8 +310,11 @@ impl Mover {
 
 /// The code that fits a failure here.
 fn code_of(e: &anyhow::Error) -> &'static str {
-    if let Some(SkeletonError::Step(text)) = e.downcast_ref() {
-        return if text.starts_with("namespaces") { "VOS-USERNS" } else { "VOS-TARGET" };
+    match e.downcast_ref() {
+        Some(SkeletonError::Step(text)) if text.starts_with("namespaces") => return "VOS-USERNS",
+        Some(SkeletonError::Step(_)) => return "VOS-TARGET",
+        Some(SkeletonError::Refused(_)) => return "VOS-TREE",
+        _ => {}
     }
     let failed = e.chain().find_map(|c| c.downcast_ref::<io::Error>());
     match failed.and_then(io::Error::raw_os_error) {

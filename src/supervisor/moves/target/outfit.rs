@@ -10,35 +10,40 @@
 //!            ── Build of each other, with its descriptions ──► puts them at its numbers
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
+use crate::migrate::building::{shared_memory, shares, Build, Share};
 use crate::migrate::image::{FdImage, ProcessImage};
-use crate::migrate::resource::memory::{Backing, MmImage};
+use crate::migrate::resource::fd::Slot;
+use crate::migrate::resource::memory::{Backing, MmImage, SharedObject};
 use crate::migrate::restore::Restoring;
-use crate::migrate::skeleton::{Build, Skeleton};
+use crate::migrate::skeleton::Skeleton;
 use crate::migrate::vdso::Vdso;
 use crate::tracer::memory::VmFlags;
 
 /// The descriptions of a job on their way to its processes.
 pub(super) struct Outfit<'a> {
     files: &'a FdImage,
-    /// Those that are here, by their index.
-    here: BTreeMap<u32, OwnedFd>,
-    /// Those that some process has finished.
-    finished: BTreeSet<u32>,
+    /// What this supervisor has made, by the index of the object.
+    provided: BTreeMap<u32, OwnedFd>,
+    /// What the first process has made for others.
+    made: BTreeMap<u32, OwnedFd>,
+    /// Memory that several processes map, by device and inode at the source.
+    common: BTreeMap<(u64, u64), OwnedFd>,
 }
 
 impl<'a> Outfit<'a> {
     pub(super) fn new(files: &'a FdImage) -> Self {
-        Self { files, here: BTreeMap::new(), finished: BTreeSet::new() }
+        let (provided, made, common) = Default::default();
+        Self { files, provided, made, common }
     }
 
     /// A description that this supervisor has made.
     pub(super) fn provide(&mut self, object: u32, fd: OwnedFd) {
-        self.here.insert(object, fd);
+        self.provided.insert(object, fd);
     }
 
     /// Equips every process, and gives it its mappings. `paths` are the mapped files of each, as
@@ -50,44 +55,71 @@ impl<'a> Outfit<'a> {
         paths: &[Vec<String>],
         vdso: &Vdso,
     ) -> Result<Vec<Restoring>> {
+        let tables: Vec<&[Slot]> = processes.iter().map(|p| p.table.as_slice()).collect();
+        self.make_common(processes)?;
         let mut restoring = Vec::with_capacity(processes.len());
-        let of_others = processes.iter().skip(1).flat_map(|process| &process.table);
-        let of_others: BTreeSet<u32> = of_others.map(|slot| slot.object).collect();
-        for (n, (process, paths)) in processes.iter().zip(paths).enumerate() {
-            let held: BTreeSet<u32> = process.table.iter().map(|slot| slot.object).collect();
-            let hand_out: Vec<u32> = match n {
-                0 => of_others.iter().filter(|o| !self.here.contains_key(o)).copied().collect(),
-                _ => Vec::new(),
-            };
-            let finish = held.iter().filter(|object| self.finished.insert(**object)).copied();
+        let all = shares(self.files, &tables).into_iter().zip(processes).zip(paths);
+        for (n, ((Share { build, ready }, process), paths)) in all.enumerate() {
             let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
-            let wanted = |object: &u32| n == 0 || held.contains(object);
-            let provided: Vec<u32> = self.here.keys().copied().filter(wanted).collect();
+            let common = |o: &SharedObject| self.common.get(&(o.dev, o.ino));
+            let given = (0..).zip(&process.memory.objects).filter_map(|(i, o)| Some((i, common(o)?)));
+            let given: Vec<(u32, &OwnedFd)> = given.collect();
             let build = Build {
-                objects: self.files.objects.clone(),
-                identities: self.files.identities.clone(),
-                table: process.table.clone(),
                 paths: mapped_paths(&process.memory, paths),
                 exe: exe.clone(),
-                shared: shared(&process.memory),
-                finish: finish.collect(),
-                hand_out: hand_out.clone(),
-                provided,
+                shared: process.memory.objects.clone(),
+                provided: if n == 0 { self.provided.keys().copied().collect() } else { Vec::new() },
+                shared_given: given.iter().map(|(index, _)| *index).collect(),
+                ..build
             };
-            let fds: Vec<BorrowedFd> =
-                build.provided.iter().filter_map(|o| Some(self.here.get(o)?.as_fd())).collect();
+            let mut fds: Vec<BorrowedFd> = Vec::new();
+            fds.extend(build.provided.iter().filter_map(|o| Some(self.provided.get(o)?.as_fd())));
+            for object in &ready {
+                fds.push(self.made.get(object).context("an object that nobody has made")?.as_fd());
+            }
+            fds.extend(given.iter().map(|(_, fd)| fd.as_fd()));
             let (built, made) = skeleton.build(n, &build, &fds)?;
-            self.here.extend(hand_out.into_iter().zip(made));
+            self.made.extend(build.hand_out.iter().copied().zip(made));
             let place = skeleton.processes.get(n).context("a process of no frame")?;
             restoring.push(Restoring::begin(place.pid, process, &built, vdso)?);
         }
         Ok(restoring)
     }
+
+    /// Makes the memory that several processes map, of which no descriptor is left.
+    fn make_common(&mut self, processes: &[ProcessImage]) -> Result<()> {
+        for object in processes.iter().flat_map(|p| &p.memory.objects).filter(|o| is_common(o, processes)) {
+            let key = (object.dev, object.ino);
+            if !self.files.identities.contains(&key) && !self.common.contains_key(&key) {
+                let memory = shared_memory(&object.name, object.size);
+                self.common.insert(key, memory.with_context(|| format!("memory {}", object.name))?);
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Shared memory of a process: device and inode, name, bytes.
-fn shared(memory: &MmImage) -> Vec<(u64, u64, String, u64)> {
-    memory.objects.iter().map(|o| (o.dev, o.ino, o.name.clone(), o.size)).collect()
+/// Do several of the processes map it?
+fn is_common(object: &SharedObject, processes: &[ProcessImage]) -> bool {
+    let maps = |p: &&ProcessImage| {
+        p.memory.objects.iter().any(|o| (o.dev, o.ino) == (object.dev, object.ino))
+    };
+    processes.iter().filter(maps).count() > 1
+}
+
+/// Anonymous memory that several processes share can only be given to them as a memfd: marks it
+/// so, with the size that all of them need.
+pub(super) fn join_shared(processes: &mut [ProcessImage]) {
+    let mut sizes: BTreeMap<(u64, u64), (u64, usize)> = BTreeMap::new();
+    for object in processes.iter().flat_map(|p| &p.memory.objects) {
+        let (size, holders) = sizes.entry((object.dev, object.ino)).or_default();
+        (*size, *holders) = ((*size).max(object.size), *holders + 1);
+    }
+    for object in processes.iter_mut().flat_map(|p| &mut p.memory.objects) {
+        if let Some((size, 2..)) = sizes.get(&(object.dev, object.ino)) {
+            (object.size, object.anonymous) = (*size, false);
+        }
+    }
 }
 
 /// Paths here of the mapped files, and whether a mapping may write to them.
