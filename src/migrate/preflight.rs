@@ -19,7 +19,7 @@ use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{attributes, blocker, PARTS};
+use super::resource::{attributes, blocker, View, PARTS};
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -165,7 +165,14 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
 
 /// Children that live and are none of the job's processes.
 fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_ {
-    let stranger = |child: &(i32, String)| !pids.contains(&child.0) && !is_zombie(child.0);
+    // One that was made just now is traced before the supervisor has heard of it.
+    let traced = |pid| {
+        let own = u64::from(std::process::id());
+        View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own)
+    };
+    let stranger = move |(pid, _): &(i32, String)| {
+        !pids.contains(pid) && !is_zombie(*pid) && !traced(*pid)
+    };
     children(pid).into_iter().filter(stranger)
 }
 
