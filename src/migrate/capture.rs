@@ -240,11 +240,7 @@ pub fn requeue(remote: &mut Remote, insn: u64, info: &trace::SigInfo) -> Result<
 
 /// A thread takes real-time signals of one number in their order: those that are queued for it
 /// are queued again behind this one.
-fn requeue_first(
-    remote: &mut Remote,
-    stub: &Stub,
-    info: &trace::SigInfo,
-) -> Result<(), PartError> {
+fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Result<(), PartError> {
     const FIRST_REAL_TIME: i32 = 32;
     let (tid, signal) = (remote.tid(), trace::number_of(info));
     let mut behind = Vec::new();
