@@ -26,7 +26,7 @@ use crate::syscalls::handles::Handles;
 use crate::syscalls::table::TABLE;
 use crate::tracer::attach::{self, AttachError};
 use crate::tracer::launch::{launch, Outcome, Plan};
-use crate::tracer::{filter, raw};
+use crate::tracer::{filter, raw, Exit};
 
 /// `vosrun [--name NAME] -- PROGRAM ARGS…`
 #[derive(Debug, Clone, clap::Args)]
@@ -324,7 +324,12 @@ pub(super) fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
     let (mut supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
     let notice = supervisor.notice.take();
+    let by_key = supervisor.mode == Mode::Launched && supervisor.signals.was_interrupted();
     supervisor.close(end);
+    if by_key && end == End::Exited(Exit::Signal(libc::SIGINT)) {
+        // A shell ends its loop or script when ^C has ended a command, not when one exits with 130.
+        Signals::raise_default(libc::SIGINT).context("ending by SIGINT")?;
+    }
     Ok(match end {
         End::Exited(exit) => exit.shell_code(),
         End::Lost => {

@@ -55,8 +55,8 @@ impl Job {
             exit: None,
         };
         dir.create()?;
-        let lock = lock(&dir)?;
-        write_meta(&dir, &meta)?;
+        let written = lock(&dir).and_then(|lock| write_meta(&dir, &meta).map(|()| lock));
+        let lock = written.inspect_err(|_| drop(dir.remove()))?;
         drop(naming);
         Ok(Self { id, dir, meta, _lock: lock })
     }

@@ -46,6 +46,16 @@ fn what_cannot_run_is_said_in_one_line() {
 }
 
 #[test]
+fn a_job_that_cannot_be_noted_leaves_nothing_behind() {
+    let host = Host::new(As::Self_);
+    let vosrun = host.vosrun(&[]).get_program().to_owned();
+    let script = "ulimit -f 0; exec \"$0\" -- true";
+    let ended = output(host.command("sh").args(["-c", script]).arg(vosrun));
+    assert_eq!(ended.status.code(), Some(125), "{}", stderr(&ended));
+    assert!(host.state().jobs().unwrap().is_empty());
+}
+
+#[test]
 fn scripts_run_with_and_without_a_shebang() {
     let host = Host::new(As::Self_);
     for text in ["#!/bin/sh\necho \"$0 $1\"\n", "echo \"$0 $1\"\n"] {
