@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{stream_key, LinkKey, Mover, StreamKey};
-use crate::control::{Finding, JobStatus, MoveReport, Reply};
+use crate::control::{Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::supervisor::serve::ClientKey;
@@ -106,9 +106,14 @@ impl Mover {
 
     /// Tells whoever asked for the move from home how it ended.
     pub(super) fn answer_asked(&mut self, reply: &Reply) {
-        if let Some(asked) = self.asked.take() {
-            self.sup.finish(asked.client, reply);
+        let Some(asked) = self.asked.take() else { return };
+        // The host has let go of a job that comes home, and cannot tell this last event.
+        if let Reply::Moved(report) = reply {
+            if report.to == self.sup.node {
+                self.sup.reply(asked.client, &Reply::Progress(resumed(report)));
+            }
         }
+        self.sup.finish(asked.client, reply);
     }
 
     /// Asks the job's host to move it.
@@ -118,7 +123,7 @@ impl Mover {
     }
 
     /// Progress of a move that was asked for from here.
-    pub(super) fn show_asked(&mut self, event: crate::control::MoveEvent) {
+    pub(super) fn show_asked(&mut self, event: MoveEvent) {
         if let Some(asked) = &self.asked {
             self.sup.reply(asked.client, &Reply::Progress(event));
         }
@@ -185,6 +190,27 @@ fn needs(streams: &BTreeMap<StreamKey, u32>) -> String {
     }
     parts.push("exit status".into());
     parts.join(", ")
+}
+
+/// What the last event of a move says.
+pub(super) fn resumed_text(pause_ms: f64) -> String {
+    match pause_ms {
+        ms if ms < 999.5 => format!("✔ paused {ms:.0} ms"),
+        ms => format!("✔ paused {:.1} s", ms / 1000.0),
+    }
+}
+
+fn resumed(report: &MoveReport) -> MoveEvent {
+    MoveEvent {
+        id: report.id,
+        job: report.job.clone(),
+        job_id: report.job_id,
+        from: report.from.clone(),
+        to: report.to.clone(),
+        phase: Phase::Resume,
+        text: resumed_text(report.pause_ms),
+        bytes: None,
+    }
 }
 
 #[cfg(test)]
