@@ -4,6 +4,8 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use vosrun::state::{JobMeta, StateDir};
+
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -203,29 +205,14 @@ fn colours_only_on_a_terminal_and_not_with_no_color() {
 #[test]
 fn a_job_without_supervisor_is_shown_with_the_way_out() {
     let place = Place::new();
-    let state = vosrun::state::StateDir::open(&place.0.path().join("state/vosrun")).unwrap();
+    let state = StateDir::open(&place.0.path().join("state/vosrun")).unwrap();
     let id = vosrun::ids::JobId([0xa4; 16]);
     let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
     let pid = i32::try_from(sleeper.id()).unwrap();
     let start = procfs::process::Process::new(pid).unwrap().stat().unwrap().starttime;
     state.job(id).create().unwrap();
-    state
-        .job(id)
-        .set_meta(&vosrun::state::JobMeta {
-            name: "ctr".into(),
-            command: vec!["./counter".into()],
-            home: "a".into(),
-            pid,
-            host: Some((pid, start)),
-            epoch: vosrun::ids::Epoch(1),
-            started_ms: 1,
-            attached: false,
-            filtered: true,
-            names: None,
-            agent: None,
-            exit: None,
-        })
-        .unwrap();
+    let new = JobMeta::new("ctr".into(), vec!["./counter".into()], "a".into(), 1);
+    state.job(id).set_meta(&JobMeta { pid, host: Some((pid, start)), ..new }).unwrap();
     let out = place.run("ps");
     assert!(stdout(&out).contains("ORPHANED"), "{}", stdout(&out));
     assert!(stdout(&out).contains("vosrun adopt ctr"), "{}", stdout(&out));

@@ -331,20 +331,8 @@ pub mod tests {
     use std::os::unix::net::UnixListener;
 
     pub fn meta(name: &str, host: Option<(i32, u64)>) -> JobMeta {
-        JobMeta {
-            name: name.into(),
-            command: vec![name.into()],
-            home: "a".into(),
-            pid: 7,
-            host,
-            epoch: Epoch(1),
-            started_ms: 1,
-            attached: false,
-            filtered: true,
-            names: None,
-            agent: None,
-            exit: None,
-        }
+        let new = JobMeta::new(name.into(), vec![name.into()], "a".into(), 1);
+        JobMeta { pid: 7, host, filtered: true, ..new }
     }
 
     fn job(state: &StateDir, byte: u8, meta: &JobMeta) -> JobDir {

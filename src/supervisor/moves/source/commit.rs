@@ -8,7 +8,7 @@ use super::super::agent::Agent;
 use super::super::hook::reached;
 use super::super::signals;
 use super::super::standin::StandIn;
-use super::super::status::resumed_text;
+use super::super::status::{owns_text, resumed_text};
 use super::super::{Mover, Side};
 use super::{millis, own, stopped, Frozen, Laps, Step1, Target};
 use crate::control::{MoveFailure, MoveReport, Phase, ProcessStatus, Reply};
@@ -58,7 +58,7 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
-        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        let text = owns_text(&to, self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
         let (processes, resumed) = match self.await_done(id, target) {
             Heard::Done(processes, resumed) => (processes, resumed),
