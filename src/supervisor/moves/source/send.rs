@@ -344,7 +344,6 @@ fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
 }
 
 #[cfg(test)]
-#[cfg(test)]
 mod tests {
     use super::*;
 
