@@ -31,7 +31,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,6 +102,8 @@ pub enum Msg {
         epoch: Epoch,
         /// Who waits for the job at home has seen it stop, and has not let it go on.
         stopped: bool,
+        /// Number of the next signal that will come up for the job at home.
+        next: u64,
     },
     /// Host: welcome.
     Attached {

@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_home_agent_is_told_where_the_job_went() {
-        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false, next: 0 };
         let s = scene(&[Step::Intent, Step::Done], false, "");
         let Some(Msg::Gone { to: Some((PEER, name)), epoch }) = ask(&s, NodeId([8; 32]), &attach)
         else {
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_home_agent_is_told_how_the_job_ended() {
-        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false, next: 0 };
         let s = scene(&[Step::Prepared, Step::Own], false, "");
         assert!(matches!(ask(&s, PEER, &attach), Some(Msg::Lost)));
         let exit = crate::tracer::Exit::Code(3);
