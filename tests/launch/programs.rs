@@ -33,7 +33,7 @@ fn what_cannot_run_is_said_in_one_line() {
     for (program, code, sentence) in [
         ("missing-program", 127, "missing-program: not found"),
         ("/missing/program", 127, "/missing/program: not found"),
-        ("", 127, ": not found"),
+        ("", 127, "'': not found"),
         (&*plain, 126, &*format!("{plain}: permission denied")),
         ("/tmp", 126, "/tmp: permission denied"),
         (&*bad, 127, &*format!("{bad}: its interpreter is not found")),
