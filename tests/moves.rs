@@ -116,6 +116,7 @@ const GUESTS: &[Guest] = &[
         "the paths of watches made before are not known",
     ),
     guest("exec_chain"),
+    guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
     built("counter", Flavour::StaticPie),
