@@ -48,6 +48,11 @@ pub const CODES: &[Code] = &[
         text: "A job moves with all its processes, but one of them has a child that vosrun does not trace: it would be left behind. This happens when the child could not be seized, for instance because it belongs to another user or has another tracer.\nWay out: wait until the child has ended (vosrun inspect JOB lists the others), or end its tracer and attach again.",
     },
     Code {
+        code: "VOS-CHROOT",
+        title: "a root directory of its own",
+        text: "The process lives in a chroot(2) or container whose root directory is not that of its supervisor, so its paths mean other files than those vosrun would look for.\nWay out: run vosrun inside the same container or chroot.",
+    },
+    Code {
         code: "VOS-COMMIT-SENT",
         title: "given away, not yet confirmed",
         text: "The source has written down that the target owns the job and cannot take it back, and the target has not confirmed yet: the connection or the target is gone. The job never runs at the source again, so it cannot run twice. The target resumes it by itself as soon as it hears from the source.\nWay out: bring the connection or the target back, then vosrun migrate --resolve MOVE. Only if you know that the target's copy can never run: vosrun recover JOB --dead NODE at the source.",
@@ -56,6 +61,16 @@ pub const CODES: &[Code] = &[
         code: "VOS-CPU",
         title: "the target's processor lacks a feature",
         text: "Programs ask the processor once, at their start, what it can do, and keep using it. An instruction that the target does not have would kill the program with SIGILL, or its saved registers do not fit there.\nWay out: choose a target whose processor has the feature named, or start the program so that it does not use it (glibc: GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,…).",
+    },
+    Code {
+        code: "VOS-CREDS",
+        title: "user ids that cannot be given",
+        text: "The process, or one of its threads, runs as another user than its supervisor, or its user and group ids are not all the same. An ordinary user can give a process only its own ids.\nWay out: run vosrun and the nodes as root on both sides.",
+    },
+    Code {
+        code: "VOS-CWD",
+        title: "a working directory that is gone",
+        text: "The working directory of the process has been removed. The target could not enter it.\nWay out: let the program change to a directory that exists.",
     },
     Code {
         code: "VOS-DEV",
@@ -81,6 +96,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-EVENTFD",
         title: "an eventfd whose mode is unknown",
         text: "A warning: kernels before Linux 6.5 do not tell whether an eventfd was made with EFD_SEMAPHORE. It is restored without.\nWay out: nothing to do unless the program uses EFD_SEMAPHORE; else move it from a newer kernel.",
+    },
+    Code {
+        code: "VOS-EXE",
+        title: "an executable that is gone",
+        text: "The file that the process was started from has been removed or replaced, so that it could not be told to the new process (/proc/PID/exe).\nWay out: start the program again from the new file.",
     },
     Code {
         code: "VOS-EXEC-CHANGED",
@@ -348,6 +368,36 @@ pub fn find(code: &str) -> Option<&'static Code> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_code(word: &str) -> bool {
+        let rest = word.strip_prefix("VOS-").unwrap_or_default();
+        !rest.is_empty()
+            && rest.chars().all(|c| c.is_ascii_uppercase() || "-0123456789".contains(c))
+    }
+
+    /// Every file under `src`.
+    fn sources(dir: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => sources(&path, found),
+                false => found.push(path),
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_that_the_sources_name_is_explained() {
+        let mut files = Vec::new();
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for word in code.split('"').filter(|w| is_code(w)) {
+                assert!(find(word).is_some(), "{}: {word}", file.display());
+            }
+        }
+    }
 
     #[test]
     fn sorted_unique_and_complete() {

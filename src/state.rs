@@ -191,6 +191,27 @@ pub struct JobMeta {
     pub exit: Option<crate::tracer::Exit>,
 }
 
+impl JobMeta {
+    /// A job that was launched at `home` and has no process yet.
+    #[must_use]
+    pub fn new(name: String, command: Vec<String>, home: String, started_ms: u64) -> Self {
+        Self {
+            name,
+            command,
+            home,
+            pid: 0,
+            host: None,
+            epoch: Epoch(1),
+            started_ms,
+            attached: false,
+            filtered: false,
+            names: None,
+            agent: None,
+            exit: None,
+        }
+    }
+}
+
 /// Makes a folder and its parents, mode 0700.
 ///
 /// # Errors

@@ -2,7 +2,9 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+
+use vosrun::state::{JobMeta, StateDir};
 
 struct Place(tempfile::TempDir);
 
@@ -26,6 +28,11 @@ impl Place {
         self.vosrun(&words.split_whitespace().collect::<Vec<_>>()).output().unwrap()
     }
 
+    fn start(&self, words: &str) -> Child {
+        let mut command = self.vosrun(&words.split_whitespace().collect::<Vec<_>>());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     fn config(&self, text: &str) {
         let dir = self.0.path().join(".config/vosrun");
         std::fs::create_dir_all(&dir).unwrap();
@@ -44,7 +51,7 @@ fn stderr(out: &Output) -> &str {
 #[test]
 fn usage_errors_are_one_sentence_and_exit_2() {
     let place = Place::new();
-    for (words, sentence) in [
+    for (words, sentence, out) in [
         ("./counter", "no command `./counter`; a program is run with: vosrun -- ./counter"),
         ("migrat", "no command `migrat` (did you mean `migrate`?); a program is run with: vosrun -- migrat"),
         ("--bogus", "unexpected argument '--bogus' found; see vosrun --help"),
@@ -54,9 +61,14 @@ fn usage_errors_are_one_sentence_and_exit_2() {
         ("migrate nobody --to b", "no job `nobody` here; vosrun ps lists them"),
         ("migrate --watch m-7f3a0001", "no move m-7f3a0001 here, neither in progress nor in a job's history"),
         ("explain VOS-TIMEOT", "no code `VOS-TIMEOT`; near: VOS-TIMEOUT"),
+        ("node --name a/b", "invalid value 'a/b' for '--name <NAME>': \"a/b\" cannot be a node's name: up to 63 letters, digits, dots, dashes and underscores can; see vosrun --help"),
+        ("--name= -- true", "a value is required for '--name <NAME>' but none was supplied; see vosrun --help"),
         ("--name x ps", "--name, --attach, --detach, --filter and a program after -- go with no command"),
-    ] {
-        let out = place.run(words);
+    ]
+    // All at once: one that names a job waits a little for it to appear.
+    .map(|(words, sentence)| (words, sentence, place.start(words)))
+    {
+        let out = out.wait_with_output().unwrap();
         assert_eq!(out.status.code(), Some(2), "{words}: {}", stderr(&out));
         assert_eq!(stderr(&out), format!("vosrun: {sentence}\n"), "{words}");
         assert_eq!(stdout(&out), "", "{words}");
@@ -193,29 +205,14 @@ fn colours_only_on_a_terminal_and_not_with_no_color() {
 #[test]
 fn a_job_without_supervisor_is_shown_with_the_way_out() {
     let place = Place::new();
-    let state = vosrun::state::StateDir::open(&place.0.path().join("state/vosrun")).unwrap();
+    let state = StateDir::open(&place.0.path().join("state/vosrun")).unwrap();
     let id = vosrun::ids::JobId([0xa4; 16]);
     let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
     let pid = i32::try_from(sleeper.id()).unwrap();
     let start = procfs::process::Process::new(pid).unwrap().stat().unwrap().starttime;
     state.job(id).create().unwrap();
-    state
-        .job(id)
-        .set_meta(&vosrun::state::JobMeta {
-            name: "ctr".into(),
-            command: vec!["./counter".into()],
-            home: "a".into(),
-            pid,
-            host: Some((pid, start)),
-            epoch: vosrun::ids::Epoch(1),
-            started_ms: 1,
-            attached: false,
-            filtered: true,
-            names: None,
-            agent: None,
-            exit: None,
-        })
-        .unwrap();
+    let new = JobMeta::new("ctr".into(), vec!["./counter".into()], "a".into(), 1);
+    state.job(id).set_meta(&JobMeta { pid, host: Some((pid, start)), ..new }).unwrap();
     let out = place.run("ps");
     assert!(stdout(&out).contains("ORPHANED"), "{}", stdout(&out));
     assert!(stdout(&out).contains("vosrun adopt ctr"), "{}", stdout(&out));
@@ -239,4 +236,86 @@ fn doctor_tries_and_reports() {
     // The tests of this project need these anyway.
     assert_eq!((result("ptrace"), result("seccomp")), ("ok".into(), "ok".into()), "{document}");
     assert_eq!(document["exit"], out.status.code().unwrap());
+}
+
+fn json_of(out: &Output) -> serde_json::Value {
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", stdout(out)))
+}
+
+#[test]
+fn with_json_a_failure_is_a_document_too() {
+    let place = Place::new();
+    for (words, exit, sentence) in [
+        ("inspect nobody --json", 2, "no job `nobody` here; vosrun ps lists them"),
+        ("adopt nobody --json", 125, "there is no job nobody"),
+        ("--attach 2147483647 --detach --json", 125, "there is no process 2147483647"),
+    ] {
+        let out = place.run(words);
+        let expected = serde_json::json!({ "api": "vosrun/v1", "exit": exit, "error": sentence });
+        assert_eq!(json_of(&out), expected, "{words}");
+        assert_eq!(out.status.code(), Some(exit), "{words}");
+        assert_eq!(stderr(&out), format!("vosrun: {sentence}\n"), "{words}");
+    }
+    assert_eq!(stdout(&place.run("--json -- ./missing")), "", "stdout is the program's");
+}
+
+#[test]
+fn a_program_without_a_name_is_named_in_quotes() {
+    let out = Place::new().vosrun(&["--", ""]).output().unwrap();
+    assert_eq!((out.status.code(), stderr(&out)), (Some(127), "vosrun: '': not found\n"));
+}
+
+#[test]
+fn a_taken_port_is_named_with_the_way_out() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let out = Place::new().run(&format!("node --listen {at}"));
+    let sentence = format!(
+        "vosrun: listening on {at}: Address already in use (os error 98); choose another port with --listen IP:PORT\n"
+    );
+    assert_eq!((out.status.code(), stderr(&out)), (Some(1), sentence.as_str()));
+}
+
+/// Ends when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.0.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let _ = self.0.wait();
+    }
+}
+
+/// Each command begins when the one before it has begun, as in a script with `&`.
+#[test]
+fn a_script_need_not_wait_for_what_it_has_just_started() {
+    let place = Place::new();
+    let with = |state: &str, words: &str| {
+        let mut command = place.vosrun(&words.split(' ').collect::<Vec<_>>());
+        command.env("VOSRUN_STATE_DIR", place.0.path().join(state));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let start = |state: &str, words: &str| Running(with(state, words).spawn().unwrap());
+    let run = |state: &str, words: &str| with(state, words).output().unwrap();
+    let _a = start("A", "node --name a --listen 127.0.0.1:0");
+    let token = json_of(&run("A", "token --json"))["token"].as_str().unwrap().to_owned();
+    // The move's command is the first to look, so the job can only appear later.
+    let migrate = with("A", "migrate ctr --to b --json").spawn().unwrap();
+    let _b = start("B", &format!("node --name b --listen 127.0.0.1:0 --join {token}"));
+    let _job = start("A", "--name ctr -- sleep 60");
+    let out = migrate.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let moved = json_of(&out);
+    assert_eq!((&moved["result"], &moved["processes"][0]["node"]), (&"moved".into(), &"b".into()));
+    assert!(moved["processes"][0]["pid"].is_i64() && moved["processes"][0]["host_pid"].is_i64());
+    // Asked for at its home, to which it comes: every phase is shown there as well.
+    let out = run("A", "migrate ctr --to a");
+    let phases: Vec<_> = stderr(&out).lines().filter_map(|l| l.split_whitespace().next()).collect();
+    assert!(phases.ends_with(&["copy", "commit", "resume", "moved"]), "{}", stderr(&out));
+    let second = run("A", "--name ctr -- true");
+    assert_eq!(stderr(&second), "vosrun: another job is named ctr; this one is ctr-2\n");
 }

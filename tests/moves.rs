@@ -73,6 +73,7 @@ const GUESTS: &[Guest] = &[
     guest("tid_address"),
     guest("robust"),
     guest("rseq"),
+    guest("rseq_sections"),
     guest("futexes"),
     guest("sigmask"),
     guest("sigactions"),
@@ -84,6 +85,7 @@ const GUESTS: &[Guest] = &[
     },
     guest("sigaltstack"),
     guest("sig_pending"),
+    guest("sig_order"),
     guest("itimers"),
     guest("posix_timers"),
     guest("timers_once"),
@@ -117,6 +119,7 @@ const GUESTS: &[Guest] = &[
     guest("tree"),
     guest("tree_orphans"),
     guest("tree_storm"),
+    guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
     built("counter", Flavour::StaticPie),
@@ -629,6 +632,33 @@ fn stop_and_continue(pid: i32) -> Result<()> {
     Ok(kill(Pid::from_raw(pid), Signal::SIGCONT)?)
 }
 
+/// A job that is stopped while its home cannot reach it stays stopped when the home comes, and
+/// its stand-in stops then.
+fn unheard_stop(worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::Root)?;
+    let program = Program::new(build::guest("sleepers", Flavour::Plain)?).args(["nanosleep"]);
+    let mut job = Job::start(hosts, Start::Attached, program)?;
+    job.await_ready()?;
+    job.migrate(1)?;
+    hosts.set_link(0, 2, false)?;
+    job.migrate(2)?;
+    let mut stop = hosts.command(2, Path::new("/bin/kill"));
+    stop.args(["-STOP", &job.host_pid()?.to_string()]);
+    procs::run(&mut stop, common::SOON)?.good("kill -STOP")?;
+    let is_stopped = |job: &Job| Ok::<bool, anyhow::Error>(job.ps()?["state"] == "STOPPED");
+    common::until(common::SOON, "the stop", || Ok(is_stopped(&job)?.then_some(())))?;
+    hosts.set_link(0, 2, true)?;
+    let standin = job.child.id() as i32;
+    common::until(common::SOON, "the stop of the stand-in", || {
+        Ok(procs::state(standin).is_some_and(|s| ['t', 'T'].contains(&s)).then_some(()))
+    })?;
+    anyhow::ensure!(is_stopped(&job)?, "the job was let go on");
+    kill(Pid::from_raw(standin), Signal::SIGCONT)?;
+    job.excuse(60_000.0)?;
+    job.await_progress(2)?;
+    job.finish().map(drop)
+}
+
 /// A call that was woken already ends neither with an error nor early when the job moves.
 fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Result<()> {
     let hosts = worker.hosts(Who::User)?;
@@ -676,6 +706,7 @@ fn disturbed_cells() -> Vec<Cell> {
             cells.push(Cell::new(format!("disturbed/{word}/{call}"), run));
         }
     }
+    cells.push(Cell::new("disturbed/unheard-stop", unheard_stop));
     cells
 }
 

@@ -16,8 +16,12 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::{getpgid, getpgrp, setsid, Pid};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::human::clean;
+use super::out::{print, print_json};
 use super::run::{failure, let_go_of_stdio, supervise, Failure, FAILED, LOST};
+use crate::ids::JobId;
 use crate::supervisor::signals::{Arrived, Reach, Signals};
 use crate::supervisor::Supervisor;
 use crate::tracer::raw;
@@ -26,32 +30,51 @@ use crate::tracer::raw;
 #[derive(Debug, Serialize, Deserialize)]
 enum Begun {
     Failed { exit: u8, sentence: String },
-    Supervises { supervisor: i32, process: i32, name: String, id: String },
+    Supervises { supervisor: i32, process: i32, job: Named },
+}
+
+/// The job that a supervisor in the background has.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Named {
+    name: String,
+    id: JobId,
+}
+
+impl Named {
+    /// Prints name and id.
+    pub(super) fn announce(&self, json: bool) -> anyhow::Result<()> {
+        match json {
+            true => print_json(json!({ "name": self.name, "id": self.id.hex() })),
+            false => print(&format!("{} {}\n", clean(&self.name), self.id)),
+        }
+    }
 }
 
 /// Runs `begin` and then supervises in the background. Prints the job's name and id when that
 /// has begun, and gives vosrun's exit code.
-pub(super) fn detach(begin: impl FnOnce() -> Result<Supervisor, Failure>) -> Result<u8, Failure> {
+pub(super) fn detach(
+    begin: impl FnOnce() -> Result<Supervisor, Failure>,
+    json: bool,
+) -> Result<u8, Failure> {
     let (begun, _end) = start(begin)?;
-    if let Begun::Supervises { name, id, .. } = heard(begun)? {
-        println!("{name} {id}");
+    if let Begun::Supervises { job, .. } = heard(begun)? {
+        job.announce(json)?;
     }
     Ok(0)
 }
 
-/// As [`detach`], but waits for the job and gives its exit code. `announce` gets the job's name
-/// and id.
+/// As [`detach`], but waits for the job and gives its exit code. `announce` gets the job.
 pub(super) fn watch(
     begin: impl FnOnce() -> Result<Supervisor, Failure>,
-    announce: impl FnOnce(&str),
+    announce: impl FnOnce(&Named) -> anyhow::Result<()>,
 ) -> Result<u8, Failure> {
     let mut signals = Signals::take_over().context("blocking signals")?;
     let (begun, end) = start(begin)?;
     signals.start_witness()?;
     let watched = heard(begun).and_then(|begun| {
-        let Begun::Supervises { supervisor, process, name, id } = begun else { return Ok(FAILED) };
-        announce(&format!("{name} {id}"));
-        Ok(Watch { signals: &mut signals, supervisor, process, name, end }.run()?)
+        let Begun::Supervises { supervisor, process, job } = begun else { return Ok(FAILED) };
+        announce(&job)?;
+        Ok(Watch { signals: &mut signals, supervisor, process, name: job.name, end }.run()?)
     });
     signals.dismiss_witness();
     watched
@@ -104,8 +127,7 @@ fn serve(
             &Begun::Supervises {
                 supervisor: std::process::id() as i32,
                 process: supervisor.session.root,
-                name: supervisor.job.meta.name.clone(),
-                id: supervisor.job.id.to_string(),
+                job: Named { name: supervisor.job.meta.name.clone(), id: supervisor.job.id },
             },
         );
         let_go_of_stdio().context("/dev/null")?;

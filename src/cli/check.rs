@@ -11,6 +11,7 @@ use super::out::{print, print_json, Paint};
 use super::select::{find_job, question, unexpected};
 use super::table::{pad, width};
 use crate::control::{CheckReport, Finding, Reply, Request, Severity};
+use crate::ids::JobId;
 use crate::state::StateDir;
 
 /// The target compares files by content before it answers.
@@ -36,7 +37,7 @@ pub fn check(state: &StateDir, args: &CheckArgs, json: bool) -> anyhow::Result<u
     match question(&seen, &Request::Check { to: args.to.clone() }, PATIENCE)? {
         Reply::Check(report) => {
             if json {
-                print_json(document(&report))?;
+                print_json(document(&report, seen.id))?;
             } else {
                 print(&render(&report, Paint::stdout()))?;
             }
@@ -109,9 +110,9 @@ fn fine(ok: &[String], paint: Paint) -> String {
     text
 }
 
-fn document(report: &CheckReport) -> Value {
+fn document(report: &CheckReport, id: JobId) -> Value {
     json!({
-        "job": report.job, "id": report.id, "to": report.to, "movable": report.movable(),
+        "job": report.job, "id": id.hex(), "to": report.to, "movable": report.movable(),
         "findings": report.findings, "ok": report.ok,
     })
 }
@@ -154,7 +155,9 @@ mod tests {
     fn movable() {
         let report = CheckReport { findings: Vec::new(), to: None, ..report() };
         assert!(render(&report, Paint::default()).starts_with("api a4a4a4a4: movable\n ✔ cpu"));
-        assert_eq!(document(&report)["movable"], true);
+        let document = document(&report, JobId([0xa4; 16]));
+        assert_eq!(document["movable"], true);
+        assert_eq!(document["id"], "a4".repeat(16), "the whole id, as everywhere");
     }
 
     #[test]

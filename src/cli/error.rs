@@ -4,10 +4,11 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use serde_json::json;
 
 use super::human::clean;
 use super::near::nearest;
-use super::out::OutputClosed;
+use super::out::{print_json, OutputClosed};
 
 /// An error that knows its exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,15 +85,36 @@ fn unknown_command(error: &clap::Error, cli: &clap::Command, words: &[String]) -
 }
 
 /// Prints an error and gives the exit code. `launching`: a program was to be run, so that
-/// vosrun's own failure is 125 as in chroot(1).
-pub fn report(error: &anyhow::Error, launching: bool) -> ExitCode {
+/// vosrun's own failure is 125 as in chroot(1). `json`: standard output is to have a document.
+pub fn report(error: &anyhow::Error, launching: bool, json: bool) -> ExitCode {
     if error.is::<OutputClosed>() {
         return ExitCode::SUCCESS;
     }
-    let text = format!("{error:#}");
-    let lines: Vec<String> = text.lines().map(clean).collect();
+    let exit = code(error, launching);
+    say(exit, &sentence(error), json);
+    ExitCode::from(exit)
+}
+
+/// A failure for people on stderr, with `json` also as a document on stdout.
+pub fn say(exit: u8, sentence: &str, json: bool) {
+    let lines: Vec<String> = sentence.lines().map(clean).collect();
     eprintln!("vosrun: {}", lines.join("\n"));
-    ExitCode::from(code(error, launching))
+    if json {
+        // Who does not read stdout has the exit code.
+        let _ = print_json(json!({ "error": sentence, "exit": exit }));
+    }
+}
+
+/// What was tried and why it failed, in one line; a cause that the text before it has told
+/// already is left out.
+pub fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        match told.is_empty() {
+            true => cause,
+            false if told.ends_with(&cause) => told,
+            false => format!("{told}: {cause}"),
+        }
+    })
 }
 
 fn code(error: &anyhow::Error, launching: bool) -> u8 {
@@ -123,5 +145,12 @@ mod tests {
         assert_eq!(code(&anyhow::Error::from(denied()), true), 125);
         let io = Err::<(), _>(Fail::usage("inner")).context("outer").unwrap_err();
         assert_eq!(code(&io, false), 2);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let named = anyhow::Error::from(denied).context("/x/lock: permission denied");
+        assert_eq!(sentence(&named.context("joining")), "joining: /x/lock: permission denied");
     }
 }

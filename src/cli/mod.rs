@@ -39,6 +39,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::state::StateDir;
@@ -83,8 +84,8 @@ struct Global {
 /// `-- PROGRAM` and `--attach PID`.
 #[derive(Debug, Args)]
 struct Launch {
-    /// Name of the job [default: the program's]
-    #[arg(long)]
+    /// Name of the job [default: the program's]; if another job has it, a number is added
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Adopt the running process PID, and wait for it to end: signals sent to vosrun are passed on,
     /// ^C only ends the waiting, wherever the job is
@@ -152,9 +153,10 @@ pub fn main() -> ExitCode {
         Err(e) => return error::usage(&e, &Cli::command()),
     };
     let launching = cli.command.is_none();
+    let json = cli.global.json && cli.launch.program.is_empty();
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
-        Err(e) => error::report(&e, launching),
+        Err(e) => error::report(&e, launching, json),
     }
 }
 
@@ -193,15 +195,15 @@ impl Command {
     fn run(self, state: &StateDir, json: bool) -> anyhow::Result<u8> {
         match self {
             Self::Node(args) => node::node(state, args),
-            Self::Token => node::token(state),
+            Self::Token => node::token(state, json),
             Self::Nodes(args) => node::nodes(state, &args),
             Self::Migrate(args) => migrate::migrate(state, &args, json),
             Self::Ps(args) => ps::ps(state, &args, json),
             Self::Inspect(args) => inspect::inspect(state, &args, json),
             Self::Check(args) => check::check(state, &args, json),
             Self::Doctor(args) => doctor::doctor(state, &args, json),
-            Self::Adopt(args) => Ok(run::adopt(state, &args)),
-            Self::Recover(args) => recover::recover(state, &args),
+            Self::Adopt(args) => Ok(run::adopt(state, &args, json)),
+            Self::Recover(args) => recover::recover(state, &args, json),
             Self::Demo(args) => demo::demo(&args, json),
             Self::Receive => receive::receive(state),
             Self::Explain(_) | Self::Toy | Self::DemoApp | Self::Probe(_) => Ok(0),
@@ -212,9 +214,10 @@ impl Command {
 /// `vosrun -- PROGRAM` and `vosrun --attach PID`.
 fn launch(global: Global, launch: Launch) -> anyhow::Result<u8> {
     let Launch { name, attach, detach, filter, program } = launch;
+    let json = global.json;
     let state = || open_state(global, None);
     if let Some(pid) = attach {
-        return Ok(run::attach(&state()?, &run::AttachArgs { pid, detach, filter, name }));
+        return Ok(run::attach(&state()?, &run::AttachArgs { pid, detach, filter, name }, json));
     }
     if program.is_empty() {
         let usage = Cli::command().render_usage();

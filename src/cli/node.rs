@@ -10,7 +10,10 @@ use clap::Args;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use serde_json::json;
 
+use super::out::{print, print_json};
+use super::table::table;
 use crate::ids::NodeId;
 use crate::migrate::transport::TlsConfig;
 use crate::node::client::{self, JoinError};
@@ -31,7 +34,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Args)]
 pub struct NodeArgs {
     /// This node's name in the community [default: the host name]
-    #[arg(long)]
+    #[arg(long, value_parser = node_name)]
     pub name: Option<String>,
     /// Address to listen on
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7700", value_parser = address)]
@@ -50,6 +53,10 @@ pub struct NodesArgs {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    identity::sound_name(text).map(|()| text.to_owned()).map_err(|e| e.to_string())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -106,11 +113,14 @@ fn take_signals() -> anyhow::Result<SignalFd> {
 ///
 /// # Errors
 /// When no daemon answers for this state folder, or the token cannot be noted.
-pub fn token(state: &StateDir) -> anyhow::Result<u8> {
+pub fn token(state: &StateDir, json: bool) -> anyhow::Result<u8> {
     let tls = tls(state)?;
     let own = running_daemon(state, &tls)?;
     let token = token::issue(state, tls.id(), token::public_address(&own)?)?;
-    println!("{token}");
+    match json {
+        true => print_json(json!({ "token": token.to_string() }))?,
+        false => print(&format!("{token}\n"))?,
+    }
     Ok(0)
 }
 
@@ -157,10 +167,9 @@ struct Row {
 pub fn nodes(state: &StateDir, args: &NodesArgs) -> anyhow::Result<u8> {
     let rows = rows(state)?;
     if args.json {
-        let document = serde_json::json!({ "api": "vosrun/v1", "nodes": rows });
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        print_json(json!({ "nodes": rows }))?;
     } else {
-        print!("{}", table(&rows));
+        print(&listing(&rows))?;
     }
     Ok(0)
 }
@@ -233,24 +242,16 @@ fn row(member: Member, rtt: Option<Duration>, last_ms: Option<u64>, own_id: Node
     }
 }
 
-/// `NODE ID ADDRESS STATE RTT SEEN`, each column as wide as its longest entry.
-fn table(rows: &[Row]) -> String {
-    let header = ["NODE", "ID", "ADDRESS", "STATE", "RTT", "SEEN"].map(str::to_owned);
-    let lines: Vec<[String; 6]> = std::iter::once(header).chain(rows.iter().map(cells)).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
-    let widths: Vec<usize> = (0..6).map(|column| width(column).unwrap_or(0)).collect();
-    let pad = |(cell, width): (&String, &usize)| format!("{cell:<width$}");
-    let text = |line: &[String; 6]| {
-        let cells: Vec<String> = line.iter().zip(&widths).map(pad).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    lines.iter().map(text).collect()
+/// `NODE ID ADDRESS STATE RTT SEEN`.
+fn listing(rows: &[Row]) -> String {
+    let cells: Vec<_> = rows.iter().map(cells).collect();
+    table(&["NODE", "ID", "ADDRESS", "STATE", "RTT", "SEEN"], &cells)
 }
 
-fn cells(row: &Row) -> [String; 6] {
+fn cells(row: &Row) -> Vec<String> {
     let star = if row.own { "*" } else { "" };
     let dash = || "-".to_owned();
-    [
+    vec![
         format!("{}{star}", row.name),
         row.id.clone(),
         row.address.clone().unwrap_or_else(dash),
@@ -287,7 +288,7 @@ mod tests {
             own,
         };
         let text =
-            table(&[row("a", true, None, Some(0)), row("gpu-lab2", false, Some(0.32), None)]);
+            listing(&[row("a", true, None, Some(0)), row("gpu-lab2", false, Some(0.32), None)]);
         let expected = "\
 NODE      ID         ADDRESS  STATE  RTT    SEEN
 a*        0000-0000  -        ready  -      now

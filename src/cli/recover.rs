@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::error::Fail;
-use super::out::print;
+use super::out::{print, print_json};
 use super::select::{find_job, question, unexpected};
 use crate::control::{JobState, Reply, Request};
 use crate::state::StateDir;
@@ -31,7 +33,7 @@ pub struct RecoverArgs {
 ///
 /// # Errors
 /// When there is no frozen copy, or its supervisor refuses.
-pub fn recover(state: &StateDir, args: &RecoverArgs) -> anyhow::Result<u8> {
+pub fn recover(state: &StateDir, args: &RecoverArgs, json: bool) -> anyhow::Result<u8> {
     let seen = find_job(state, args.job.as_deref())?;
     let status = seen.status()?;
     let name = &status.name;
@@ -46,12 +48,15 @@ pub fn recover(state: &StateDir, args: &RecoverArgs) -> anyhow::Result<u8> {
     }
     let request = Request::Recover { dead: args.dead.clone() };
     match question(&seen, &request, PATIENCE)? {
-        Reply::Ok if away => {
-            print(&format!("{name} ({}) is given up: it was lost with {}\n", seen.id, args.dead))?;
-            Ok(0)
-        }
         Reply::Ok => {
-            print(&format!("{name} ({}) runs here again\n", seen.id))?;
+            let (result, text) = match away {
+                true => ("lost", format!("is given up: it was lost with {}", args.dead)),
+                false => ("running", "runs here again".into()),
+            };
+            match json {
+                true => print_json(json!({ "result": result, "name": name, "id": seen.id.hex() }))?,
+                false => print(&format!("{name} ({}) {text}\n", seen.id))?,
+            }
             Ok(0)
         }
         Reply::Failed(f) => Err(Fail::new(f.exit, f.sentence).into()),

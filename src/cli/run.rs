@@ -13,7 +13,8 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use super::background;
+use super::human::clean;
+use super::{background, error};
 use crate::ids::JobId;
 use crate::journal::Step;
 use crate::state::{JobDir, JobMeta, StateDir};
@@ -26,7 +27,7 @@ use crate::syscalls::handles::Handles;
 use crate::syscalls::table::TABLE;
 use crate::tracer::attach::{self, AttachError};
 use crate::tracer::launch::{launch, Outcome, Plan};
-use crate::tracer::{filter, raw};
+use crate::tracer::{filter, raw, Exit};
 
 /// `vosrun [--name NAME] -- PROGRAM ARGS…`
 #[derive(Debug, Clone, clap::Args)]
@@ -88,7 +89,7 @@ pub(super) struct Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(e: anyhow::Error) -> Self {
-        Self { exit: FAILED, sentence: format!("{e:#}") }
+        Self { exit: FAILED, sentence: error::sentence(&e) }
     }
 }
 
@@ -103,9 +104,9 @@ pub(super) fn failure(exit: u8, sentence: impl Into<String>) -> Failure {
     Failure { exit, sentence: sentence.into() }
 }
 
-fn code(result: Result<u8, Failure>) -> u8 {
+fn code(result: Result<u8, Failure>, json: bool) -> u8 {
     result.unwrap_or_else(|f| {
-        eprintln!("vosrun: {}", f.sentence);
+        error::say(f.exit, &f.sentence, json);
         f.exit
     })
 }
@@ -114,7 +115,7 @@ fn code(result: Result<u8, Failure>) -> u8 {
 /// 127 when it could not be run.
 #[must_use]
 pub fn run(state: &StateDir, args: &RunArgs) -> u8 {
-    code(try_run(state, args))
+    code(try_run(state, args), false)
 }
 
 fn try_run(state: &StateDir, args: &RunArgs) -> Result<u8, Failure> {
@@ -122,8 +123,7 @@ fn try_run(state: &StateDir, args: &RunArgs) -> Result<u8, Failure> {
     let mut signals = Signals::take_over().context("blocking signals")?;
     signals.start_witness()?;
     let command: Vec<String> = args.program.iter().map(|w| w.to_string_lossy().into()).collect();
-    let wanted = args.name.clone().unwrap_or_else(|| base_name(&command[0]));
-    let job = make_job(state, &wanted, command, false)?;
+    let job = make_job(state, args.name.as_deref(), command, false)?;
     let dir = job.dir.clone();
     // All that can fail is done before the program runs.
     let prepared = prepare(state, job, signals, Mode::Launched);
@@ -132,12 +132,18 @@ fn try_run(state: &StateDir, args: &RunArgs) -> Result<u8, Failure> {
 
 fn make_job(
     state: &StateDir,
-    wanted: &str,
+    wanted: Option<&str>,
     command: Vec<String>,
     attached: bool,
 ) -> Result<Job, Failure> {
-    let made = Job::create(state, wanted, command, attached);
-    Ok(made.with_context(|| format!("making a job in {}", state.path().display()))?)
+    let name = wanted.map_or_else(|| base_name(&command[0]), str::to_owned);
+    let job = Job::create(state, &name, command, attached)
+        .with_context(|| format!("making a job in {}", state.path().display()))?;
+    if wanted.is_some() && job.meta.name != name {
+        let own = &job.meta.name;
+        eprintln!("vosrun: another job is named {}; this one is {}", clean(&name), clean(own));
+    }
+    Ok(job)
 }
 
 /// A supervisor with its log, handle table and control socket, and no process yet.
@@ -185,6 +191,7 @@ fn start(argv: &[CString], signals: &Signals) -> Result<Launched, Failure> {
 
 fn not_executed(name: &str, errno: i32) -> Failure {
     let reason = Errno::from_raw(errno).desc().to_lowercase();
+    let name = if name.is_empty() { "''" } else { name };
     match errno {
         libc::ENOENT if Path::new(name).exists() => {
             failure(NOT_FOUND, format!("{name}: its interpreter is not found"))
@@ -211,20 +218,20 @@ fn give_up(mut supervisor: Supervisor, exit: u8) -> u8 {
 
 /// Adopts a running process.
 #[must_use]
-pub fn attach(state: &StateDir, args: &AttachArgs) -> u8 {
+pub fn attach(state: &StateDir, args: &AttachArgs, json: bool) -> u8 {
     let adopt = || try_attach(state, args);
-    code(match args.detach {
-        true => background::detach(adopt),
-        false => background::watch(adopt, |_| ()),
-    })
+    let ended = match args.detach {
+        true => background::detach(adopt, json),
+        false => background::watch(adopt, |_| Ok(())),
+    };
+    code(ended, json)
 }
 
 fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<Supervisor, Failure> {
     let signals = Signals::take_over().context("blocking signals")?;
     let tids = attach::seize_process(args.pid)?;
     let command = command_line(args.pid);
-    let wanted = args.name.clone().unwrap_or_else(|| base_name(&command[0]));
-    let job = make_job(state, &wanted, command, true)?;
+    let job = make_job(state, args.name.as_deref(), command, true)?;
     let dir = job.dir.clone();
     let adopted = prepare(state, job, signals, Mode::Background).and_then(|mut supervisor| {
         supervisor.session.begin(args.pid, tids);
@@ -240,12 +247,13 @@ fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<Supervisor, Failure
 
 /// Adopts a job whose supervisor has died.
 #[must_use]
-pub fn adopt(state: &StateDir, args: &AdoptArgs) -> u8 {
+pub fn adopt(state: &StateDir, args: &AdoptArgs, json: bool) -> u8 {
     let adopt = || try_adopt(state, args);
-    code(match args.wait {
-        true => background::watch(adopt, |job| println!("{job}")),
-        false => background::detach(adopt),
-    })
+    let ended = match args.wait {
+        true => background::watch(adopt, |job| job.announce(json)),
+        false => background::detach(adopt, json),
+    };
+    code(ended, json)
 }
 
 fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<Supervisor, Failure> {
@@ -324,7 +332,12 @@ pub(super) fn supervise(supervisor: Supervisor) -> Result<u8, Failure> {
     let (mut supervisor, end) = run.inspect_err(|e| tracing::error!("{e:#}"))?;
     let name = supervisor.job.meta.name.clone();
     let notice = supervisor.notice.take();
+    let by_key = supervisor.mode == Mode::Launched && supervisor.signals.was_interrupted();
     supervisor.close(end);
+    if by_key && end == End::Exited(Exit::Signal(libc::SIGINT)) {
+        // A shell ends its loop or script when ^C has ended a command, not when one exits with 130.
+        Signals::raise_default(libc::SIGINT).context("ending by SIGINT")?;
+    }
     Ok(match end {
         End::Exited(exit) => exit.shell_code(),
         End::Lost => {

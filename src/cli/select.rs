@@ -24,6 +24,9 @@ use crate::supervisor::job::{self, Presence};
 
 /// How long a supervisor may take to answer a question.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a job is waited for that is not there yet: a script names it in the line after the
+/// one that starts it in the background.
+const APPEARING: Duration = Duration::from_secs(2);
 
 /// What is known of a job right now.
 #[derive(Debug, Clone)]
@@ -74,7 +77,10 @@ impl Seen {
                 let to = given_to(&self.dir).unwrap_or_else(|| "another node".into());
                 format!("{name} ({}) was here and has gone on to {to}; ask there, or at its home", self.id)
             }
-            Life::Away => format!("{name} ({}) runs on another node and its home agent here has died", self.id),
+            Life::Away => {
+                let to = given_to(&self.dir).unwrap_or_else(|| "another node".into());
+                format!("{name} ({}) has left for {to} and its home agent here has died; ask on the node where it runs", self.id)
+            }
             Life::Lost => format!("{name} ({}) is lost: neither its supervisor nor its process is there any more", self.id),
         };
         Err(Fail::temporary(why))
@@ -108,12 +114,23 @@ pub fn survey(state: &StateDir) -> io::Result<Vec<Seen>> {
 }
 
 /// Finds the job that the command line names: by name, unique prefix of its id, or
-/// `PID@NODE`; None means the only one.
+/// `PID@NODE`; None means the only one. Waits a little for one that is just being started.
 ///
 /// # Errors
 /// [`Fail`] with exit code 2 when no job or more than one fits; I/O errors of the state folder.
 pub fn find_job(state: &StateDir, job: Option<&str>) -> anyhow::Result<Seen> {
-    let fits = match job {
+    let until = Instant::now() + APPEARING;
+    loop {
+        let fits = fitting(state, job)?;
+        if !fits.is_empty() || Instant::now() >= until {
+            return one(fits, job).map_err(Into::into);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn fitting(state: &StateDir, job: Option<&str>) -> io::Result<Vec<Seen>> {
+    Ok(match job {
         None => only_running(survey(state)?),
         Some(word) => match pid_at_node(word) {
             Some((pid, node)) => {
@@ -121,8 +138,7 @@ pub fn find_job(state: &StateDir, job: Option<&str>) -> anyhow::Result<Seen> {
             }
             None => prefer_running(observe(named(state.jobs()?, word))),
         },
-    };
-    one(fits, job).map_err(Into::into)
+    })
 }
 
 fn one(mut fits: Vec<Seen>, job: Option<&str>) -> Result<Seen, Fail> {
@@ -315,20 +331,8 @@ pub mod tests {
     use std::os::unix::net::UnixListener;
 
     pub fn meta(name: &str, host: Option<(i32, u64)>) -> JobMeta {
-        JobMeta {
-            name: name.into(),
-            command: vec![name.into()],
-            home: "a".into(),
-            pid: 7,
-            host,
-            epoch: Epoch(1),
-            started_ms: 1,
-            attached: false,
-            filtered: true,
-            names: None,
-            agent: None,
-            exit: None,
-        }
+        let new = JobMeta::new(name.into(), vec![name.into()], "a".into(), 1);
+        JobMeta { pid: 7, host, filtered: true, ..new }
     }
 
     fn job(state: &StateDir, byte: u8, meta: &JobMeta) -> JobDir {

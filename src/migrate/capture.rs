@@ -18,6 +18,7 @@ use super::settle;
 use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
+use crate::tracer::rseq;
 use crate::tracer::stop::Stop;
 
 /// What the supervisor knows of interrupted calls that it started again itself and that have
@@ -142,7 +143,8 @@ impl Asked {
     ) -> Result<Self, PartError> {
         let tid = thread.tid;
         let what = || format!("registers of thread {tid}");
-        let regs = trace::regs(tid).map_err(io_error(what()))?;
+        let mut regs = trace::regs(tid).map_err(io_error(what()))?;
+        rseq::leave(tid, &mut regs);
         let mask = trace::sigmask(tid).map_err(io_error(what()))?;
         let extended = registers::extended(tid).map_err(io_error(what()))?;
         let view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
@@ -235,9 +237,48 @@ impl Asked {
 /// When a call in the thread fails.
 pub fn requeue(remote: &mut Remote, insn: u64, info: &trace::SigInfo) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
-    let queued = remote.queue(&stub, info, true);
+    let queued = requeue_first(remote, &stub, info);
     unmap(remote, insn, &stub)?;
-    Ok(queued?)
+    queued
+}
+
+/// A thread takes real-time signals of one number in their order: those that are queued for it
+/// are queued again behind this one.
+fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Result<(), PartError> {
+    const FIRST_REAL_TIME: i32 = 32;
+    let (tid, signal) = (remote.tid(), trace::number_of(info));
+    let mut behind = Vec::new();
+    if signal >= FIRST_REAL_TIME {
+        let what = format!("signals queued for thread {tid}");
+        let own = trace::queued_signals(tid, false).map_err(io_error(what))?;
+        for _ in own.iter().filter(|queued| trace::number_of(&queued[..]) == signal) {
+            behind.extend(dequeue(remote, stub, signal)?);
+        }
+    }
+    remote.queue(stub, info, true)?;
+    Ok(behind.iter().try_for_each(|info| remote.queue(stub, info, true))?)
+}
+
+/// Takes a blocked signal out of the queues, its own before the process's; `None`: there is none.
+fn dequeue(
+    remote: &mut Remote,
+    stub: &Stub,
+    signal: i32,
+) -> Result<Option<trace::SigInfo>, InjectError> {
+    let mut program = Program::default();
+    let set = Arg::Data(program.data(&sigbit(signal).to_le_bytes()));
+    let at_once = Arg::Data(program.data(&[0; 16]));
+    let mut info = [0; 128];
+    let at = program.data(&info);
+    let args = [set, Arg::Data(at), at_once, Arg::Num(8)];
+    let row = program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args);
+    let outcome = remote.run(stub, program)?;
+    if outcome.raw(row) == -i64::from(libc::EAGAIN) {
+        return Ok(None);
+    }
+    outcome.get(row)?;
+    info.copy_from_slice(outcome.data(at));
+    Ok(Some(info))
 }
 
 fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {

@@ -105,6 +105,8 @@ pub enum Msg {
         epoch: Epoch,
         /// Who waits for the job at home has seen it stop, and has not let it go on.
         stopped: bool,
+        /// Number of the next signal that will come up for the job at home.
+        next: u64,
     },
     /// Host: welcome.
     Attached {

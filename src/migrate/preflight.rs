@@ -170,9 +170,8 @@ fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_
         let own = u64::from(std::process::id());
         View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own)
     };
-    let stranger = move |(pid, _): &(i32, String)| {
-        !pids.contains(pid) && !is_zombie(*pid) && !traced(*pid)
-    };
+    let stranger =
+        move |(pid, _): &(i32, String)| !pids.contains(pid) && !is_zombie(*pid) && !traced(*pid);
     children(pid).into_iter().filter(stranger)
 }
 

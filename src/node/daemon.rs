@@ -138,8 +138,8 @@ impl Daemon {
         if let Some(name) = &config.name {
             identity::set_name(state, name)?;
         }
-        let listener = TcpListener::bind(config.listen)
-            .with_context(|| format!("listening on {}", config.listen))?;
+        let listener =
+            TcpListener::bind(config.listen).map_err(|e| cannot_listen(config.listen, e))?;
         listener.set_nonblocking(true)?;
         let own = note_own(state, config, listener.local_addr()?)?;
         let host = Host { state: state.clone(), tls: super::tls_as(state, &identity)?, own };
@@ -587,6 +587,15 @@ fn nobody_listens(error: &io::Error) -> bool {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied)
+}
+
+fn cannot_listen(at: SocketAddr, e: io::Error) -> anyhow::Error {
+    let remedy = match e.kind() {
+        io::ErrorKind::AddrInUse => "choose another port with --listen IP:PORT",
+        io::ErrorKind::AddrNotAvailable => "name an address of this machine with --listen IP:PORT",
+        _ => return anyhow::Error::from(e).context(format!("listening on {at}")),
+    };
+    anyhow::anyhow!("listening on {at}: {e}; {remedy}")
 }
 
 fn lock_daemon(state: &StateDir) -> anyhow::Result<store::Lock> {

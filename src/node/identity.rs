@@ -107,11 +107,20 @@ pub fn name(state: &StateDir) -> Result<String, StoreError> {
 /// # Errors
 /// When it is not a name ([`is_name`]) or cannot be written.
 pub fn set_name(state: &StateDir, name: &str) -> anyhow::Result<()> {
+    sound_name(name)?;
+    Ok(store::write(&state.node().join("name"), format!("{name}\n").as_bytes())?)
+}
+
+/// Says why a text cannot be a node's name.
+///
+/// # Errors
+/// When it is none ([`is_name`]).
+pub fn sound_name(name: &str) -> anyhow::Result<()> {
     ensure!(
         is_name(name),
         "{name:?} cannot be a node's name: up to {MAX_NAME} letters, digits, dots, dashes and underscores can"
     );
-    Ok(store::write(&state.node().join("name"), format!("{name}\n").as_bytes())?)
+    Ok(())
 }
 
 /// Whether a text may be a node's name: what is safe in tables, paths and commands.

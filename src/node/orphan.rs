@@ -163,20 +163,8 @@ mod tests {
         let own = std::process::id() as i32;
         let start = start_time(own).unwrap();
         let host = Some((own, if alive { start } else { start + 1 }));
-        let meta = JobMeta {
-            name: "x".into(),
-            command: vec!["x".into()],
-            home: "a".into(),
-            pid: 1,
-            host,
-            epoch: Epoch(4),
-            started_ms: 1,
-            attached: false,
-            filtered: true,
-            names: None,
-            agent: None,
-            exit: None,
-        };
+        let new = JobMeta::new("x".into(), vec!["x".into()], "a".into(), 1);
+        let meta = JobMeta { pid: 1, host, epoch: Epoch(4), filtered: true, ..new };
         state.job(JOB).create().unwrap();
         state.job(JOB).set_meta(&meta).unwrap();
         let mut journal = Journal::open(&state.job(JOB).journal()).unwrap();
@@ -291,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_home_agent_is_told_where_the_job_went() {
-        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false, next: 0 };
         let s = scene(&[Step::Intent, Step::Done], false, "");
         let Some(Msg::Gone { to: Some((PEER, name)), epoch }) = ask(&s, NodeId([8; 32]), &attach)
         else {
@@ -303,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_home_agent_is_told_how_the_job_ended() {
-        let attach = Msg::Attach { epoch: Epoch(2), stopped: false };
+        let attach = Msg::Attach { epoch: Epoch(2), stopped: false, next: 0 };
         let s = scene(&[Step::Prepared, Step::Own], false, "");
         assert!(matches!(ask(&s, PEER, &attach), Some(Msg::Lost)));
         let exit = crate::tracer::Exit::Code(3);

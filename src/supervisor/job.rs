@@ -11,7 +11,7 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::ids::{Epoch, JobId};
+use crate::ids::JobId;
 use crate::journal::{self, Journal, Record, Step};
 use crate::state::{JobDir, JobMeta, StateDir};
 
@@ -40,23 +40,12 @@ impl Job {
         let dir = state.job(id);
         crate::state::make_dir(&state.path().join("jobs"))?;
         let naming = open_locked(File::open(state.path().join("jobs"))?, FlockArg::LockExclusive)?;
-        let meta = JobMeta {
-            name: free_name(wanted, &live_names(state)?),
-            command,
-            home: node_name(state),
-            pid: 0,
-            host: None,
-            epoch: Epoch(1),
-            started_ms: now_ms(),
-            attached,
-            filtered: false,
-            names: None,
-            agent: None,
-            exit: None,
-        };
+        let name = free_name(wanted, &live_names(state)?);
+        let new = JobMeta::new(name, command, node_name(state), now_ms());
+        let meta = JobMeta { attached, ..new };
         dir.create()?;
-        let lock = lock(&dir)?;
-        write_meta(&dir, &meta)?;
+        let written = lock(&dir).and_then(|lock| write_meta(&dir, &meta).map(|()| lock));
+        let lock = written.inspect_err(|_| drop(dir.remove()))?;
         drop(naming);
         Ok(Self { id, dir, meta, _lock: lock })
     }

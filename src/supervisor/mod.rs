@@ -17,6 +17,7 @@ pub mod serve;
 pub mod session;
 pub mod signals;
 pub mod status;
+mod waker;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -40,6 +41,7 @@ use serve::{Client, ClientKey, Clients};
 use session::Session;
 use signals::{Arrived, Reach, Signals};
 use status::CpuMeter;
+use waker::Waker;
 
 /// Clients served at the same time; more are turned away.
 const MAX_CLIENTS: usize = 64;
@@ -355,6 +357,10 @@ impl Supervisor {
             return Ok(());
         }
         self.woken = false;
+        let waker = Waker::start(self.session.root);
+        if let Err(e) = &waker {
+            tracing::warn!("only the shell can continue the job: {e}");
+        }
         Signals::stop_self(signal).context("stopping with the job")
     }
 

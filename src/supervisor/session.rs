@@ -23,7 +23,7 @@ use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
-use crate::tracer::{raw, Exit, Stop, Wait};
+use crate::tracer::{filter, raw, Exit, Stop, Wait};
 
 /// What a thread is doing, as far as the supervisor is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -524,7 +524,13 @@ impl Session {
         self.go(tid, way)
     }
 
+    /// SECCOMP_RET_TRACE of vosrun's filter, or of one that the program has put in: that call
+    /// answers what it would without a tracer.
     fn enter_syscall(&mut self, tid: i32) -> io::Result<()> {
+        if raw::event_message(tid)? != u64::from(filter::MARK) {
+            syscalls::answer(tid, libc::ENOSYS)?;
+            return raw::cont(tid, 0);
+        }
         let Some(at_exit) = syscalls::at_entry(tid)? else { return raw::cont(tid, 0) };
         if let Some(task) = self.tasks.get_mut(&tid) {
             task.at_exit = Some(at_exit);

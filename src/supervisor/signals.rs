@@ -122,6 +122,7 @@ pub struct Signals {
     inherited: SigSet,
     witness: Option<i32>,
     seen: Vec<Seen>,
+    interrupted: bool,
 }
 
 impl Signals {
@@ -137,7 +138,7 @@ impl Signals {
         // ignored by Rust's runtime and would be again after an exec.
         raw::set_default(libc::SIGPIPE)?;
         let fd = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { fd, inherited, witness: None, seen: Vec::new() })
+        Ok(Self { fd, inherited, witness: None, seen: Vec::new(), interrupted: false })
     }
 
     /// The mask that vosrun was started with.
@@ -193,6 +194,7 @@ impl Signals {
         while let Some(info) = self.fd.read_signal()? {
             all.push(Arrived::from(info));
         }
+        self.interrupted |= all.iter().any(|a| a.signal == libc::SIGINT && a.is_from_kernel());
         let own = getpid().as_raw();
         all.retain(|a| a.signal != libc::SIGCHLD && (a.sender != own || a.code != SI_USER));
         Ok(all)
@@ -281,14 +283,27 @@ impl Signals {
     /// # Errors
     /// When the signal cannot be raised.
     pub fn stop_self(signal: i32) -> io::Result<()> {
-        let own = getpid().as_raw();
         if signal == libc::SIGSTOP {
-            return raw::kill(own, signal);
+            return raw::kill(getpid().as_raw(), signal);
         }
+        Self::raise_default(signal)
+    }
+
+    /// Has the terminal's interrupt key been read?
+    #[must_use]
+    pub fn was_interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// The default action of `signal` on vosrun itself; returns if that does not end it.
+    ///
+    /// # Errors
+    /// When the signal cannot be raised.
+    pub fn raise_default(signal: i32) -> io::Result<()> {
         raw::set_default(signal)?;
         let mut set = SigSet::empty();
         set.add(Signal::try_from(signal)?);
-        raw::kill(own, signal)?;
+        raw::kill(getpid().as_raw(), signal)?;
         set.thread_unblock()?;
         Ok(set.thread_block()?)
     }

@@ -40,6 +40,17 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
     })
 }
 
+/// A thread stopped at the entry of a call: it is not made, and fails with `errno`.
+///
+/// # Errors
+/// `ESRCH` when the thread was killed meanwhile.
+pub fn answer(tid: i32, errno: i32) -> io::Result<()> {
+    let mut regs = raw::regs(tid)?;
+    regs.orig_rax = u64::MAX;
+    regs.rax = i64::from(-errno) as u64;
+    raw::set_regs(tid, &regs)
+}
+
 /// None when the path cannot be read: the kernel will refuse the call as well.
 fn add_watch(tid: i32, fd: i32, path: u64, mask: u32) -> Option<AtExit> {
     let path = handles::resolve(tid, &read_path(tid, path)?);

@@ -35,7 +35,8 @@ pub enum AttachError {
     )]
     Traced { pid: i32, by: i32, name: String },
     #[error(
-        "process {pid} belongs to {owner}, and only its owner or one with CAP_SYS_PTRACE may trace it; run vosrun as {owner} or as root"
+        "process {pid} belongs to {owner}, and only its owner or one with CAP_SYS_PTRACE may trace it; run vosrun as {}",
+        match owner.as_str() { "root" => "root".to_owned(), other => format!("{other} or as root") }
     )]
     OtherUser { pid: i32, owner: String },
     #[error(
@@ -301,6 +302,13 @@ fn yama_rule(pid: i32, scope: u8) -> Option<AttachError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_trace_is_named_once() {
+        let text = |owner: &str| AttachError::OtherUser { pid: 7, owner: owner.into() }.to_string();
+        assert!(text("root").ends_with("; run vosrun as root"), "{}", text("root"));
+        assert!(text("ann").ends_with("; run vosrun as ann or as root"), "{}", text("ann"));
+    }
 
     #[test]
     fn every_yama_rule_has_a_sentence() {

@@ -16,6 +16,9 @@ use crate::syscalls::table::{Policy, Row};
 
 /// AUDIT_ARCH_X86_64 of `linux/audit.h`: EM_X86_64, 64 bits, little endian.
 pub const AUDIT_ARCH_X86_64: u32 = 0xC000_003E;
+/// SECCOMP_RET_DATA of the calls that this filter stops: it tells them from those that a filter of
+/// the program's own answers with SECCOMP_RET_TRACE.
+pub const MARK: u32 = 0x766f;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
@@ -45,7 +48,7 @@ fn if_other(k: u32) -> sock_filter {
 fn action(policy: Policy) -> Option<u32> {
     match policy {
         Policy::Native => None,
-        Policy::Observe => Some(SECCOMP_RET_TRACE),
+        Policy::Observe => Some(SECCOMP_RET_TRACE | MARK),
         Policy::Refuse(errno) => Some(SECCOMP_RET_ERRNO | errno as u32),
     }
 }

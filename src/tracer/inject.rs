@@ -21,6 +21,7 @@
 use std::io;
 
 use super::raw::{self, Regs};
+use super::rseq;
 use super::stop::{self, Exit, Stop};
 
 /// Bit of a signal in a kernel mask.
@@ -305,17 +306,20 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Borrows a stopped thread. `ignores_sigtrap` as in `SigIgn` of its status.
+    /// Borrows a stopped thread, out of a restartable sequence that it may be in.
+    /// `ignores_sigtrap` as in `SigIgn` of its status.
     ///
     /// # Errors
     /// When the thread is not stopped any more.
     pub fn open(tid: i32, ignores_sigtrap: bool) -> Result<Self> {
-        let regs = trace(tid, "read registers", raw::regs(tid))?;
+        let mut regs = trace(tid, "read registers", raw::regs(tid))?;
+        rseq::leave(tid, &mut regs);
         let mask = trace(tid, "read signal mask", raw::sigmask(tid))?;
         Self::open_with(tid, regs, mask, ignores_sigtrap)
     }
 
-    /// [`Remote::open`] of a thread whose registers and mask are known.
+    /// [`Remote::open`] of a thread whose registers and mask are known, and that is in no
+    /// restartable sequence ([`rseq::leave`]).
     ///
     /// # Errors
     /// As [`Remote::open`].

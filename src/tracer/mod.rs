@@ -15,6 +15,7 @@ pub mod inject;
 pub mod launch;
 pub mod memory;
 pub mod raw;
+pub mod rseq;
 pub mod stop;
 
 pub use stop::{Exit, Stop, Wait};

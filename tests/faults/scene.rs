@@ -99,6 +99,8 @@ impl<'h> Scene<'h> {
         }
         let said = format!("exit {}: {} {}", done.code(), done.stdout, done.stderr);
         let document: Value = serde_json::from_str(&done.stdout).unwrap_or_default();
+        let other = document["code"] == "VOS-BUSY" && !document["move"].is_null();
+        ensure!(!other, "the other move is called refused: {said}");
         let whole = format!("{}{}", document["message"].as_str().unwrap_or(""), done.stderr);
         let names_job = whole.contains(&self.job.name) || whole.contains("ledger");
         ensure!(names_job, "the failure does not name the job: {said}");

@@ -49,6 +49,10 @@ int main(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EXDEV),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpgrp, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpgid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE | 7),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_inotify_add_watch, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog prog = {sizeof code / sizeof *code, code};
@@ -58,6 +62,8 @@ int main(void)
     signal(SIGSYS, handler);
     syscall(SYS_getpgrp);
     CHECK(seen == SIGSYS);
+    CHECK(syscall(SYS_getpgid, 0) == -1 && errno == ENOSYS);
+    CHECK(syscall(SYS_inotify_add_watch, -1, "/", 1) == -1 && errno == ENOSYS);
     puts("EXIT-SUCCESS");
     return 0;
 }

@@ -33,7 +33,7 @@ fn what_cannot_run_is_said_in_one_line() {
     for (program, code, sentence) in [
         ("missing-program", 127, "missing-program: not found"),
         ("/missing/program", 127, "/missing/program: not found"),
-        ("", 127, ": not found"),
+        ("", 127, "'': not found"),
         (&*plain, 126, &*format!("{plain}: permission denied")),
         ("/tmp", 126, "/tmp: permission denied"),
         (&*bad, 127, &*format!("{bad}: its interpreter is not found")),
@@ -42,6 +42,16 @@ fn what_cannot_run_is_said_in_one_line() {
         assert_eq!(ended.status.code(), Some(code), "{program}");
         assert_eq!(stderr(&ended), format!("vosrun: {sentence}\n"));
     }
+    assert!(host.state().jobs().unwrap().is_empty());
+}
+
+#[test]
+fn a_job_that_cannot_be_noted_leaves_nothing_behind() {
+    let host = Host::new(As::Self_);
+    let vosrun = host.vosrun(&[]).get_program().to_owned();
+    let script = "ulimit -f 0; exec \"$0\" -- true";
+    let ended = output(host.command("sh").args(["-c", script]).arg(vosrun));
+    assert_eq!(ended.status.code(), Some(125), "{}", stderr(&ended));
     assert!(host.state().jobs().unwrap().is_empty());
 }
 

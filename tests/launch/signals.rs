@@ -165,3 +165,32 @@ fn ignored_signals_end_no_call() {
         assert!(text.contains("epoll_wait timed ok"), "{text}");
     }
 }
+
+/// A job that stops by SIGSTOP sent to its own pid, and vosrun with it.
+fn stopped(host: &Host) -> (Talk, u32) {
+    let job = Talk::start(&mut host.launch("sh", &["-c", "echo $$; read a; echo got-$a"]));
+    let pid = job.line().parse().unwrap();
+    kill(pid, libc::SIGSTOP);
+    let vosrun = job.pid() as i32;
+    until("vosrun stops", || field(vosrun, "State").is_some_and(|s| s.starts_with('T')));
+    (job, pid)
+}
+
+#[test]
+fn a_stopped_job_is_continued_by_its_pid() {
+    for host in everyone().into_iter().map(Host::new) {
+        let (mut job, pid) = stopped(&host);
+        kill(pid, libc::SIGCONT);
+        job.say("x\n");
+        assert_eq!(job.line(), "got-x");
+        assert_eq!(job.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_stopped_job_is_killed_by_its_pid() {
+    let host = Host::new(As::Self_);
+    let (mut job, pid) = stopped(&host);
+    kill(pid, libc::SIGKILL);
+    assert_eq!(job.code(), Some(137));
+}

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
 
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::pty::{openpty, Winsize};
@@ -49,10 +49,14 @@ impl Screen {
     }
 
     fn code(&mut self) -> Option<i32> {
+        self.status().code()
+    }
+
+    fn status(&mut self) -> ExitStatus {
         until("the end", || {
             !std::path::Path::new(&format!("/proc/{}/exe", self.child.id())).exists()
         });
-        self.child.wait().unwrap().code()
+        self.child.wait().unwrap()
     }
 }
 
@@ -83,8 +87,22 @@ fn interrupt_key_ends_the_job() {
         let mut screen = Screen::start(host.launch("sh", &["-c", "echo ready; exec sleep 1000"]));
         screen.expect("ready");
         screen.keys("\x03");
-        assert_eq!(screen.code(), Some(130), "as {:?}", host.user);
+        assert_eq!(screen.status().signal(), Some(libc::SIGINT), "as {:?}", host.user);
     }
+}
+
+#[test]
+fn interrupt_key_ends_the_shells_loop() {
+    let host = Host::new(As::Self_);
+    let mut screen = shell(&host);
+    screen.keys(
+        "for i in 1 2 3; do $V -- sh -c 'echo rea\"\"dy; exec sleep 1000'; echo next; done\n",
+    );
+    screen.expect("ready");
+    screen.keys("\x03");
+    screen.expect("prompt$ ");
+    screen.keys("echo code-$?\n");
+    screen.expect("code-130");
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn parcel() -> Parcel {
         relays: vec![AwayState { stream: 1, end }],
         relays_lost: false,
         streams: vec![(1, 1)],
-        annotations: vec![(3, vec![1; 30])],
+        annotations: vec![(0, 3, vec![1; 30])],
         signals_taken: 5,
     }
 }
@@ -214,7 +214,7 @@ fn messages() -> Vec<Msg> {
         Msg::Image { last: true },
         Msg::Unknown(vec![file("/bin/true")]),
         Msg::Bulk { id: BulkId { dev: 1, ino: 2 }, offset: 3 },
-        Msg::Pages(vec![(0x1000, 0x3000), (0x5000, 0x6000)]),
+        Msg::Pages { process: 1, ranges: vec![(0x1000, 0x3000), (0x5000, 0x6000)] },
         Msg::Done { processes: processes(), resumed_ns: 5 },
         Msg::Failed(Failure { code: "VOS-TARGET".into(), text: "no".into() }),
         Msg::Decided { id: MoveId([9; 4]), commit: true },

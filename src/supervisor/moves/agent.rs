@@ -134,7 +134,8 @@ impl Mover {
     fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
         let key = self.connect_job(host)?;
         let epoch = self.sup.job.meta.epoch;
-        self.send(key, &Msg::Attach { epoch, stopped: self.asleep.is_some() }, &[]);
+        let (stopped, next) = (self.asleep.is_some(), self.forward.end());
+        self.send(key, &Msg::Attach { epoch, stopped, next }, &[]);
         Ok(key)
     }
 

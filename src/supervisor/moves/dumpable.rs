@@ -77,10 +77,7 @@ impl Mover {
     pub(super) fn close_up(&self, job: &FrozenJob) -> Result<()> {
         for pid in job.processes.iter().filter(|p| p.opened).map(|p| p.pid) {
             let dumpable = self.make_undumpable(pid)?;
-            ensure!(
-                dumpable == 1,
-                "process {pid} was made undumpable by somebody else meanwhile"
-            );
+            ensure!(dumpable == 1, "process {pid} was made undumpable by somebody else meanwhile");
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Mover {
         let link = Link::connect(&home.addr, &tls, home.id, service).ok()?;
         let key = self.add_link(link).ok()?;
         let epoch = self.epoch();
-        self.send(key, &Msg::Attach { epoch, stopped: false }, &[]);
+        self.send(key, &Msg::Attach { epoch, stopped: false, next: 0 }, &[]);
         Some(key)
     }
 }

@@ -159,7 +159,7 @@ impl Mover {
             }
             Msg::Ask(id) => self.tell_decision(key, id),
             Msg::Decided { id, commit: true } => self.confirm(key, id),
-            Msg::Attach { epoch, stopped } => self.attached(key, epoch, stopped),
+            Msg::Attach { epoch, stopped, next } => self.attached(key, epoch, stopped, next),
             Msg::LateSignal { pid, signal } => self.signal_late(pid, signal),
             Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
                 self.please_move(key, &to)?;
@@ -172,7 +172,7 @@ impl Mover {
     }
 
     /// The home agent has come.
-    pub(super) fn attached(&mut self, key: LinkKey, epoch: Epoch, stopped: bool) {
+    pub(super) fn attached(&mut self, key: LinkKey, epoch: Epoch, stopped: bool, next: u64) {
         let own = self.sup.job.meta.epoch;
         if self.agent.is_some() || epoch > own {
             self.send(key, &Msg::Gone { to: None, epoch: own }, &[]);
@@ -195,12 +195,11 @@ impl Mover {
             self.send(key, &Msg::RelaysLost, &[]);
         }
         self.relay(Side::Away, |relays, out| relays.resync(out));
-        // A home agent stops with the job. One that says nothing of it was continued while there
-        // was no link to say so.
-        self.sup.session.root_stopped = None;
-        if !stopped && self.sup.session.root_in_stop().is_some() {
-            self.signal_job(libc::SIGCONT);
-        }
+        // One that says nothing of a stop has not heard of it, or was continued since: then
+        // SIGCONT is among the signals that it is about to send.
+        let untold = self.sup.session.root_in_stop().filter(|_| !stopped);
+        self.sup.session.root_stopped = untold;
+        self.tell_stop_from = next;
     }
 
     /// Who is at the other end of a link.

@@ -154,6 +154,8 @@ pub struct Mover {
     /// The job was stopped by this signal, and who waits for it here stops as well; see
     /// [`Mover::rest`].
     asleep: Option<i32>,
+    /// A stop of the job is told to its home only when all signals before this number have come.
+    tell_stop_from: u64,
 }
 
 impl Mover {
@@ -197,6 +199,7 @@ impl Mover {
             looked: None,
             asked: None,
             asleep: None,
+            tell_stop_from: 0,
         })
     }
 

@@ -108,9 +108,10 @@ impl Mover {
             Some(JobState::InDoubt) => format!("It is frozen on {here} and that move is in doubt"),
             _ => format!("It is still running on {here}"),
         };
-        let why = "another move of it is in progress";
+        let other = self.moving.as_ref().map_or_else(String::new, |m| format!(" ({})", m.id));
+        let why = format!("another move of it is in progress{other}");
         MoveFailure {
-            id: self.moving.as_ref().map(|m| m.id),
+            id: None,
             exit: 10,
             code: "VOS-BUSY".into(),
             sentence: format!("{name} is not moved to {to}: {why}. {place}."),

@@ -37,6 +37,11 @@ impl Forward {
         self.next
     }
 
+    /// The number of the next signal that will be posted.
+    pub(super) fn end(&self) -> u64 {
+        self.next + self.queue.len() as u64
+    }
+
     /// A signal for the job.
     pub(super) fn post(&mut self, signal: i32) {
         self.queue.push_back(signal);

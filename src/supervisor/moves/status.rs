@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{stream_key, LinkKey, Mover, StreamKey};
-use crate::control::{Finding, JobStatus, MoveReport, Reply};
+use crate::control::{Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
+use crate::ids::Epoch;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::supervisor::serve::ClientKey;
@@ -107,9 +108,18 @@ impl Mover {
 
     /// Tells whoever asked for the move from home how it ended.
     pub(super) fn answer_asked(&mut self, reply: &Reply) {
-        if let Some(asked) = self.asked.take() {
-            self.sup.finish(asked.client, reply);
+        let Some(asked) = self.asked.take() else { return };
+        if let Reply::Moved(report) = reply {
+            if report.to == self.sup.node {
+                let owns = owns_text(&report.to, report.epoch);
+                for (phase, text) in
+                    [(Phase::Commit, owns), (Phase::Resume, resumed_text(report.pause_ms))]
+                {
+                    self.sup.reply(asked.client, &Reply::Progress(event(report, phase, text)));
+                }
+            }
         }
+        self.sup.finish(asked.client, reply);
     }
 
     /// Asks the job's host to move it.
@@ -118,9 +128,12 @@ impl Mover {
         self.send(via, &Msg::PleaseMove(to.to_owned()), &[]);
     }
 
-    /// Progress of a move that was asked for from here.
-    pub(super) fn show_asked(&mut self, event: crate::control::MoveEvent) {
-        if let Some(asked) = &self.asked {
+    /// Progress of a move that was asked for from here. The last phases of one that ends here
+    /// are told by [`Self::answer_asked`]: their events may be lost when the host lets go.
+    pub(super) fn show_asked(&mut self, event: MoveEvent) {
+        let ends_here =
+            event.to == self.sup.node && matches!(event.phase, Phase::Commit | Phase::Resume);
+        if let Some(asked) = self.asked.as_ref().filter(|_| !ends_here) {
             self.sup.reply(asked.client, &Reply::Progress(event));
         }
     }
@@ -186,6 +199,32 @@ fn needs(streams: &BTreeMap<StreamKey, u32>) -> String {
     }
     parts.push("exit status".into());
     parts.join(", ")
+}
+
+/// What the event of the commit says.
+pub(super) fn owns_text(to: &str, epoch: Epoch) -> String {
+    format!("✔ {to} owns it (epoch {epoch})")
+}
+
+/// What the last event of a move says.
+pub(super) fn resumed_text(pause_ms: f64) -> String {
+    match pause_ms {
+        ms if ms < 999.5 => format!("✔ paused {ms:.0} ms"),
+        ms => format!("✔ paused {:.1} s", ms / 1000.0),
+    }
+}
+
+fn event(report: &MoveReport, phase: Phase, text: String) -> MoveEvent {
+    MoveEvent {
+        id: report.id,
+        job: report.job.clone(),
+        job_id: report.job_id,
+        from: report.from.clone(),
+        to: report.to.clone(),
+        phase,
+        text,
+        bytes: None,
+    }
 }
 
 #[cfg(test)]

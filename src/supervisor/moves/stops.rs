@@ -31,6 +31,9 @@ impl Mover {
             return;
         }
         if self.forward.take(seq) {
+            if signal == libc::SIGCONT {
+                self.sup.session.root_stopped = None;
+            }
             self.signal_job(signal);
         }
         self.send(key, &Msg::SignalsTaken(self.forward.next()), &[]);
@@ -109,15 +112,17 @@ impl Mover {
         if self.home.is_none() && self.away.is_none() && self.asleep.is_none() {
             return self.sup.stop_with_job();
         }
-        if self.loopback.is_none() && self.relay_link.is_none() {
-            // Told when the home is there again, if the job is still stopped then.
+        let away = self.loopback.is_none();
+        if away && (self.relay_link.is_none() || self.forward.next() < self.tell_stop_from) {
+            // Told when the home is there again and its signals have come, if the job is still
+            // stopped then.
             return Ok(());
         }
         let stopped = self.sup.session.root_stopped.take();
         let Some(signal) = stopped.and_then(|_| self.sup.session.root_in_stop()) else {
             return Ok(());
         };
-        if self.loopback.is_none() {
+        if away {
             self.say(Msg::Stopped(signal), &[]);
         } else {
             self.stop_with_far_job(signal);

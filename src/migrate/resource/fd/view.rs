@@ -260,7 +260,6 @@ fn no_kcmp(host_pid: i32, error: &io::Error) -> Finding {
 mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
     use std::process::{Command, Stdio};
-    use std::time::Instant;
 
     use super::super::{capture, testing::Here};
     use super::*;
@@ -299,17 +298,22 @@ mod tests {
     }
 
     #[test]
-    fn many_objects_of_one_inode_are_told_apart_quickly() {
+    fn many_objects_of_one_inode_are_told_apart() {
         let fds: Vec<OwnedFd> = (0..300).map(|_| raw::eventfd(false).expect("eventfd")).collect();
         let dups: Vec<OwnedFd> = fds.iter().map(|fd| fd.try_clone().expect("dup")).collect();
-        let start = Instant::now();
         let views = views(&[me()]).expect("views");
-        assert!(start.elapsed().as_millis() < 2000, "{:?}", start.elapsed());
         let mut objects: Vec<u32> = fds.iter().map(|fd| object(&views, fd)).collect();
         assert_eq!(objects, dups.iter().map(|fd| object(&views, fd)).collect::<Vec<_>>());
         objects.sort_unstable();
         objects.dedup();
         assert_eq!(objects.len(), fds.len());
+    }
+
+    /// Waits until a child has stopped itself: it makes no call any more then.
+    fn await_stop(child: &std::process::Child) {
+        use nix::sys::wait::{waitid, Id, WaitPidFlag};
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("waitid");
     }
 
     #[test]
@@ -325,7 +329,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh");
-        wait_until_stopped(&child);
+        await_stop(&child);
         let pid = child.id() as i32;
         let found = views(&[pid]);
         let here = Here::default();

@@ -8,6 +8,7 @@ use super::super::agent::Agent;
 use super::super::hook::reached;
 use super::super::signals;
 use super::super::standin::StandIn;
+use super::super::status::{owns_text, resumed_text};
 use super::super::{Mover, Side};
 use super::{millis, own, stopped, Frozen, Laps, Step1, Target};
 use crate::control::{MoveFailure, MoveReport, Phase, ProcessStatus, Reply};
@@ -57,7 +58,7 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         self.send(target.key, &Msg::Commit, &[]);
-        let text = format!("✔ {to} owns it (epoch {})", self.sup.job.meta.epoch.next());
+        let text = owns_text(&to, self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
         let (processes, resumed) = match self.await_done(id, target) {
             Heard::Done(processes, resumed) => (processes, resumed),
@@ -66,7 +67,7 @@ impl Mover {
         laps.lap("commit");
         let pause_ms = laps.pause(resumed);
         let wire = self.links.get(&target.key).map_or(0, |p| p.link.bytes_sent());
-        self.progress(&to, Phase::Resume, format!("✔ paused {pause_ms:.0} ms"), None);
+        self.progress(&to, Phase::Resume, resumed_text(pause_ms), None);
         let report = MoveReport {
             id,
             job: self.sup.job.meta.name.clone(),

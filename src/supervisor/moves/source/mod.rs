@@ -12,6 +12,7 @@ use super::{LinkKey, Mover, Moving, Side, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
 use crate::migrate::image::JobImage;
@@ -23,7 +24,6 @@ use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::transport::{Link, Service};
-use crate::migrate::family;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
@@ -33,6 +33,10 @@ use crate::tracer::raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
+/// Files of /proc and /sys are open for a moment as a rule, which is waited for.
+const PASSING: &str = "VOS-PROC-FD";
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
     exit: u8,
@@ -222,13 +226,12 @@ impl Mover {
     /// As [`Mover::look`]. Files of /proc and /sys are open for a moment as a rule, while a program
     /// reads them: those are waited for.
     fn look_again(&mut self) -> Step1<Local> {
-        const MOMENT: Duration = Duration::from_secs(1);
         let until = Instant::now() + MOMENT;
         loop {
             let local = self.look()?;
             let mut blockers =
                 local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes = blockers.peek().is_some() && blockers.all(|f| f.code == "VOS-PROC-FD");
+            let passes = blockers.peek().is_some() && blockers.all(|f| f.code == PASSING);
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
@@ -476,21 +479,34 @@ impl Mover {
         let threads = self.sup.session.tasks.len();
         let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
-        let early = self.early_freeze.take();
-        if early.is_none() {
-            laps.freeze();
-        }
-        let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
-        laps.lap("freeze");
-        // The tree may have grown or lost members since.
-        let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
-        if members != plan.members {
-            let clocks = job_clocks(self.sup.session.root).map_err(own)?;
-            plan = Plan { members, clocks, ..plan };
-            self.prepare(target, &plan)?;
-        }
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        self.send_frozen(target, frozen, &agreed, &plan, laps)
+        let until = Instant::now() + MOMENT;
+        loop {
+            let early = self.early_freeze.take();
+            if early.is_none() {
+                laps.freeze();
+            }
+            let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
+            laps.lap("freeze");
+            // The tree may have grown or lost members since.
+            let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
+            if members != plan.members {
+                let clocks = job_clocks(self.sup.session.root).map_err(own)?;
+                plan = Plan { members, clocks, ..plan };
+                self.prepare(target, &plan)?;
+            }
+            match self.send_frozen(target, frozen, &agreed, &plan, laps) {
+                // Nothing has been sent yet; the program is about to close it.
+                Err(s) if s.code == PASSING && Instant::now() < until => {}
+                done => return done,
+            }
+            if let Some(frozen) = held.take() {
+                self.thaw(&frozen);
+            }
+            laps.parts.clear();
+            self.pump(Some(Duration::from_millis(10))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
+        }
     }
 
     /// The commit point: with the record COMMIT the job is the target's.

@@ -62,7 +62,8 @@ impl<'a> Outfit<'a> {
         for (n, ((Share { build, ready }, process), paths)) in all.enumerate() {
             let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
             let common = |o: &SharedObject| self.common.get(&(o.dev, o.ino));
-            let given = (0..).zip(&process.memory.objects).filter_map(|(i, o)| Some((i, common(o)?)));
+            let given =
+                (0..).zip(&process.memory.objects).filter_map(|(i, o)| Some((i, common(o)?)));
             let given: Vec<(u32, &OwnedFd)> = given.collect();
             let build = Build {
                 paths: mapped_paths(&process.memory, paths),
@@ -88,7 +89,9 @@ impl<'a> Outfit<'a> {
 
     /// Makes the memory that several processes map, of which no descriptor is left.
     fn make_common(&mut self, processes: &[ProcessImage]) -> Result<()> {
-        for object in processes.iter().flat_map(|p| &p.memory.objects).filter(|o| is_common(o, processes)) {
+        for object in
+            processes.iter().flat_map(|p| &p.memory.objects).filter(|o| is_common(o, processes))
+        {
             let key = (object.dev, object.ino);
             if !self.files.identities.contains(&key) && !self.common.contains_key(&key) {
                 let memory = shared_memory(&object.name, object.size);
@@ -133,4 +136,3 @@ fn mapped_paths(memory: &MmImage, paths: &[String]) -> Vec<(String, bool)> {
     };
     paths.iter().enumerate().map(|(i, path)| (path.clone(), writes(i))).collect()
 }
-
