@@ -1,9 +1,11 @@
 //! A process's descriptors become an [`FdImage`].
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use super::cpus;
 use super::image::FdImage;
 use super::resource::fd::{self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Views};
 use crate::control::Finding;
@@ -15,6 +17,8 @@ pub struct Files {
     pub views: Views,
     /// Annotations of the handle table by descriptor.
     annotations: BTreeMap<i32, Vec<u8>>,
+    /// Timers that were due have had their time to expire.
+    expired: OnceCell<()>,
 }
 
 impl CaptureCx for Files {
@@ -26,6 +30,9 @@ impl CaptureCx for Files {
     }
     fn annotation(&self, view: &FdView) -> Option<&[u8]> {
         self.annotations.get(&view.fd).map(Vec::as_slice)
+    }
+    fn let_timers_expire(&self) {
+        self.expired.get_or_init(cpus::let_timers_expire);
     }
 }
 
@@ -40,7 +47,7 @@ impl Files {
         let views = fd::views(pid)?;
         let numbers = views.objects.iter().map(|v| v.fd);
         let annotations = numbers.filter_map(|fd| Some((fd, annotate(fd)?))).collect();
-        Ok(Self { pidfd, views, annotations })
+        Ok(Self { pidfd, views, annotations, expired: OnceCell::new() })
     }
 
     /// A duplicate of a description.

@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
+use crate::migrate::cpus;
 
 pub mod content;
 mod deleted;
@@ -79,6 +80,10 @@ pub trait CaptureCx {
     fn all(&self) -> &[FdView];
     /// Annotations of the handle table for this descriptor (e.g. inotify watches), postcard.
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
+    /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
+    fn let_timers_expire(&self) {
+        cpus::let_timers_expire();
+    }
     /// Host pids of the job's processes.
     fn job_pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self.all().iter().map(|v| v.host_pid).collect();
