@@ -1,9 +1,11 @@
 //! The descriptors of a job's processes become an [`FdImage`] and a table for each process.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use super::cpus;
 use super::image::FdImage;
 use super::resource::fd::{
     self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
@@ -18,6 +20,8 @@ pub struct Files {
     pub views: Views,
     /// Annotations of the handle table, by process and descriptor of the view.
     annotations: BTreeMap<(i32, i32), Vec<u8>>,
+    /// Timers that were due have had their time to expire.
+    expired: OnceCell<()>,
 }
 
 impl CaptureCx for Files {
@@ -34,6 +38,9 @@ impl CaptureCx for Files {
     }
     fn job_pids(&self) -> Vec<i32> {
         self.processes.keys().copied().collect()
+    }
+    fn let_timers_expire(&self) {
+        self.expired.get_or_init(cpus::let_timers_expire);
     }
 }
 
@@ -56,7 +63,7 @@ impl Files {
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
-        Ok(Self { processes, views, annotations })
+        Ok(Self { processes, views, annotations, expired: OnceCell::new() })
     }
 
     /// The descriptors of one process, ascending; none if it is not of the job.

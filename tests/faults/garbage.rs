@@ -58,7 +58,10 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         ),
         ("an absurd pid", vec![(Msg::Prepare(plan(-5, 1 << 40)), Vec::new())]),
         ("an absurd clock", vec![(Msg::Prepare(plan(300, i128::MIN)), Vec::new())]),
-        ("pages of nothing", vec![(Msg::Pages(vec![(u64::MAX, 0)]), noise.clone())]),
+        (
+            "pages of nothing",
+            vec![(Msg::Pages { process: 0, ranges: vec![(u64::MAX, 0)] }, noise.clone())],
+        ),
         ("content of no file", vec![(Msg::Chunk { index: 9, last: true }, noise.clone())]),
         ("content of nothing", vec![(Msg::Bulk { id, offset: u64::MAX }, noise.clone())]),
         ("the end before the image", vec![(Msg::PagesEnd, Vec::new())]),
@@ -100,7 +103,7 @@ fn talk(hosts: &Hosts, rest: &[(Msg, Vec<u8>)]) -> Result<Option<Msg>> {
         home: (tls.id(), "a".into()),
         history: Vec::new(),
     };
-    let hello = preflight::hello(std::process::id() as i32, of, Vec::new())?;
+    let hello = preflight::hello(&[std::process::id() as i32], of, Vec::new())?;
     let mut link = Link::connect(&peer.addr, &tls, peer.id, Service::New)?;
     link.send(&Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello)?), &[])?;
     for (msg, payload) in rest {

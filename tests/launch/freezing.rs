@@ -1,7 +1,6 @@
 //! A session stops every thread of a program that makes threads all the time, and lets
 //! them go again.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use nix::sys::signal::{kill, Signal};
@@ -49,11 +48,11 @@ fn every_thread_is_held_and_let_go() {
     let pid = session.root;
     let deadline = Instant::now() + DEADLINE;
     for _ in 0..50 {
-        let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
+        let frozen = freeze::freeze(&mut session);
         let frozen = frozen.unwrap();
         assert!(all_stopped(pid), "{frozen:?}");
-        let ways = session.ways_on(&frozen.threads, &frozen.scheduler_now);
-        assert_eq!(ways.len(), frozen.threads.len());
+        let ways = session.ways_on(frozen.threads(), &frozen.scheduler_now);
+        assert_eq!(ways.len(), frozen.threads().count());
         session.go_all(ways);
         job.say("x");
         while !session.tasks.is_empty() && Instant::now() < deadline {
@@ -89,7 +88,7 @@ fn a_dying_process_of_many_threads_is_not_waited_for() {
     while !threads(pid).into_iter().all(ended) {
         assert!(Instant::now() < deadline);
     }
-    let frozen = freeze::freeze(pid, &BTreeMap::new(), &mut |w| session.take(w).unwrap());
+    let frozen = freeze::freeze(&mut session);
     assert!(matches!(frozen.unwrap_err().error, freeze::FreezeError::Exited(_)));
     while session.ended.is_none() {
         take_stops(&mut session);

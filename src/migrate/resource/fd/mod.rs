@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
+use crate::migrate::cpus;
 
 pub mod content;
 mod deleted;
@@ -82,6 +83,10 @@ pub trait CaptureCx {
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
+    /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
+    fn let_timers_expire(&self) {
+        cpus::let_timers_expire();
+    }
 }
 
 /// What restore may ask. Runs inside the new process, before it gets its old memory.

@@ -15,7 +15,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
-use crate::migrate::cpus;
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -52,11 +51,16 @@ impl FdKind for TimerFd {
     }
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        let seen = State::read(view)?;
+        let armed = seen.left > 0;
+        if !armed && seen.ticks == 0 {
+            // Off, or due when it was seen.
+            cx.let_timers_expire();
+        }
         let mut state = State::settled(view)?;
-        if state.left == 0 && state.ticks == 0 {
-            // Off, or due at this very moment.
-            cpus::let_timers_expire();
-            state = State::settled(view)?;
+        if armed && state.left == 0 && state.ticks == 0 {
+            // Due just now.
+            state.left = 1;
         }
         if state.left == 0 && state.interval > 0 && state.ticks > 0 {
             let fd = cx.dup(view).map_err(view.failed("duplicate"))?;
@@ -83,12 +87,12 @@ impl FdKind for TimerFd {
 }
 
 impl State {
-    /// A state in which ticks and remaining time belong together: fdinfo shows the remaining
-    /// time first, and the timer may expire before the ticks are shown (timerfd_show,
-    /// fs/timerfd.c).
+    /// A state as in `view` or later, in which ticks and remaining time belong together:
+    /// fdinfo shows the remaining time first, and the timer may expire before the ticks are
+    /// shown (timerfd_show, fs/timerfd.c).
     fn settled(view: &FdView) -> Result<Self, FdError> {
         let again = || FdView::read(view.host_pid, view.fd).map_err(view.failed("read fdinfo"));
-        let mut state = Self::read(&again()?)?;
+        let mut state = Self::read(view)?;
         loop {
             let next = Self::read(&again()?)?;
             if next.ticks == state.ticks {
@@ -204,6 +208,7 @@ mod tests {
 
     use super::super::testing::{moved, Here};
     use super::*;
+    use crate::migrate::cpus;
 
     const MS: u64 = 1_000_000;
 
