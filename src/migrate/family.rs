@@ -91,7 +91,7 @@ fn parents_first(all: Vec<Member>) -> Vec<Member> {
     let mut sorted = Vec::with_capacity(all.len());
     next.reverse();
     while let Some(n) = next.pop() {
-        sorted.push(all[n].clone());
+        sorted.push(all[n]);
         next.extend(of.remove(&all[n].ids.pid).unwrap_or_default().into_iter().rev());
     }
     sorted

@@ -180,7 +180,7 @@ impl Mover {
         }
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
-        family::adopt(&mut images, plan).map_err(|why| own(why))?;
+        family::adopt(&mut images, plan).map_err(own)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let parcel = Parcel {
             annotations,
