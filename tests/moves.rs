@@ -119,6 +119,8 @@ const GUESTS: &[Guest] = &[
     guest("tree"),
     guest("tree_orphans"),
     guest("tree_storm"),
+    guest("pty_pair"),
+    guest("pty_child"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),

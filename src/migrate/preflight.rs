@@ -48,7 +48,8 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
-        if fd::is_terminal(view) || is_unnamed_stream(view) {
+        let inside = || fd::pty::is_inside(view, &files.views.objects);
+        if (fd::is_terminal(view) && !inside()) || is_unnamed_stream(view) {
             found.insert((view.dev, view.ino));
         } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
             pipes.push(view.ino);
