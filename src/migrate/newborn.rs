@@ -56,15 +56,10 @@ impl Ends {
 }
 
 /// H: makes the namespaces and pid 1.
-pub(super) fn start(
-    plan: &Plan,
-    tree: &Tree,
-    now: Clocks,
-    control: OwnedFd,
-) -> ! {
+pub(super) fn start(plan: &Plan, tree: &Tree, now: Clocks, control: OwnedFd) -> ! {
     close_others(&[control.as_raw_fd()]);
     let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None };
-    ends.must("SIGCHLD", quiet_children());
+    ends.must("signals", stay_quiet());
     ends.must("namespaces", unshare(plan.user));
     ends.must("clock offsets", set_clocks(plan, now));
     ends.must("host name", nix::unistd::sethostname(&plan.nodename));
@@ -108,11 +103,14 @@ fn make_terminals(plan: &Plan, ends: &mut Ends) {
     }
 }
 
-/// A child that ends leaves no signal behind: SIGCHLD is ignored by default unless it is
-/// blocked, as the supervisor has it.
-fn quiet_children() -> io::Result<()> {
-    set_default(libc::SIGCHLD)?;
-    Ok(SigSet::from(Signal::SIGCHLD).thread_unblock()?)
+/// A child that ends leaves no signal behind, nor does a terminal that gets its size: both are
+/// ignored by default unless they are blocked, as the supervisor has them.
+fn stay_quiet() -> io::Result<()> {
+    for signal in [Signal::SIGCHLD, Signal::SIGWINCH] {
+        set_default(signal as i32)?;
+        SigSet::from(signal).thread_unblock()?;
+    }
+    Ok(())
 }
 
 /// H, as the parent of the root, makes it when pid 1 says so.

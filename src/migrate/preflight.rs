@@ -48,8 +48,9 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
     let mut pipes: Vec<u64> = Vec::new();
     for view in &files.views.objects {
-        let inside = || fd::pty::is_inside(view, &files.views.objects);
-        if (fd::is_terminal(view) && !inside()) || is_unnamed_stream(view) {
+        let all = &files.views.objects;
+        let own = || fd::pty::has_hung_up(view) || fd::pty::is_inside(view, all);
+        if (fd::is_terminal(view) && !own()) || is_unnamed_stream(view) {
             found.insert((view.dev, view.ino));
         } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
             pipes.push(view.ino);

@@ -94,6 +94,7 @@ fn relayed(files: &Files, root: i32, inside: &[Terminal]) -> Option<Terminal> {
         (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor)
             && is_terminal(view)
             && !pty::is_inside(view, all)
+            && !pty::has_hung_up(view)
     };
     let sid = super::capture::ids(&View::read_process(root).ok()?).ok()?.sid;
     if major == 0 || inside.iter().any(|t| t.sid == sid) {

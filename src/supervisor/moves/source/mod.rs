@@ -237,7 +237,8 @@ impl Mover {
             let local = self.look()?;
             let mut blockers =
                 local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes = blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
+            let passes =
+                blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
@@ -615,7 +616,8 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
-        let mut frozen = Frozen { job: frozen?, states: Vec::new(), new_home: false, ptys: Vec::new() };
+        let mut frozen =
+            Frozen { job: frozen?, states: Vec::new(), new_home: false, ptys: Vec::new() };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));

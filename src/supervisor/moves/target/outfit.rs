@@ -58,7 +58,8 @@ impl<'a> Outfit<'a> {
     ) -> Result<()> {
         let mut sessions: BTreeMap<Option<PtyId>, i32> = BTreeMap::new();
         for terminal in &image.terminals {
-            let object = terminal.master.and_then(|o| Some((o, self.files.objects.get(o as usize)?)));
+            let object =
+                terminal.master.and_then(|o| Some((o, self.files.objects.get(o as usize)?)));
             let Some((object, master)) = object else {
                 sessions.insert(None, terminal.sid);
                 continue;

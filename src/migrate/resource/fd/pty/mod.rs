@@ -54,10 +54,11 @@ pub const PASSING: &str = "VOS-PTY-BUSY";
 #[derive(Debug, Serialize, Deserialize)]
 enum State {
     Master(Box<Master>),
-    /// With the index of its master among the objects.
+    /// With the index of its master among the objects; none: that is closed, and the terminal
+    /// has hung up.
     Slave {
         id: PtyId,
-        master: u32,
+        master: Option<u32>,
         flags: i32,
         exclusive: bool,
     },
@@ -157,6 +158,12 @@ pub fn is_inside(view: &FdView, all: &[FdView]) -> bool {
     id.is_some() && all.iter().any(|other| is_master(other) && master_id(other) == id)
 }
 
+/// Is this a slave whose master is closed? It keeps its number as long as it is open.
+#[must_use]
+pub fn has_hung_up(view: &FdView) -> bool {
+    slave_id(view).is_some() && view.says_deleted()
+}
+
 /// The masters among the descriptions: index and pty.
 pub fn masters(all: &[FdView]) -> impl Iterator<Item = (u32, &FdView, PtyId)> {
     (0..).zip(all).filter_map(|(n, view)| Some((n, view, master_id(view)?)))
@@ -180,7 +187,14 @@ pub fn take_queues(view: &FdView, cx: &dyn CaptureCx) -> Result<(PtyId, Taken), 
     let both = |v: &&FdView| slave_id(v) == Some(id) && v.flags & libc::O_ACCMODE == libc::O_RDWR;
     let slave = cx.all().iter().find(both).map(|v| cx.dup(v));
     let slave = slave.transpose().map_err(view.failed("duplicate the slave"))?;
-    Ok((id, take(master, slave).map_err(view.failed("take the unread bytes"))?))
+    match take(master, slave) {
+        Ok(taken) => Ok((id, taken)),
+        // An attempt to open a locked slave leaves it so.
+        Err(e) if e.raw_os_error() == Some(libc::EIO) => {
+            Err(refuse(view, "its slave answers every call with EIO"))
+        }
+        Err(e) => Err(view.failed("take the unread bytes")(e)),
+    }
 }
 
 /// Which pty it is, if that can be moved, and a duplicate of its master.
@@ -287,8 +301,12 @@ impl FdKind for Pty {
             }
             return encode(&State::Name { id, flags: view.flags });
         }
+        if let (true, Some(id)) = (has_hung_up(view), slave_id(view)) {
+            let (master, exclusive) = (None, false);
+            return encode(&State::Slave { id, master, flags: view.flags, exclusive });
+        }
         let found = masters(cx.all()).find(|(.., id)| Some(*id) == slave_id(view));
-        let Some((master, _, id)) = found else {
+        let Some((master, id)) = found.map(|(object, _, id)| (Some(object), id)) else {
             let cause = "it is a terminal that vosrun does not relay";
             let remedy = "start the program in one terminal, or without it";
             return Err(view.refuse("VOS-TTY", cause, remedy));
@@ -307,7 +325,7 @@ impl FdKind for Pty {
     ) -> Result<OwnedFd, FdError> {
         match decode(NAME, state)? {
             State::Master(master) => {
-                let ends = ends(master.id, object, cx)?;
+                let ends = ends(master.id, Some(object), cx)?;
                 let tried = || failed(format!("restore pty {}", master.id.1));
                 restore_master(&master, ends).map_err(tried())?;
                 ends.master.try_clone().map_err(tried())
@@ -413,11 +431,11 @@ fn restore_master(state: &Master, ends: &Ends) -> io::Result<()> {
 /// Both sides of a pty: its master may have been made with the frame, and is provided then.
 fn ends<'a>(
     id: PtyId,
-    master: u32,
+    master: Option<u32>,
     cx: &'a mut dyn RestoreCx,
 ) -> Result<&'a Ends, FdError> {
     if !cx.shared().ptys.ends.contains_key(&id) {
-        let master = match cx.provided(master) {
+        let master = match master.and_then(|object| cx.provided(object)) {
             Some(fd) => fd,
             None => open_numbered(id.1, &mut cx.shared().ptys.spare)?,
         };
@@ -436,10 +454,7 @@ fn ends<'a>(
 ///
 /// # Errors
 /// `EEXIST` when the number is taken; what was tried.
-pub fn open_numbered(
-    number: u32,
-    spare: &mut BTreeMap<u32, OwnedFd>,
-) -> Result<OwnedFd, FdError> {
+pub fn open_numbered(number: u32, spare: &mut BTreeMap<u32, OwnedFd>) -> Result<OwnedFd, FdError> {
     if let Some(fd) = spare.remove(&number) {
         return Ok(fd);
     }
