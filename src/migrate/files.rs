@@ -181,6 +181,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_closed_meanwhile_is_no_finding() {
+        let own = std::process::id() as i32;
+        let status = std::fs::File::open("/proc/self/status").expect("open");
+        let again = status.try_clone().expect("dup");
+        let files = Files::read(&[own], |_, _| None).expect("files");
+        let of = |status: &FdView| status.link.ends_with("/status");
+        let found = || {
+            let views = files.views.objects.iter().filter(|view| of(view));
+            views.flat_map(|view| files.check_object(view)).collect::<Vec<_>>()
+        };
+        assert_eq!(found().len(), 1);
+        drop(status);
+        let left = found();
+        let fd = again.as_raw_fd();
+        assert!(left.iter().all(|f| f.object.starts_with(&format!("fd {fd} "))), "{left:?}");
+        assert_eq!(left.len(), 1, "the other descriptor of the same description");
+        drop(again);
+        assert_eq!(found(), []);
+    }
+
+    #[test]
     fn processes_without_a_descriptor_are_of_the_job() {
         let file = tempfile::tempfile().expect("file");
         let script = "exec 0<&- 1>&- 2>&-; kill -STOP $$; exec 7</dev/null; kill -STOP $$";

@@ -232,7 +232,8 @@ impl Mover {
             let local = self.look()?;
             let mut blockers =
                 local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes = blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
+            let passes =
+                blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
