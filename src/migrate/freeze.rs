@@ -182,7 +182,7 @@ impl Freezing<'_> {
                 self.collect()?;
             } else if busy.is_empty() {
                 return Ok(());
-            } else {
+            } else if !self.let_on(&busy) {
                 self.await_vfork(&busy)?;
             }
         }
@@ -301,6 +301,19 @@ impl Freezing<'_> {
         let Some(Asked { pid, asleep }) = self.waiting.remove(&tid) else { return };
         let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
         self.frozen.insert(tid, (pid, Frozen { tid, stop, asleep }));
+    }
+
+    /// A child of vfork(2) may have been stopped before its parent's event told what it is. False
+    /// when none was.
+    fn let_on(&mut self, busy: &BTreeSet<i32>) -> bool {
+        let mut any = false;
+        for tid in busy {
+            if let Some((_, Frozen { tid, stop, .. })) = self.frozen.remove(tid) {
+                self.watched.take(Wait { tid, stop });
+                any = true;
+            }
+        }
+        any
     }
 
     /// Serves those that cannot be stopped yet, until one more can be.

@@ -163,6 +163,13 @@ impl Session {
         self.tasks.values().map(|task| task.pid).collect()
     }
 
+    /// Processes that their creators' events have told of: a child that shares its parent's memory
+    /// for vfork(2) is known as one.
+    #[must_use]
+    pub fn announced(&self, pid: i32) -> bool {
+        self.tasks.get(&pid).is_none_or(|task| task.announced)
+    }
+
     /// Is the whole first process in group-stop, and by which signal?
     #[must_use]
     pub fn root_in_stop(&self) -> Option<i32> {
