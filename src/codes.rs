@@ -183,6 +183,11 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-LEADER",
+        title: "the first thread has ended, others go on",
+        text: "The thread with which the process began has called pthread_exit(3) or _exit(2) as a thread, and others of the process go on. The kernel keeps only the number of such a thread, and what is asked through it has gone with it.\nWay out: let the program finish here, or let its first thread wait for the others.",
+    },
+    Code {
         code: "VOS-LINK",
         title: "the connection between the nodes was cut",
         text: "It ended or stood still before the move was decided. The source gave the move up and let the job go on; the target throws its copy away.\nWay out: try again when the network is back; vosrun nodes shows who can be reached.",
@@ -268,6 +273,16 @@ pub const CODES: &[Code] = &[
         text: "Both sides name the version of their protocol before anything else; these two have none in common. Nothing was sent.\nWay out: install the same version of vosrun on both (vosrun --version) and start their nodes again.",
     },
     Code {
+        code: "VOS-PTY",
+        title: "a pty that cannot be made anew",
+        text: "The program has the master of a terminal in a state that cannot be made anew: another program has a side of it open as well or is controlled by it, it has a line discipline of its own, or it answers no call any more.\nWay out: let the program close that terminal, or start all programs that use it in one job.",
+    },
+    Code {
+        code: "VOS-PTY-BUSY",
+        title: "a pty that is just being used",
+        text: "A terminal that the program has made cannot move at this instant: nobody has opened its slave yet, a change of its state is not read (packet mode), or a session has just got it. A move waits a second for that to pass.\nWay out: move again when the program has gone on a little.",
+    },
+    Code {
         code: "VOS-SECCOMP",
         title: "the program has put a seccomp filter on itself",
         text: "A filter may forbid the very calls by which the job is rebuilt at the target, and only a privileged process may read it back or step around it.\nWay out: run the program without its sandbox (many have an option for that), or move it with CAP_SYS_ADMIN on both nodes.",
@@ -276,6 +291,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-SECRETMEM",
         title: "secret memory",
         text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-SHARED-MEMORY",
+        title: "memory shared with a process outside of the job",
+        text: "The job shares memory without a name (mmap(2) with MAP_SHARED and MAP_ANONYMOUS, a memfd, or a deleted file) with a process that does not belong to it. On two machines each would see only its own changes. An adopted program may have processes that it started as daemons before: nothing tells any more that they are its own.\nWay out: start the program with vosrun, so that all its processes belong to the job, or end the other process.",
     },
     Code {
         code: "VOS-SHARED-TASK",
@@ -320,7 +340,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TTY",
         title: "a terminal that is not relayed",
-        text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
+        text: "The program has a terminal open besides its own and those that it has made. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
     },
     Code {
         code: "VOS-UDP",
