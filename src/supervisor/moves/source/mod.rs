@@ -606,7 +606,7 @@ impl Mover {
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
         let terminals = terminals::of(&files, root).map_err(fd_stopped)?;
-        let ptys = pty::masters(&files.views.objects).next().is_some();
+        let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(root).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
         Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })

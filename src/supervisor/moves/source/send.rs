@@ -208,7 +208,7 @@ impl Mover {
     /// The controlling terminals of the frozen job, which are those of the frame.
     fn terminals(&self, files: &Files, plan: &Plan) -> Step1<Vec<Terminal>> {
         let terminals = terminals::of(files, self.sup.session.root).map_err(fd_stopped)?;
-        let ptys = pty::masters(&files.views.objects).next().is_some();
+        let ptys = pty::has_any(&files.views.objects);
         let now = Plan { terminals, ptys, ..plan.clone() };
         if now.has_terminals_of(plan) {
             return Ok(now.terminals);

@@ -164,6 +164,12 @@ pub fn has_hung_up(view: &FdView) -> bool {
     slave_id(view).is_some() && view.says_deleted()
 }
 
+/// Is there anything that keeps the number of a pty?
+#[must_use]
+pub fn has_any(all: &[FdView]) -> bool {
+    all.iter().any(|view| is_master(view) || has_hung_up(view))
+}
+
 /// The masters among the descriptions: index and pty.
 pub fn masters(all: &[FdView]) -> impl Iterator<Item = (u32, &FdView, PtyId)> {
     (0..).zip(all).filter_map(|(n, view)| Some((n, view, master_id(view)?)))
