@@ -132,8 +132,8 @@ pub fn git_clone(hosts: &Hosts, start: Start) -> Result<()> {
         let text = "set -e; cd \"$1\"; git init -q -b main .
             git config user.name tester; git config user.email tester@localhost
             git config core.compression 0
-            for i in $(seq 1 40); do
-                seq $i 7 900000 | sed \"s/$/ of $i/\" >file.$((i % 9)); git add .; git commit -qm \"$i\"
+            for i in $(seq 1 12); do
+                seq $i 7 400000 | sed \"s/$/ of $i/\" >file.$((i % 5)); git add .; git commit -qm \"$i\"
             done";
         let made = run_dir().join("repository.new");
         fs::create_dir_all(&made)?;
@@ -147,7 +147,7 @@ pub fn git_clone(hosts: &Hosts, start: Start) -> Result<()> {
     }
     let text = format!(
         "set -e; cd \"$1\"; export HOME=$PWD; '{git}' config --global safe.directory '*'
-        for i in 1 2 3 4 5 6; do
+        for i in $(seq 1 12); do
             '{git}' clone -q --no-local 'file://{from}' copy.$i
             '{git}' -C copy.$i fsck --no-dangling 2>&1 | tail -n 1
             '{git}' -C copy.$i rev-parse 'HEAD^{{tree}}' HEAD
