@@ -169,14 +169,7 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
             "start it with its sandbox switched off, or let it finish",
         ));
     }
-    if is_32_bit(pid) {
-        findings.push(blocker(
-            "VOS-ABI-32",
-            object,
-            "it is a 32-bit program",
-            "use the 64-bit build of the program",
-        ));
-    }
+    findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
 }
 
@@ -252,12 +245,15 @@ pub fn children(pid: i32) -> Vec<(i32, String)> {
     all
 }
 
-/// The executable's ELF class says 32 bits.
-fn is_32_bit(pid: i32) -> bool {
+/// The executable's ELF class (elf(5)) says 32 bits.
+fn abi_32(exe: &str, object: String) -> Option<Finding> {
     use std::io::Read;
     let mut head = [0; 5];
-    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut f| f.read_exact(&mut head));
-    read.is_ok() && head[4] == 1
+    let read = fs::File::open(exe).and_then(|mut f| f.read_exact(&mut head));
+    (read.is_ok() && head[4] == 1).then(|| {
+        let remedy = "use the 64-bit build of the program";
+        blocker("VOS-ABI-32", object, "it is a 32-bit program", remedy)
+    })
 }
 
 /// The line of /proc/cpuinfo that lists features, of the first CPU.
@@ -581,4 +577,22 @@ pub fn through_root(pid: i32, path: &str) -> std::path::PathBuf {
     let mut whole = std::ffi::OsString::from(format!("/proc/{pid}/root"));
     whole.push(std::ffi::OsStr::from_bytes(path.as_bytes()));
     whole.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_32_bits_are_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let code = |head: &[u8]| {
+            let file = dir.path().join("program");
+            fs::write(&file, head).expect("write");
+            abi_32(&file.to_string_lossy(), "process 1".into()).map(|finding| finding.code)
+        };
+        assert_eq!(code(b"\x7fELF\x01\x01"), Some("VOS-ABI-32".to_owned()));
+        assert_eq!(code(b"\x7fELF\x02\x01"), None);
+        assert_eq!(code(b"#!"), None);
+    }
 }
