@@ -136,13 +136,8 @@ fn first_has_ended() -> io::Error {
 
 /// What can be said of one of the job's processes.
 fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
-    if gone::is_ending_thread(pid, pid) {
-        return Ok(vec![blocker(
-            "VOS-LEADER",
-            format!("process {pid}"),
-            "its first thread has ended, others go on",
-            "let it finish here",
-        )]);
+    if let Some(finding) = leader_ended(pid) {
+        return Ok(vec![finding]);
     }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
@@ -171,6 +166,17 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
     }
     findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
+}
+
+/// The refusal of a process whose first thread has ended while others go on: little can be asked of
+/// it then.
+#[must_use]
+pub fn leader_ended(pid: i32) -> Option<Finding> {
+    (gone::is_ending_thread(pid, pid) && !gone::is_ending(pid)).then(|| {
+        let object = format!("process {pid}");
+        let cause = "its first thread has ended, others go on";
+        blocker("VOS-LEADER", object, cause, "let it finish here")
+    })
 }
 
 /// Children that live and are none of the job's processes.

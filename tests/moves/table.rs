@@ -85,9 +85,9 @@ const UNITS: &[(&str, &str)] = &[
     ("mem-uprobe", "src/migrate/resource/memory.rs"),
 ];
 
-/// A row that says "refused" for jobs that were attached to, but whose object is made by those
-/// that were launched only: an attached tree is traced whole.
-const LAUNCHED_ONLY: &[&str] = &["untraced"];
+/// Rows that only a job which was launched can show: an attached tree is traced whole, and a
+/// program without a first thread is not found by its name.
+const LAUNCHED_ONLY: &[&str] = &["leader-ended", "untraced"];
 
 fn start_of(way: Way) -> (Start, Who) {
     match way {

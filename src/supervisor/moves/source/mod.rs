@@ -243,6 +243,10 @@ impl Mover {
 
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
+        if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
+            let (forwarded, open) = (Forwarded::new(), Vec::new());
+            return Ok(Local { findings: vec![finding], forwarded, open });
+        }
         if !self.is_open(self.sup.session.root).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
