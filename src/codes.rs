@@ -288,6 +288,11 @@ pub const CODES: &[Code] = &[
         text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
     },
     Code {
+        code: "VOS-SHARED-MEMORY",
+        title: "memory shared with a process outside of the job",
+        text: "The job shares memory without a name (mmap(2) with MAP_SHARED and MAP_ANONYMOUS, a memfd, or a deleted file) with a process that does not belong to it. On two machines each would see only its own changes. An adopted program may have processes that it started as daemons before: nothing tells any more that they are its own.\nWay out: start the program with vosrun, so that all its processes belong to the job, or end the other process.",
+    },
+    Code {
         code: "VOS-SHARED-TASK",
         title: "processes that share what else only threads share",
         text: "Two processes of the job share their memory, descriptor table, working directory or signal handlers, which clone(2) allows without making them threads of one process. Restored as they are now they would be separate.\nWay out: wait until one of them has ended or has executed another program; such pairs are rare and mostly short-lived.",

@@ -146,7 +146,12 @@ const GUESTS: &[Guest] = &[
     .proves(&["inotify"]),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
-    guest("tree_orphans").proves(&["orphans"]),
+    launched_only(
+        "tree_orphans",
+        &[Who::Root, Who::User],
+        "nothing tells that its daemons are its own",
+    )
+    .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
     guest("proc_reader"),
     guest("no_fds"),

@@ -11,7 +11,8 @@ pub const ROWS: &[Capability] = &[
     Capability::moves(Processes, "fs-gs", "FS and GS bases"),
     Capability::moves(Processes, "children", "child processes: numbers, parents, exit statuses"),
     Capability::moves(Processes, "sessions", "sessions and process groups"),
-    Capability::moves(Processes, "orphans", "processes whose parent or leader has ended: daemons"),
+    Capability::moves(Processes, "orphans", "processes whose parent or leader has ended: daemons")
+        .attached(Support::Lost),
     Capability::moves(Processes, "zombies", "processes that have ended and wait to be reaped"),
     Capability::moves(Processes, "stopped", "stopped processes"),
     Capability::moves(Processes, "fork-storm", "forks, vforks and execs while the job moves"),

@@ -123,6 +123,7 @@ pub fn local(
             None => {}
         }
     }
+    findings.extend(super::capture::check_shared_memory(pids)?);
     let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
     let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
     findings.sort_by_key(|f| f.severity != Severity::Blocker);

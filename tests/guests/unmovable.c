@@ -195,6 +195,18 @@ static void mem_sealed(void)
     void *at = SYS(mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     may_lack(syscall(MSEAL, at, 4096, 0), "no mseal");
 }
+static void mem_outside(void)
+{
+    SYS(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    pid_t middle = SYS(fork());
+    if (middle == 0) {
+        if (SYS(fork()) == 0)
+            while (!guest_stopping())
+                usleep(1000);
+        _exit(0);
+    }
+    SYS(waitpid(middle, NULL, 0));
+}
 static void aio(void)
 {
     unsigned long context = 0;
@@ -235,7 +247,7 @@ static const struct {
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
     {"clone-shared", clone_shared}, {"untraced", untraced}, {"sysv-shm", sysv_shm},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
-    {"aio", aio},
+    {"aio", aio}, {"mem-outside", mem_outside},
 };
 
 static void go_on(void)

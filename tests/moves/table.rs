@@ -49,6 +49,7 @@ const HELD: &[&str] = &[
     "lock-ofd",
     "lock-posix",
     "mem-hugetlb",
+    "mem-outside",
     "mem-pkey",
     "mem-sealed",
     "memfd-future-write",
@@ -85,9 +86,13 @@ const UNITS: &[(&str, &str)] = &[
     ("mem-uprobe", "src/migrate/resource/memory.rs"),
 ];
 
-/// Rows that only a job which was launched can show: an attached tree is traced whole, and a
-/// program without a first thread is not found by its name.
-const LAUNCHED_ONLY: &[&str] = &["leader-ended", "untraced"];
+/// Rows that only a job which was started so can show: an attached tree is traced whole, a program
+/// without a first thread is not found by its name, and all that a launched one makes is of its job.
+const ONLY: &[(&str, Start)] = &[
+    ("leader-ended", Start::Launched),
+    ("mem-outside", Start::Attached),
+    ("untraced", Start::Launched),
+];
 
 fn start_of(way: Way) -> (Start, Who) {
     match way {
@@ -110,7 +115,7 @@ pub fn cells() -> Vec<Cell> {
         for (way, word) in WAYS {
             let Support::Refused(code) = row.support(way) else { continue };
             let (start, who) = start_of(way);
-            if start == Start::Attached && LAUNCHED_ONLY.contains(&row.name) {
+            if ONLY.iter().any(|(name, only)| *name == row.name && *only != start) {
                 continue;
             }
             let run = move |w: &mut Worker| refused(row.name, code, start, who, w);

@@ -225,6 +225,12 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::moves(Memory, "mem-heap", "the heap (brk(2)), arguments and environment"),
     Capability::moves(Memory, "mem-advice", "advice: huge pages, no fork, no dump"),
     Capability::moves(Memory, "mem-locked", "locked memory"),
+    Capability::refused(
+        Memory,
+        "mem-outside",
+        "memory without a name that processes outside of the job map",
+        "VOS-SHARED-MEMORY",
+    ),
     Capability::refused(Memory, "mem-hugetlb", "memory of the hugetlb pool", "VOS-MAPPING"),
     Capability::refused(Memory, "mem-device", "memory of devices", "VOS-MAPPING"),
     Capability::refused(Memory, "mem-pkey", "memory under a protection key", "VOS-MAPPING"),
@@ -240,6 +246,29 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::refused(Descriptors, "aio", "AIO contexts (io_setup(2))", "VOS-AIO"),
     Capability::refused(Ipc, "sysv-shm", "System V shared memory", "VOS-SYSV"),
 ];
+
+/// Shared memory that no name leads to: of which process of the job, and what maps(5) calls it,
+/// by device and inode.
+pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
+
+/// The [`Nameless`] memory among these mappings. System V segments have ids and are none.
+pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String)> + '_ {
+    let is_nameless = |vma: &&Vma| {
+        vma.shared && vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/SYSV")
+    };
+    maps.iter().filter(is_nameless).map(|vma| ((vma.dev, vma.ino), vma.path.clone()))
+}
+
+/// Why memory that process `outsider` maps, too, does not move.
+#[must_use]
+pub fn shared_outside((pid, name): &(i32, String), outsider: i32) -> Finding {
+    blocker(
+        "VOS-SHARED-MEMORY",
+        format!("process {pid}, {name}"),
+        &format!("process {outsider}, which is none of the job's, maps this memory, too"),
+        "start the program with vosrun, so that all its processes belong to the job",
+    )
+}
 
 /// Why a mapping cannot move, if so.
 #[must_use]
