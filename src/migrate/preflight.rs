@@ -178,13 +178,8 @@ fn first_has_ended() -> io::Error {
 
 /// What can be said of one of the job's processes.
 fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
-    if gone::is_ending_thread(pid, pid) {
-        return Ok(vec![blocker(
-            "VOS-LEADER",
-            format!("process {pid}"),
-            "its first thread has ended, others go on",
-            "let it finish here",
-        )]);
+    if let Some(finding) = leader_ended(pid) {
+        return Ok(vec![finding]);
     }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
@@ -211,15 +206,19 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
             "start it with its sandbox switched off, or let it finish",
         ));
     }
-    if is_32_bit(pid) {
-        findings.push(blocker(
-            "VOS-ABI-32",
-            object,
-            "it is a 32-bit program",
-            "use the 64-bit build of the program",
-        ));
-    }
+    findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
+}
+
+/// The refusal of a process whose first thread has ended while others go on: little can be asked of
+/// it then.
+#[must_use]
+pub fn leader_ended(pid: i32) -> Option<Finding> {
+    (gone::is_ending_thread(pid, pid) && !gone::is_ending(pid)).then(|| {
+        let object = format!("process {pid}");
+        let cause = "its first thread has ended, others go on";
+        blocker("VOS-LEADER", object, cause, "let it finish here")
+    })
 }
 
 /// Children that live and are none of the job's processes.
@@ -294,12 +293,15 @@ pub fn children(pid: i32) -> Vec<(i32, String)> {
     all
 }
 
-/// The executable's ELF class says 32 bits.
-fn is_32_bit(pid: i32) -> bool {
+/// The executable's ELF class (elf(5)) says 32 bits.
+fn abi_32(exe: &str, object: String) -> Option<Finding> {
     use std::io::Read;
     let mut head = [0; 5];
-    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut f| f.read_exact(&mut head));
-    read.is_ok() && head[4] == 1
+    let read = fs::File::open(exe).and_then(|mut f| f.read_exact(&mut head));
+    (read.is_ok() && head[4] == 1).then(|| {
+        let remedy = "use the 64-bit build of the program";
+        blocker("VOS-ABI-32", object, "it is a 32-bit program", remedy)
+    })
 }
 
 /// The line of /proc/cpuinfo that lists features, of the first CPU.
@@ -623,4 +625,22 @@ pub fn through_root(pid: i32, path: &str) -> std::path::PathBuf {
     let mut whole = std::ffi::OsString::from(format!("/proc/{pid}/root"));
     whole.push(std::ffi::OsStr::from_bytes(path.as_bytes()));
     whole.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_32_bits_are_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let code = |head: &[u8]| {
+            let file = dir.path().join("program");
+            fs::write(&file, head).expect("write");
+            abi_32(&file.to_string_lossy(), "process 1".into()).map(|finding| finding.code)
+        };
+        assert_eq!(code(b"\x7fELF\x01\x01"), Some("VOS-ABI-32".to_owned()));
+        assert_eq!(code(b"\x7fELF\x02\x01"), None);
+        assert_eq!(code(b"#!"), None);
+    }
 }
