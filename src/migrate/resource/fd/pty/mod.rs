@@ -28,6 +28,8 @@ use super::content::{open_at, OPEN_FLAGS};
 use super::pipe::each_link;
 use super::raw as fd_raw;
 use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::proxy::term::{wait_for, Termios, WindowSize};
 
@@ -274,6 +276,24 @@ pub(super) struct Pty;
 impl FdKind for Pty {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "pty",
+                    "ptys whose master is in the job: number, modes, unread bytes, sessions",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "pty-master",
+                    "a pty whose slave nobody has opened yet",
+                    PASSING,
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {
