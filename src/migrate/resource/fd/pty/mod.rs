@@ -31,6 +31,7 @@ use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView, RestoreC
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::control::Finding;
+use crate::migrate::resource::View;
 use crate::proxy::term::{wait_for, Termios, WindowSize};
 
 pub mod queues;
@@ -265,8 +266,13 @@ fn used_outside(view: &FdView, cx: &dyn CaptureCx) -> io::Result<bool> {
 fn is_same(at: &Path, view: &FdView) -> bool {
     let mut words = at.iter().filter_map(|word| word.to_str()?.parse::<i32>().ok());
     let Some(place) = words.next().zip(words.next()) else { return false };
-    // A supervisor holds descriptors of the job itself, for a moment.
-    place.0 != std::process::id() as i32
+    // A supervisor holds descriptors of the job itself for a moment, as a child does that has just
+    // been made, which is traced before the supervisor has heard of it.
+    let own = std::process::id() as i32;
+    let traced =
+        View::read_process(place.0).is_ok_and(|view| view.number("TracerPid:") == own as u64);
+    place.0 != own
+        && !traced
         && fd_raw::compare_files(place, (view.host_pid, view.fd))
             .is_ok_and(|order| order == std::cmp::Ordering::Equal)
 }
