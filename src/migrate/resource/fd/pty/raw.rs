@@ -7,6 +7,7 @@ use crate::errno::check;
 
 /// A request that writes one int.
 #[derive(Debug, Clone, Copy)]
+#[repr(u32)]
 pub enum Query {
     /// TIOCGSID: the session that has the terminal, by its number in our namespace.
     Session = 0x5429,
@@ -34,7 +35,7 @@ pub fn query(tty: BorrowedFd, what: Query) -> io::Result<i32> {
     let mut value: libc::c_int = 0;
     // SAFETY: each of these requests writes one int, which lives through the call.
     check(unsafe {
-        libc::ioctl(tty.as_raw_fd(), what as libc::c_uint as libc::c_ulong, &raw mut value)
+        libc::ioctl(tty.as_raw_fd(), libc::c_ulong::from(what as u32), &raw mut value)
     })?;
     Ok(value)
 }
