@@ -41,36 +41,77 @@ pub struct Local {
     pub open: Vec<Named>,
 }
 
-/// Terminals, and pipes with an end outside of the job.
+/// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
+/// that is just being made seems to be one: see [`still_forwarded`].
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
-    let mut pipes: Vec<u64> = Vec::new();
-    for view in &files.views.objects {
-        if fd::is_terminal(view) || is_unnamed_stream(view) {
-            found.insert((view.dev, view.ino));
-        } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
-            pipes.push(view.ino);
-        }
-    }
+    let one_ended = |v: &&FdView| fd::is_terminal(v) || is_unnamed_stream(v);
+    found.extend(files.views.objects.iter().filter(one_ended).map(identity));
+    let pipes: Vec<u64> =
+        pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {
         let outside = fd::outside_holders(&pipes, &files.job_pids())?;
-        for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
-            // Whoever holds the other end of a pipe may be of another user, out of our sight.
-            let alone = !has_both_ends(&files.views.objects, view);
-            let lives = || match other_end_lives(files, view) {
-                // Nobody holds it any more.
-                Err(e) if gone::is_closed(&e) => Ok(false),
-                other => other,
-            };
-            if outside.contains(&view.ino) || (alone && lives()?) {
-                found.insert((view.dev, view.ino));
+        for view in self::pipes(files) {
+            if outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
+                found.insert(identity(view));
             }
         }
     }
     Ok(found)
+}
+
+/// [`forwarded`] of a job that is frozen by now: what was found while it ran, without the pipes
+/// that have turned out to be its own, and with those that have come since. A pipe of which the
+/// job has both ends is nobody else's, unless it was before.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn still_forwarded(
+    files: &Files,
+    known: &Forwarded,
+    before: &Forwarded,
+) -> io::Result<Forwarded> {
+    let doubtful: Vec<u64> = pipes(files)
+        .filter(|v| before.contains(&identity(v)) && !known.contains(&identity(v)))
+        .filter(|v| has_both_ends(&files.views.objects, v))
+        .map(|v| v.ino)
+        .collect();
+    let outside = match doubtful.is_empty() {
+        true => HashSet::new(),
+        false => fd::outside_holders(&doubtful, &files.job_pids())?,
+    };
+    let mut found = before.clone();
+    for view in pipes(files).filter(|v| !known.contains(&identity(v))) {
+        match outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
+            true => found.insert(identity(view)),
+            false => found.remove(&identity(view)),
+        };
+    }
+    Ok(found)
+}
+
+fn identity(view: &FdView) -> (u64, u64) {
+    (view.dev, view.ino)
+}
+
+fn pipes(files: &Files) -> impl Iterator<Item = &FdView> {
+    files.views.objects.iter().filter(|v| v.link.starts_with("pipe:["))
+}
+
+/// Is the other end of a pipe open, but not in the job? Who holds it may be of another user, out
+/// of our sight.
+fn is_held_elsewhere(files: &Files, view: &FdView) -> io::Result<bool> {
+    if has_both_ends(&files.views.objects, view) {
+        return Ok(false);
+    }
+    match other_end_lives(files, view) {
+        // Nobody holds it any more.
+        Err(e) if gone::is_closed(&e) => Ok(false),
+        other => other,
+    }
 }
 
 /// Is the other end of this pipe end open anywhere? poll(2) tells: POLLERR or POLLHUP if not.

@@ -274,12 +274,12 @@ impl Mover {
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.
-    fn has_lost_relays(&self) -> bool {
+    pub(super) fn has_lost_relays(&self) -> bool {
         self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
-    fn known_forwarded(&self) -> Forwarded {
+    pub(super) fn known_forwarded(&self) -> Forwarded {
         self.streams.keys().map(|(dev, ino, _)| (*dev, *ino)).collect()
     }
 
