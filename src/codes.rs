@@ -19,8 +19,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-ASYNC",
-        title: "signal-driven input and output",
-        text: "A descriptor is set to send signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)). Who gets them cannot be carried over yet.\nWay out: let the program poll instead, or let it finish here.",
+        title: "signals to a process outside of the job",
+        text: "A descriptor sends signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)) to a process or group that is not of the job, or tells of changes in a directory that way (F_NOTIFY). At the target that number belongs to somebody else.\nWay out: let the program poll instead, or let it finish here.",
     },
     Code {
         code: "VOS-AUTH",
@@ -183,14 +183,19 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-LEASE",
+        title: "a write lease on a file",
+        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included; or its lease is being broken just now. Read leases move.\nWay out: let the program give the lease back, then move it.",
+    },
+    Code {
         code: "VOS-LINK",
         title: "the connection between the nodes was cut",
         text: "It ended or stood still before the move was decided. The source gave the move up and let the job go on; the target throws its copy away.\nWay out: try again when the network is back; vosrun nodes shows who can be reached.",
     },
     Code {
         code: "VOS-LOCK",
-        title: "a file lock or lease",
-        text: "The program holds a lock (fcntl(2), flock(2)) or a lease on a file. If it were given up for the move, another program could take it.\nWay out: let the program release the lock, then move it.",
+        title: "a file lock that cannot come along",
+        text: "Another program waits for a lock (fcntl(2), flock(2)) that the job holds: it would get it the moment the job leaves, and the job would go on without it. Or the file stays at home (a standard stream), or the lock is of a kind that vosrun does not know.\nWay out: let the program release the lock, or end the program that waits (/proc/locks names it), then move it.",
     },
     Code {
         code: "VOS-LOST",

@@ -7,9 +7,8 @@ use std::os::fd::OwnedFd;
 
 use super::cpus;
 use super::image::FdImage;
-use super::resource::fd::{
-    self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
-};
+use super::resource::fd::lock::{self, Lock, LockKind};
+use super::resource::fd::{self, BulkId, BulkSource, CaptureCx, FdError, FdView, Slot, Views};
 use crate::control::Finding;
 use crate::tracer::raw;
 
@@ -86,6 +85,31 @@ impl Files {
         own.flat_map(|view| fd::check(view, self)).collect()
     }
 
+    /// The locks that the processes of a frozen job hold, by host pid, each as that process takes
+    /// it again.
+    ///
+    /// # Errors
+    /// The first that cannot move.
+    pub fn locks(&self) -> Result<BTreeMap<i32, Vec<Lock>>, FdError> {
+        let mut all: BTreeMap<i32, Vec<Lock>> = BTreeMap::new();
+        for (object, view) in (0..).zip(&self.views.objects) {
+            for held in lock::held(view, self, true)? {
+                let taker = Some(held.taker).filter(|pid| self.slot(*pid, object).is_some());
+                let own = held.lock.kind == LockKind::Record;
+                let pid = if own { held.taker } else { taker.unwrap_or(view.host_pid) };
+                if let Some(slot) = self.slot(pid, object) {
+                    all.entry(pid).or_default().push(Lock { fd: slot.fd, ..held.lock });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// A descriptor of this process for a description.
+    fn slot(&self, pid: i32, object: u32) -> Option<&Slot> {
+        self.table(pid).iter().find(|slot| slot.object == object)
+    }
+
     /// Captures all descriptions; those that are forwarded come from the target's supervisor.
     /// Also gives the content that travels apart, each once.
     ///
@@ -100,8 +124,7 @@ impl Files {
         for view in &self.views.objects {
             image.identities.push((view.dev, view.ino));
             if forwarded(view) {
-                let kind = fd::PROVIDED.to_owned();
-                image.objects.push(Object { kind, state: Vec::new(), flags: view.flags });
+                image.objects.push(fd::capture_provided(view, self)?);
                 continue;
             }
             image.objects.push(fd::capture(view, self)?);

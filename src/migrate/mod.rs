@@ -8,6 +8,7 @@ pub mod files;
 pub mod freeze;
 pub mod image;
 pub mod joining;
+pub mod late;
 pub mod message;
 pub mod near;
 pub mod newborn;

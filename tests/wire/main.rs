@@ -105,11 +105,13 @@ fn parcel() -> Parcel {
         restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
         parts: vec![part("rseq"), part("sigaltstack")],
     };
-    let object = |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2 };
+    let object =
+        |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };
     let process = ProcessImage {
         ids: ids(),
         memory: memory(),
         table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
+        locks: Vec::new(),
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,

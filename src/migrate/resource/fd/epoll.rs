@@ -355,7 +355,10 @@ mod tests {
         let view = FdView { fdinfo: "tfd: x events: 1\n".into(), ..FdView::default() };
         assert!(shown(&view).is_err());
         assert!(Restored::default()
-            .try_restore(&super::super::Object { kind: NAME.into(), state: vec![], flags: 0 }, 0)
+            .try_restore(
+                &super::super::Object { kind: NAME.into(), state: vec![], flags: 0, signals: None },
+                0,
+            )
             .is_ok());
         assert!(matches!(Epoll.finish(&[9], 0), Err(FdError::State(NAME))));
     }

@@ -122,6 +122,12 @@ impl Named {
     /// When it cannot be examined, or not read for its hash.
     pub fn of(view: &FdView, with_hash: bool) -> io::Result<Option<Self>> {
         let kind = super::find(view).map_or("", FdKind::name);
+        if kind == super::kernel_file::NAME {
+            // Only that there is one: its content is that of the machine.
+            let there = |named| Self { flags: libc::O_PATH, pos: 0, ..named };
+            let machine = super::kernel_file::is_of_machine(view);
+            return machine.then(|| Self::read(view).map(there)).transpose();
+        }
         let fifo = kind == super::pipe::NAME && view.link.starts_with('/');
         if !fifo && ![NAME, super::directory::NAME, super::opath::NAME].contains(&kind) {
             return Ok(None);

@@ -169,7 +169,7 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     let mut groups = Groups::default();
     for &pid in host_pids {
         match found.add(pid, &mut groups) {
-            Err(e) if is_gone(&e) => {}
+            Err(e) if is_gone(&e) || is_ending(pid) => {}
             other => other?,
         }
     }
@@ -183,6 +183,12 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
 /// What /proc answers for a descriptor that is closed, and for a process that has ended.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// A process without memory is about to be a zombie or is one, and its descriptors belong to
+/// root, so that others may not even ask for them (task_dump_owner, fs/proc/base.c).
+fn is_ending(host_pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{host_pid}/statm")).is_ok_and(|pages| pages.starts_with("0 "))
 }
 
 /// The whole fdinfo. The kernel makes it in one piece, so that a read which leaves room in
@@ -391,6 +397,16 @@ mod tests {
         let found = views(&[pid, me()]).expect("views");
         assert_eq!(found.tables.keys().collect::<Vec<_>>(), [&me()]);
         assert_eq!(views(&[pid]).err().and_then(|e| e.raw_os_error()), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_process_that_waits_to_be_reaped_is_ending() {
+        let mut child = Command::new("true").spawn().expect("true");
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        use nix::sys::wait::{waitid, Id, WaitPidFlag};
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("waitid");
+        assert!(is_ending(pid.as_raw()) && !is_ending(me()));
+        child.wait().expect("wait");
     }
 
     #[test]
