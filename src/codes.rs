@@ -18,6 +18,11 @@ pub const CODES: &[Code] = &[
         text: "The process runs i386 or x32 code. It runs under vosrun as always, but vosrun moves x86-64 programs only.\nWay out: run the 64-bit build of the program.",
     },
     Code {
+        code: "VOS-AIO",
+        title: "an AIO context",
+        text: "The program has called io_setup(2). The kernel does not tell whether requests of such a context are in flight, so that a copy could miss their ends.\nWay out: let the program call io_destroy, or let it finish here.",
+    },
+    Code {
         code: "VOS-ASYNC",
         title: "signals to a process outside of the job",
         text: "A descriptor sends signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)) to a process or group that is not of the job, or tells of changes in a directory that way (F_NOTIFY). At the target that number belongs to somebody else.\nWay out: let the program poll instead, or let it finish here.",
@@ -165,7 +170,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-INOTIFY-EVENTS",
         title: "unread file events",
-        text: "An inotify instance holds events that the program has not read. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
+        text: "An inotify instance holds events that the program has not read for a second. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
     },
     Code {
         code: "VOS-IO-URING",
@@ -181,6 +186,16 @@ pub const CODES: &[Code] = &[
         code: "VOS-KERNEL",
         title: "the target's kernel lacks something the job needs",
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
+    },
+    Code {
+        code: "VOS-LANDLOCK",
+        title: "a Landlock ruleset",
+        text: "A ruleset of landlock_create_ruleset(2) is open, which the kernel does not give out again.\nWay out: let the program close it; most do as soon as they have restricted themselves.",
+    },
+    Code {
+        code: "VOS-LEADER",
+        title: "the first thread has ended, others go on",
+        text: "The thread with which the process began has called pthread_exit(3) or _exit(2) as a thread, and others of the process go on. The kernel keeps only the number of such a thread, and what is asked through it has gone with it.\nWay out: let the program finish here, or let its first thread wait for the others.",
     },
     Code {
         code: "VOS-LEASE",
@@ -218,6 +233,11 @@ pub const CODES: &[Code] = &[
         text: "The job's memory does not fit into what the target has free, or into the limits (RLIMIT_AS, RLIMIT_MEMLOCK, cgroup) it may give.\nWay out: free memory there, raise the limit named, or choose another node; vosrun nodes shows what each has free.",
     },
     Code {
+        code: "VOS-MOUNT",
+        title: "a mount in the making",
+        text: "A descriptor of fsopen(2) or fspick(2) is open. It configures a file system of this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
         code: "VOS-MQUEUE",
         title: "a POSIX message queue",
         text: "The queue belongs to the IPC namespace of this machine, and other programs may use it.\nWay out: let the program close the queue, or let it finish here.",
@@ -249,8 +269,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-PIDFD",
-        title: "a pidfd",
-        text: "The descriptor stands for a process of this machine.\nWay out: let the program close it, or let it finish here.",
+        title: "a pidfd of a process outside of the job",
+        text: "The descriptor stands for a process that is not of the job, and would stand for nobody at the target; or for a thread that is not the first of its process. Those of the job's own processes move, dead ones included.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-PIPE",
@@ -265,7 +285,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-PROC-FD",
         title: "a file of this kernel",
-        text: "A file of proc, sysfs, cgroupfs or the like is open. It shows or controls this machine, and what has been read of it may be half a record.\nWay out: let the program close it; most programs open such files only while they read them.",
+        text: "A file of proc, sysfs, cgroupfs or the like is open that tells of a process outside of the job, of one descriptor, mapping or thread, or that controls this machine. Files of the job's own processes move, and those that only tell of the machine.\nWay out: let the program close it; most programs open such files only while they read them.",
     },
     Code {
         code: "VOS-PROTO",
@@ -281,6 +301,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-SECRETMEM",
         title: "secret memory",
         text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-SHARED-MEMORY",
+        title: "memory shared with a process outside of the job",
+        text: "The job shares memory without a name (mmap(2) with MAP_SHARED and MAP_ANONYMOUS, a memfd, or a deleted file) with a process that does not belong to it. On two machines each would see only its own changes. An adopted program may have processes that it started as daemons before: nothing tells any more that they are its own.\nWay out: start the program with vosrun, so that all its processes belong to the job, or end the other process.",
     },
     Code {
         code: "VOS-SHARED-TASK",

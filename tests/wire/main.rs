@@ -217,7 +217,7 @@ fn messages() -> Vec<Msg> {
         Msg::Unknown(vec![file("/bin/true")]),
         Msg::Bulk { id: BulkId { dev: 1, ino: 2 }, offset: 3 },
         Msg::Pages { process: 1, ranges: vec![(0x1000, 0x3000), (0x5000, 0x6000)] },
-        Msg::Done { processes: processes(), resumed_ns: 5 },
+        Msg::Done { processes: processes(), resumed_ns: 5, lost: vec!["a lock".into()] },
         Msg::Failed(Failure { code: "VOS-TARGET".into(), text: "no".into() }),
         Msg::Decided { id: MoveId([9; 4]), commit: true },
         Msg::Gone { to: Some((NodeId([5; 32]), "c".into())), epoch: Epoch(9) },

@@ -211,6 +211,33 @@ fn refuse(vma: &Vma, cause: &str, remedy: &str) -> Finding {
     blocker("VOS-MAPPING", object_name(vma), cause, remedy)
 }
 
+/// Shared memory that no name leads to: of which process of the job, and what maps(5) calls it,
+/// by device and inode.
+pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
+
+/// The [`Nameless`] memory among these mappings. System V segments have ids and are none.
+pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String)> + '_ {
+    let is_nameless =
+        |vma: &&Vma| vma.shared && vma.path.ends_with(" (deleted)") && !is_of_kernel(&vma.path);
+    maps.iter().filter(is_nameless).map(|vma| ((vma.dev, vma.ino), vma.path.clone()))
+}
+
+/// System V segments have ids; rings of AIO belong to the kernel.
+fn is_of_kernel(path: &str) -> bool {
+    path.starts_with("/SYSV") || path.starts_with("/[aio]")
+}
+
+/// Why memory that process `outsider` maps, too, does not move.
+#[must_use]
+pub fn shared_outside((pid, name): &(i32, String), outsider: i32) -> Finding {
+    blocker(
+        "VOS-SHARED-MEMORY",
+        format!("process {pid}, {name}"),
+        &format!("process {outsider}, which is none of the job's, maps this memory, too"),
+        "start the program with vosrun, so that all its processes belong to the job",
+    )
+}
+
 /// Why a mapping cannot move, if so.
 #[must_use]
 pub fn check_vma(vma: &Vma) -> Option<Finding> {
@@ -221,6 +248,14 @@ pub fn check_vma(vma: &Vma) -> Option<Finding> {
             object_name(vma),
             "System V shared memory does not move yet",
             "let the program use POSIX shared memory, or let it finish",
+        ));
+    }
+    if vma.path.starts_with("/[aio]") {
+        return Some(blocker(
+            "VOS-AIO",
+            object_name(vma),
+            "the kernel does not tell whether requests are in flight",
+            "let the program call io_destroy(2), or let it finish here",
         ));
     }
     let cause = if f.contains(VmFlags::HUGETLB) {

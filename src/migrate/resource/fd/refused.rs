@@ -30,6 +30,14 @@ const RULES: &[Rule] = &[
         "the kernel may be working on requests in its rings",
         "start the program under vosrun, which makes it do without io_uring",
     ),
+    Rule(
+        "anon_inode:[landlock-ruleset]",
+        "VOS-LANDLOCK",
+        "a Landlock ruleset cannot be read out again",
+        CLOSE,
+    ),
+    Rule("anon_inode:[fscontext]", "VOS-MOUNT", "it is a mount in the making", CLOSE),
+    Rule("anon_inode:[iommufd]", "VOS-DEV", "it stands for devices of this machine", CLOSE),
     Rule("anon_inode:[perf_event]", "VOS-PERF", "it counts events of this machine", CLOSE),
     Rule(
         "anon_inode:[userfaultfd]",
@@ -40,6 +48,12 @@ const RULES: &[Rule] = &[
     Rule("anon_inode:[vfio", "VOS-DEV", "it stands for a device of this machine", CLOSE),
     Rule("anon_inode:bpf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
     Rule("anon_inode:btf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
+    Rule(
+        "anon_inode:seccomp notify",
+        "VOS-SECCOMP",
+        "it answers the system calls of another process",
+        CLOSE,
+    ),
     Rule("anon_inode:kvm", "VOS-DEV", "it is a virtual machine or a part of one", CLOSE),
     Rule(
         "anon_inode:sync_file",
@@ -155,7 +169,9 @@ mod tests {
             ("anon_inode:[perf_event]", "VOS-PERF"),
             ("anon_inode:[fanotify]", "VOS-FANOTIFY"),
             ("anon_inode:kvm-vcpu:0", "VOS-DEV"),
-            ("anon_inode:[landlock-ruleset]", "VOS-UNKNOWN-FD"),
+            ("anon_inode:[landlock-ruleset]", "VOS-LANDLOCK"),
+            ("anon_inode:[fscontext]", "VOS-MOUNT"),
+            ("anon_inode:seccomp notify", "VOS-SECCOMP"),
             ("anon_inode:[something new]", "VOS-UNKNOWN-FD"),
         ] {
             assert_eq!(code(link, 0o600, 0), want, "{link}");
