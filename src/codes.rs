@@ -200,7 +200,12 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-LEASE",
         title: "a write lease on a file",
-        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included; or its lease is being broken just now. Read leases move.\nWay out: let the program give the lease back, then move it.",
+        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included. Read leases move.\nWay out: let the program give the lease back, then move it.",
+    },
+    Code {
+        code: "VOS-LEASE-BREAK",
+        title: "a lease that is being broken",
+        text: "Another program wants to use a file on which the program holds a lease, and the program has not given the lease back for a second.\nWay out: move again when it has, or when the time of /proc/sys/fs/lease-break-time is over.",
     },
     Code {
         code: "VOS-LINK",

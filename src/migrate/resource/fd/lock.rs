@@ -112,19 +112,19 @@ pub(super) fn stays_behind(view: &FdView) -> Option<FdError> {
 }
 
 fn kind(view: &FdView, shown: &Shown, cx: &dyn CaptureCx) -> Result<LockKind, FdError> {
-    let lease = |cause: &str| {
+    let lease = |code, cause: &str| {
         let remedy = "let the program give the lease back (F_SETLEASE), then move it";
-        Err(view.refuse("VOS-LEASE", cause, remedy))
+        Err(view.refuse(code, cause, remedy))
     };
     Ok(match shown.class {
         "FLOCK ADVISORY" => LockKind::Flock,
         "OFDLCK ADVISORY" => LockKind::Description,
         "POSIX ADVISORY" if cx.job_pids().contains(&shown.pid) => LockKind::Record,
         "LEASE ACTIVE" if shown.exclusive => {
-            return lease("a write lease ends when the target opens the file");
+            return lease("VOS-LEASE", "a write lease ends when the target opens the file");
         }
         "LEASE ACTIVE" => LockKind::Lease,
-        "LEASE BREAKING" => return lease("its lease is being broken"),
+        "LEASE BREAKING" => return lease("VOS-LEASE-BREAK", "its lease is being broken"),
         _ => {
             let cause =
                 format!("it holds a lock of a kind that cannot be taken again ({})", shown.text);
