@@ -28,6 +28,9 @@ const HOW: u32 =
 const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
 const ANY: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
 
+/// So often the list of a running program may change while it is looked at.
+const MOST_TURNS: usize = 100;
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
@@ -60,14 +63,20 @@ impl FdKind for Epoll {
     }
 
     fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
-        let mut seen: HashMap<i32, u32> = HashMap::new();
-        let mut entries = Vec::new();
-        for shown in shown(view)? {
-            let nth = seen.entry(shown.tfd).or_default();
-            entries.push(locate(view, &shown, *nth)?);
-            *nth += 1;
+        let mut seen = view.clone();
+        for _turn in 0..MOST_TURNS {
+            match entries(&seen) {
+                Err(FdError::Refused(_)) => {}
+                found => return encode(&found?),
+            }
+            // A program that runs may have closed what was in the list a moment ago.
+            let now = FdView::read(view.host_pid, view.fd).map_err(view.failed("read fdinfo"))?;
+            if shown(&now)? == shown(&seen)? {
+                break;
+            }
+            seen = now;
         }
-        encode(&entries)
+        encode(&entries(&seen)?)
     }
 
     fn make(&self, _state: &[u8]) -> Result<OwnedFd, FdError> {
@@ -84,6 +93,18 @@ impl FdKind for Epoll {
             entry.place(|| entry.control(fd, libc::EPOLL_CTL_ADD, entry.events))
         })
     }
+}
+
+/// The list, each entry with a descriptor of what it watches.
+fn entries(view: &FdView) -> Result<Vec<Entry>, FdError> {
+    let mut seen: HashMap<i32, u32> = HashMap::new();
+    let mut entries = Vec::new();
+    for shown in shown(view)? {
+        let nth = seen.entry(shown.tfd).or_default();
+        entries.push(locate(view, &shown, *nth)?);
+        *nth += 1;
+    }
+    Ok(entries)
 }
 
 /// Lines `tfd:  5 events:  1d data:  5  pos:0 ino:61af sdev:7`; tfd and pos are decimal.
@@ -314,6 +335,16 @@ mod tests {
         nix::sys::socket::sendmsg::<()>(a.as_raw_fd(), &text, &rights, flags, None).expect("send");
         drop(reader);
         assert_eq!(refusal(&epoll), "VOS-EPOLL-ORPHAN");
+    }
+
+    #[test]
+    fn what_is_closed_meanwhile_is_no_orphan() {
+        let epoll = raw::epoll().expect("epoll");
+        let (reader, _writer) = io::pipe().expect("pipe");
+        add(&epoll, &reader, IN, 5);
+        let here = Here::of(&[&epoll]);
+        drop(reader);
+        assert_eq!(here.capture(&epoll).state, encode(&Vec::<Entry>::new()).expect("state"));
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn kind(view: &FdView, shown: &Shown, cx: &dyn CaptureCx) -> Result<LockKind, Fd
     })
 }
 
-/// Lines `lock:	1: POSIX  ADVISORY  WRITE 4711 fe:00:7 0 EOF`; both ends are inclusive.
+/// Lines `lock: 1: POSIX  ADVISORY  WRITE 4711 fe:00:7 0 EOF`; both ends are inclusive.
 fn shown(view: &FdView) -> Result<Vec<Shown<'_>>, FdError> {
     let lines = view.fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
     lines
