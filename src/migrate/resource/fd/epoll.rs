@@ -155,7 +155,8 @@ fn watches(view: &FdView, shown: &Shown, nth: u32, fd: i32) -> Result<bool, FdEr
         return Ok(meta.ino() == shown.ino);
     }
     match raw::epoll_watches(view.host_pid, fd, view.fd, shown.tfd, nth) {
-        Err(e) if e.raw_os_error() == Some(libc::EBADF) => Ok(false),
+        // One of the two is gone.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ENOENT)) => Ok(false),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(true),
         other => other.map_err(view.failed("compare an entry")),
     }

@@ -246,9 +246,21 @@ impl std::fmt::Display for Lock {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refusal, Here};
-    use super::*;
     use std::os::fd::AsRawFd;
+
+    use super::super::testing::Here;
+    use super::*;
+
+    /// The codes of the refusals by `check` and at the freeze.
+    fn refusal(file: &fs::File) -> [String; 2] {
+        let here = Here::of(&[file]);
+        let view = here.view(file);
+        let frozen = match held(&view, &here, true) {
+            Err(FdError::Refused(finding)) => finding.code,
+            other => panic!("{:?}", other.map(|held| held.len())),
+        };
+        [check(&view, &here).expect("finding").code, frozen]
+    }
 
     const LOCKS: &str = "1: OFDLCK ADVISORY  WRITE -1 fe:00:7 50 EOF\n\
         1: -> OFDLCK ADVISORY  WRITE -1 fe:00:7 55 64\n\
@@ -319,16 +331,17 @@ mod tests {
         while !fs::read_to_string("/proc/locks").expect("locks").contains(&waits) {
             std::thread::yield_now();
         }
-        assert_eq!(refusal(file.as_file()), "VOS-LOCK");
+        assert_eq!(refusal(file.as_file()), ["VOS-LOCK"; 2]);
         file.as_file().unlock().expect("unlock");
         child.wait().expect("wait");
     }
 
     #[test]
     fn a_write_lease_is_refused() {
-        let file = tempfile::NamedTempFile::new().expect("file");
-        let file = fs::File::open(file.path()).expect("open");
+        let dir = tempfile::tempdir().expect("dir");
+        fs::write(dir.path().join("f"), "").expect("write");
+        let file = fs::File::open(dir.path().join("f")).expect("open");
         super::super::raw::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK).expect("lease");
-        assert_eq!(refusal(&file), "VOS-LEASE");
+        assert_eq!(refusal(&file), ["VOS-LEASE"; 2]);
     }
 }

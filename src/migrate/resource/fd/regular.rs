@@ -401,13 +401,6 @@ mod tests {
     }
 
     #[test]
-    fn locks_are_refused() {
-        let (_dir, file) = file("");
-        file.lock_shared().expect("flock");
-        assert_eq!(refusal(&file), "VOS-LOCK");
-    }
-
-    #[test]
     fn the_identity_by_path_is_that_of_the_description() {
         let (dir, file) = file("content");
         let named = Named::of(&Here::of(&[&file]).view(&file), true).expect("examine");
