@@ -311,7 +311,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::raw;
-    use super::super::testing::{moved, refusal, Here};
+    use super::super::testing::{moved, Here};
     use super::*;
 
     fn file(content: &str) -> (tempfile::TempDir, File) {
