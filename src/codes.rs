@@ -20,7 +20,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-AIO",
         title: "an AIO context",
-        text: "The program has called io_setup(2). The kernel does not tell whether requests of such a context are in flight, so that a copy could miss their ends.\nWay out: let the program call io_destroy, or let it finish here.",
+        text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel may be working on requests in it, and the number of the context cannot be given to another one.\nWay out: let the program destroy the context (io_destroy(2)), or start it so that it does without (databases have an option for it)."
     },
     Code {
         code: "VOS-ASYNC",

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, OPEN_FLAGS};
 use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::migrate::resource::View;
 
 pub(super) const NAME: &str = "kernel-file";
@@ -33,6 +35,24 @@ pub(super) struct KernelFile;
 impl FdKind for KernelFile {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "proc",
+                    "files of /proc and /sys that tell of the job or the machine",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "proc-outside",
+                    "files of /proc that tell of other processes, or control the machine",
+                    "VOS-PROC-FD",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

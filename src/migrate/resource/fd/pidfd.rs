@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::migrate::preflight::is_zombie;
 use crate::migrate::resource::View;
 
@@ -30,6 +32,20 @@ pub(super) struct PidFd;
 impl FdKind for PidFd {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(Descriptors, "pidfd", "pidfds of the job's processes"),
+                Capability::refused(
+                    Descriptors,
+                    "pidfd-outside",
+                    "pidfds of other processes, or of single threads",
+                    "VOS-PIDFD",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {
