@@ -73,6 +73,7 @@ pub fn capture(
         ids: ids(leader)?,
         memory,
         table: table.to_vec(),
+        locks: Vec::new(),
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,

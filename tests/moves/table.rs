@@ -29,7 +29,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
 
 /// Rows whose objects the guest `unmovable` can hold: their names are its argument.
 const HELD: &[&str] = &[
-    "async-owner",
+    "async-outside",
     "bpf",
     "chroot",
     "clone-shared",
@@ -43,11 +43,9 @@ const HELD: &[&str] = &[
     "inotify-events",
     "io-uring",
     "kvm",
+    "landlock",
     "leader-ended",
-    "lease",
-    "lock-flock",
-    "lock-ofd",
-    "lock-posix",
+    "lease-write",
     "mem-hugetlb",
     "mem-outside",
     "mem-pkey",
@@ -57,9 +55,9 @@ const HELD: &[&str] = &[
     "namespace-fd",
     "netlink",
     "perf",
-    "pidfd",
+    "pidfd-outside",
     "posix-mq",
-    "proc",
+    "proc-outside",
     "pty-master",
     "seccomp",
     "secretmem",
@@ -68,7 +66,6 @@ const HELD: &[&str] = &[
     "tcp",
     "udp",
     "unix",
-    "unknown",
     "untraced",
     "userfaultfd",
 ];
@@ -77,6 +74,8 @@ const HELD: &[&str] = &[
 /// unit test of the refusal.
 const UNITS: &[(&str, &str)] = &[
     ("abi-32", "src/migrate/preflight.rs"),
+    ("lock-wanted", "src/migrate/resource/fd/lock.rs"),
+    ("unknown", "src/migrate/resource/fd/refused.rs"),
     ("epoll-orphan", "src/migrate/resource/fd/epoll.rs"),
     ("fifo-shared", "src/migrate/resource/fd/pipe.rs"),
     ("file-local", "src/migrate/resource/fd/regular.rs"),

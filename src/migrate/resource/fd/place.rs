@@ -23,7 +23,8 @@ use crate::capabilities::Capability;
 pub const PROVIDED: &str = "provided";
 
 /// Status flags that fcntl(F_SETFL) can set, O_ASYNC aside.
-const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+pub(super) const SETTABLE: i32 =
+    libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
 
 /// The descriptors of a new process in the making; each step once, in the order of the
 /// functions. After an error the process is not usable.
@@ -328,7 +329,7 @@ mod tests {
     use super::*;
 
     fn object(kind: &str) -> Object {
-        Object { kind: kind.into(), state: Vec::new(), flags: 0 }
+        Object { kind: kind.into(), state: Vec::new(), flags: 0, signals: None }
     }
 
     fn slot(fd: i32, object: u32, cloexec: bool) -> Slot {

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, and a first thread that has ended is
 /// followed by the others: these are waited for.
-const PASSING: [&str; 2] = ["VOS-LEADER", "VOS-PROC-FD"];
+const PASSING: [&str; 4] = ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD"];
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
