@@ -50,6 +50,8 @@ const fn launched_only(source: &'static str, by: &'static [Who], why: &'static s
     Guest { source, args: &[], flavour: Flavour::Plain, launched_only: Some((by, why)) }
 }
 
+const ONE_ATTACHED: &str = "an attached job is one process";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private"),
@@ -119,6 +121,12 @@ const GUESTS: &[Guest] = &[
     guest("tree"),
     guest("tree_orphans"),
     guest("tree_storm"),
+    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
+    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("posix_timer_clocks"),
+    guest("posix_timer_overrun"),
+    guest("timer_thread_gone"),
+    guest("pipe_flow"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
