@@ -126,7 +126,6 @@ const GUESTS: &[Guest] = &[
     guest("posix_timer_clocks"),
     guest("posix_timer_overrun"),
     guest("timer_thread_gone"),
-    guest("pipe_flow"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
