@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, pause, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Time;
+use crate::capabilities::Capability;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
@@ -107,6 +109,11 @@ impl Part for Intervals {
     fn name(&self) -> &'static str {
         "itimers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Time, "itimers", "alarm(2) and interval timers")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }

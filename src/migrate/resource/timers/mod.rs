@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::itimers::{ask_boot_time, boot_time, time, words};
 use super::{blocker, decode, encode, pause, raw, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Time;
+use crate::capabilities::Capability;
 use crate::migrate::skeleton::coarse_tick;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 
@@ -247,6 +249,17 @@ impl Part for Posix {
     fn name(&self) -> &'static str {
         "posix timers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Time,
+                "posix-timers",
+                "POSIX timers: clocks, ways of notification, overruns",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -309,6 +322,11 @@ impl Part for OnThread {
     fn name(&self) -> &'static str {
         "timers of the thread"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        &[]
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }
