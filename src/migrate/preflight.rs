@@ -17,6 +17,7 @@ use super::message::{Hello, Verdict};
 use super::raw::{compare_tasks, Shared};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
+use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
@@ -37,7 +38,14 @@ fn warning(code: &str, object: String, cause: &str, remedy: &str) -> Finding {
 pub struct Local {
     pub findings: Vec<Finding>,
     pub forwarded: Forwarded,
-    pub open: Vec<Named>,
+    pub open: Open,
+}
+
+/// What the target is asked about.
+#[derive(Debug, Clone, Default)]
+pub struct Open {
+    pub files: Vec<Named>,
+    pub sockets: Vec<Wanted>,
 }
 
 /// Terminals, and pipes with an end outside of the job.
@@ -55,7 +63,7 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
         }
     }
     if !pipes.is_empty() {
-        let outside = fd::outside_holders(&pipes, &files.job_pids())?;
+        let outside = fd::outside_holders("pipe", &pipes, &files.job_pids())?;
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
             // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
@@ -119,7 +127,10 @@ pub fn local(
         }
     }
     let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
-    let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
+    let open = Open {
+        files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
+        sockets: wanted_names(&files.views.objects, files),
+    };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
     Ok(Local { findings, forwarded, open })
@@ -301,7 +312,7 @@ pub struct Move<'a> {
 ///
 /// # Errors
 /// When the first process is gone.
-pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
+pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
     let mut all = Vec::new();
     let (mut mapped, mut written, mut cwds) = (Vec::new(), Vec::new(), Vec::new());
     for (n, &pid) in pids.iter().enumerate() {
@@ -339,7 +350,8 @@ pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
         largest_tid: all.iter().flatten().map(|t| t.job_tid).max().unwrap_or(0),
         mapped,
         written,
-        open,
+        open: open.files,
+        sockets: open.sockets,
         cwds,
         user,
         history: of.history,
@@ -375,6 +387,7 @@ pub fn judge(hello: &Hello) -> Verdict {
     if !verdict.mapped.is_empty() {
         verdict.ok.push(format!("{} to compare", verdict.mapped.len()));
     }
+    verdict.findings.extend(judge_sockets(&hello.sockets));
     for cwd in &hello.cwds {
         judge_directory(cwd, &mut verdict);
     }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,7 @@ mod socket;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
+pub mod unix;
 mod view;
 
 pub use content::{BulkId, BulkSource};
@@ -83,6 +84,11 @@ pub trait CaptureCx {
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
+    /// The Unix sockets of the job.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of them.
+    fn sockets(&self) -> io::Result<&unix::Sockets>;
     /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
     fn let_timers_expire(&self) {
         cpus::let_timers_expire();
@@ -96,6 +102,17 @@ pub trait RestoreCx {
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
     /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
+    /// Has the process of the job that `by` names do something that leaves its credentials in a
+    /// socket.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn act(
+        &mut self,
+        by: Option<unix::Cred>,
+        deed: &unix::Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>>;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
@@ -209,6 +226,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &signalfd::SignalFd,
     &epoll::Epoll,
     &inotify::Inotify,
+    &unix::Unix,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,

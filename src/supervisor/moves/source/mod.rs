@@ -356,7 +356,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        mut open: Vec<crate::migrate::resource::fd::regular::Named>,
+        mut open: preflight::Open,
         dry: bool,
     ) -> Step1<(Verdict, Vec<FileId>)> {
         let pids = self.pids();
@@ -381,7 +381,7 @@ impl Mover {
                 return Ok((verdict, hello.mapped));
             }
             for index in &verdict.unsure {
-                let Some(named) = open.get_mut(*index as usize) else { continue };
+                let Some(named) = open.files.get_mut(*index as usize) else { continue };
                 let path = format!("/proc/{}/fd/{}", named.pid, named.fd);
                 named.identity.hash = preflight::hash_file(path.as_ref()).ok();
             }

@@ -156,7 +156,8 @@ impl Mover {
         agreed: &Agreed,
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
-        let files = self.files(&frozen.job.pids()).map_err(own)?;
+        let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        files.look_into_sockets().map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;

@@ -14,6 +14,7 @@ use super::{LinkKey, Mover};
 use crate::control::JobState;
 use crate::ids::{JobId, NodeId};
 use crate::journal::Step;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, PROTOCOL};
 use crate::migrate::preflight;
@@ -195,6 +196,8 @@ struct Prepared {
     /// As in [`Parcel`](crate::migrate::message::Parcel).
     annotations: Vec<(u32, i32, Vec<u8>)>,
     signals_taken: u64,
+    /// Files of the job's sockets.
+    renames: Renames,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
 }
