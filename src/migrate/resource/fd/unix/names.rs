@@ -15,7 +15,7 @@ use std::os::unix::fs::{chown, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{open, OFlag};
-use nix::sys::socket::{bind, connect, getpeername, UnixAddr};
+use nix::sys::socket::{bind, connect, getpeername, SockaddrLike, UnixAddr};
 use nix::sys::stat::Mode;
 use nix::unistd::{chroot, fchdir};
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,10 @@ fn device(meta: &fs::Metadata) -> u32 {
 
 /// `sun_path` of an address, empty for none.
 pub fn of_address(address: &UnixAddr) -> Vec<u8> {
+    // recvmsg(2) gives no family either for who has no name.
+    if address.len() as usize <= size_of::<libc::sa_family_t>() {
+        return Vec::new();
+    }
     match (address.path(), address.as_abstract()) {
         (Some(path), _) => path.as_os_str().as_bytes().to_vec(),
         (_, Some(name)) => [&[0], name].concat(),
