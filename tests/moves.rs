@@ -122,6 +122,7 @@ const GUESTS: &[Guest] = &[
     guest("unix_dgram"),
     guest("unix_listen_backlog"),
     guest("unix_path"),
+    guest("unix_abstract"),
     guest("unix_creds"),
     guest("unix_rights_in_flight"),
     guest("unix_fork_shared"),

@@ -23,7 +23,9 @@ use super::raw;
 use super::resource::fd::unix::{Cred, Deed, Renames};
 use super::resource::fd::{self, FdError, Making, Object, RestoreCx, Slot};
 use super::resource::memory::SharedObject;
-use super::skeleton::{io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS};
+use super::skeleton::{
+    io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS,
+};
 
 /// What a process makes of the image before it loses its old memory. Objects are counted as in
 /// `objects`.

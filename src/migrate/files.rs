@@ -82,7 +82,13 @@ impl Files {
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
-        Ok(Self { processes, views, annotations, sockets: OnceCell::new(), expired: OnceCell::new() })
+        Ok(Self {
+            processes,
+            views,
+            annotations,
+            sockets: OnceCell::new(),
+            expired: OnceCell::new(),
+        })
     }
 
     /// Looks into the Unix sockets of a frozen job, once: what waits in them, and the descriptions
@@ -99,7 +105,8 @@ impl Files {
                 continue;
             }
             if self.sockets.get().is_none() {
-                self.sockets().map_err(|source| FdError::Io { what: "sock_diag".into(), source })?;
+                self.sockets()
+                    .map_err(|source| FdError::Io { what: "sock_diag".into(), source })?;
             }
             let Some(mut sockets) = self.sockets.take() else { continue };
             let found = sockets.look_into(&view, self);

@@ -436,7 +436,9 @@ impl Found {
                     self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => return Err(out_of_order()),
+                Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => {
+                    return Err(out_of_order())
+                }
             }
         }
         Ok(())

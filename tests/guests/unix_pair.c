@@ -15,7 +15,7 @@ int main(void)
         SYS(setsockopt(pairs[i][1], SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)));
         SYS(setsockopt(pairs[i][1], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
         set_option(pairs[i][1], SO_PASSSEC, 1);
-        set_option(pairs[i][1], SO_PASSCRED, i == 1);
+        set_option(pairs[i][1], SO_PASSCRED, i == 0);
         SYS(fcntl(pairs[i][1], F_SETFL, O_NONBLOCK));
     }
     int twin = SYS(fcntl(pairs[0][0], F_DUPFD, 70));
@@ -33,7 +33,7 @@ int main(void)
             SYS(getsockopt(other, SOL_SOCKET, SO_LINGER, &lingers, &size));
             CHECK(lingers.l_onoff == 1 && lingers.l_linger == 7, "SO_LINGER");
             CHECK_EQ(option(other, SO_PASSSEC), 1, "SO_PASSSEC");
-            CHECK_EQ(option(other, SO_PASSCRED), i == 1, "SO_PASSCRED");
+            CHECK_EQ(option(other, SO_PASSCRED), i == 0, "SO_PASSCRED");
             CHECK_EQ(SYS(fcntl(one, F_GETFD)), FD_CLOEXEC, "close-on-exec");
             CHECK_EQ(SYS(fcntl(one, F_GETFL)) & O_NONBLOCK, 0, "O_NONBLOCK of one end");
             CHECK_EQ(SYS(fcntl(other, F_GETFL)) & O_NONBLOCK, O_NONBLOCK, "O_NONBLOCK");

@@ -243,11 +243,7 @@ impl Ends {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn outside_holders(
-    kind: &str,
-    inodes: &[u64],
-    job_pids: &[i32],
-) -> io::Result<HashSet<u64>> {
+pub fn outside_holders(kind: &str, inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found = HashSet::new();
     let start = format!("{kind}:[");

@@ -12,11 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
+use super::unix::{self, Assembly, Renames};
 use super::{
     by_name, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx,
     Shared, Slot,
 };
-use super::unix::{self, Assembly, Renames};
 
 /// Kind of objects that are nothing but what the supervisor of the target provides: relay
 /// ends and terminals. Their state is empty.
@@ -57,7 +57,14 @@ impl<'a> Making<'a> {
         let count = 2 * objects.len() + more + keep.len() + 16;
         let room = Room::make(base as u64 + count as u64)?;
         lift_kept(keep, base)?;
-        Ok(Self { objects, table, base, made: BTreeMap::new(), renames: Renames::default(), _room: room })
+        Ok(Self {
+            objects,
+            table,
+            base,
+            made: BTreeMap::new(),
+            renames: Renames::default(),
+            _room: room,
+        })
     }
 
     /// Moves a descriptor out of the way of the wanted numbers.

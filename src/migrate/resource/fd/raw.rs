@@ -111,6 +111,40 @@ pub fn readable_bytes(fd: RawFd) -> io::Result<usize> {
     check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }).map(|_| n as usize)
 }
 
+/// ioctl(2) SIOCOUTQ of a socket: what its messages that nobody has read cost (unix(7)), bytes.
+///
+/// # Errors
+/// `ENOTTY` for objects without it.
+pub fn unsent_bytes(fd: RawFd) -> io::Result<u32> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: n lives through the call; TIOCOUTQ, which is SIOCOUTQ, writes an int.
+    check(unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut n) }).map(|_| n as u32)
+}
+
+/// recvmsg(2) with MSG_PEEK into a buffer of `len` bytes whose last one cannot be written: a stream
+/// gives the writes that fit without it, each whole or not at all (unix_stream_read_generic of
+/// net/unix/af_unix.c), and 0 if that is none.
+///
+/// # Errors
+/// `EAGAIN` when nothing waits.
+pub fn peek_writes_before(fd: RawFd, len: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; len.saturating_sub(1)];
+    let mut parts = [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() },
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 },
+    ];
+    // SAFETY: a msghdr without a name and control data may be all zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len() as _);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: message, parts and bytes live through the call; the kernel finds that nothing can
+    // be written to the null page, and answers EFAULT or what it has copied before.
+    match check(unsafe { libc::recvmsg(fd, &raw mut message, flags) }) {
+        Err(e) if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        other => other.map(|n| n as usize),
+    }
+}
+
 /// getsockopt(2) of an int at level SOL_SOCKET.
 ///
 /// # Errors

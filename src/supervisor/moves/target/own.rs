@@ -105,7 +105,8 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { processes, skeleton, annotations, signals_taken, renames, arrived } = prepared;
+        let Prepared { processes, skeleton, annotations, signals_taken, renames, arrived } =
+            prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.

@@ -230,12 +230,7 @@ impl Assembly {
         Ok(())
     }
 
-    fn make_datagram(
-        &mut self,
-        index: u32,
-        made: &mut Made,
-        cx: &mut dyn RestoreCx,
-    ) -> Result<()> {
+    fn make_datagram(&mut self, index: u32, made: &mut Made, cx: &mut dyn RestoreCx) -> Result<()> {
         let state = self.states[&index].clone();
         let peer = self.peer_of(index);
         let other = peer.map(|peer| self.states[&peer].clone());
@@ -314,7 +309,8 @@ impl Assembly {
     ) -> Result<()> {
         let tried = || failed("connect a Unix socket");
         let (address, dir) = site.for_other().map_err(tried())?;
-        let fds: Vec<BorrowedFd> = std::iter::once(fd).chain(dir.as_ref().map(AsFd::as_fd)).collect();
+        let fds: Vec<BorrowedFd> =
+            std::iter::once(fd).chain(dir.as_ref().map(AsFd::as_fd)).collect();
         cx.act(by, &Deed::Connect { address }, &fds).map(drop).map_err(tried())
     }
 }

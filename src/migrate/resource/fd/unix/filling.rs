@@ -84,9 +84,7 @@ impl Assembly {
                 rights.push(get(made, *object)?.as_raw_fd());
             }
             let controls = Controls::of(message, &rights);
-            let put = |to: Option<&UnixAddr>| {
-                controls.send(from.as_raw_fd(), &message.bytes, to)
-            };
+            let put = |to: Option<&UnixAddr>| controls.send(from.as_raw_fd(), &message.bytes, to);
             match to {
                 Some(site) => site.with(|address| put(Some(address))),
                 None => put(None),
@@ -144,8 +142,7 @@ impl Assembly {
         raw::disconnect(get(made, index)?.as_raw_fd()).map_err(tried())?;
         // That tells the other end by an error, which it has had.
         if let Some(partner) = self.paired.get(&index) {
-            raw::socket_option(get(made, *partner)?.as_raw_fd(), libc::SO_ERROR)
-                .map_err(tried())?;
+            raw::socket_option(get(made, *partner)?.as_raw_fd(), libc::SO_ERROR).map_err(tried())?;
         }
         Ok(())
     }
@@ -249,8 +246,11 @@ struct Controls<'a> {
 
 impl<'a> Controls<'a> {
     fn of(message: &Message, rights: &'a [RawFd]) -> Self {
-        let sender =
-            message.sender.filter(|s| s.pid != 0).map(|s| libc::ucred { pid: s.pid, uid: s.uid, gid: s.gid });
+        let sender = message.sender.filter(|s| s.pid != 0).map(|s| libc::ucred {
+            pid: s.pid,
+            uid: s.uid,
+            gid: s.gid,
+        });
         Self { sender, rights }
     }
 

@@ -196,6 +196,10 @@ impl<'a> Looked<'a> {
         if fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLPRI)) {
             return Err(self.refuse("VOS-UNIX-QUEUE", "out-of-band data waits in it (MSG_OOB)"));
         }
+        if self.hides_messages().map_err(self.view.failed("count what waits in it, the queue"))? {
+            let cause = "an empty message waits in it that was looked at before";
+            return Err(self.refuse("VOS-UNIX-QUEUE", cause));
+        }
         if self.error()? && !self.listens() && self.entry.kind != libc::SOCK_STREAM {
             let more = self.is_datagram() || self.entry.unread > 0;
             if more {
@@ -203,6 +207,20 @@ impl<'a> Looked<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A message without bytes is shown only once, but its sender still pays for it. Only the other
+    /// end of a connection is known to have sent all.
+    fn hides_messages(&self) -> io::Result<bool> {
+        let peer = self.entry.peer.and_then(|peer| self.sockets.entry(peer));
+        let Some(peer) = peer.filter(|p| p.peer == Some(self.view.ino) && p.unsent > 0) else {
+            return Ok(false);
+        };
+        if self.entry.kind == libc::SOCK_STREAM {
+            return Ok(false);
+        }
+        let lengths = self.sockets.queue(self.view.ino).iter().map(|m| m.bytes.len());
+        Ok(queue::cost(self.entry.kind, lengths)? < peer.unsent)
     }
 
     fn examine_always(&self, cx: &dyn CaptureCx) -> Result<(), FdError> {

@@ -10,9 +10,14 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{recvmsg, ControlMessageOwned, MsgFlags, UnixAddr};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{
+    recvmsg, send, socketpair, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr,
+};
 
 use super::super::raw;
+use super::options;
 
 /// `SO_PASSPIDFD` and `SO_PASSRIGHTS` of asm-generic/socket.h.
 pub const SO_PASSPIDFD: i32 = 76;
@@ -39,7 +44,10 @@ pub struct Peeked {
 /// # Errors
 /// What the kernel refuses.
 pub fn peek(fd: BorrowedFd, kind: i32, unread: u32) -> io::Result<Vec<Peeked>> {
-    if kind != libc::SOCK_DGRAM && unread == 0 && !has_input(fd)? {
+    let events = events(fd)?;
+    // A read would take an error that waits, a stream's only when there is nothing else.
+    let error = events.contains(PollFlags::POLLERR) && (kind != libc::SOCK_STREAM || unread == 0);
+    if error || unread == 0 && !events.contains(PollFlags::POLLIN) {
         return Ok(Vec::new());
     }
     let _changed = Changed::options(fd.as_raw_fd())?;
@@ -49,13 +57,10 @@ pub fn peek(fd: BorrowedFd, kind: i32, unread: u32) -> io::Result<Vec<Peeked>> {
     }
 }
 
-fn has_input(fd: BorrowedFd) -> io::Result<bool> {
-    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+fn events(fd: BorrowedFd) -> io::Result<PollFlags> {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO)?;
-    let events = fds[0].revents().unwrap_or(PollFlags::empty());
-    // A read would take an error that waits.
-    Ok(events.contains(PollFlags::POLLIN) && !events.contains(PollFlags::POLLERR))
+    Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
 }
 
 /// Options that are set back at the end.
@@ -120,17 +125,11 @@ fn stream(fd: RawFd, unread: usize) -> io::Result<Vec<Peeked>> {
     Ok(all)
 }
 
-/// A read gets the descriptors with the first of their bytes, and may begin before.
+/// A look ends with the write that brings descriptors, however short it is, and begins before. That
+/// this one write does not fit tells where it begins.
 fn bytes_before_rights(fd: RawFd, at: usize, len: usize) -> io::Result<usize> {
-    let (mut without, mut with) = (0, len);
-    while with - without > 1 {
-        let middle = usize::midpoint(without, with);
-        match look(fd, at, middle)? {
-            Some((piece, _)) if !piece.rights.is_empty() => with = middle,
-            _ => without = middle,
-        }
-    }
-    Ok(without)
+    seek(fd, at)?;
+    raw::peek_writes_before(fd, len)
 }
 
 /// Messages of a datagram or seqpacket socket; `room` is a first guess at the largest, bytes.
@@ -146,6 +145,20 @@ fn messages(fd: RawFd, mut room: usize) -> io::Result<Vec<Peeked>> {
         all.push(message);
     }
     Ok(all)
+}
+
+/// What messages of these lengths cost their sender while nobody reads them (SIOCOUTQ), bytes.
+///
+/// # Errors
+/// When they cannot be sent here.
+pub fn cost(kind: i32, lengths: impl Iterator<Item = usize>) -> io::Result<u32> {
+    let kind = SockType::try_from(kind)?;
+    let (from, _to) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?;
+    options::widen(from.as_raw_fd())?;
+    for length in lengths {
+        send(from.as_raw_fd(), &vec![0; length], MsgFlags::MSG_DONTWAIT)?;
+    }
+    raw::unsent_bytes(from.as_raw_fd())
 }
 
 /// What a read of `len` bytes would give behind the first `at`, and whether that was the whole
@@ -222,6 +235,22 @@ mod tests {
         }
         let after = raw::socket_option(other.as_raw_fd(), libc::SO_PEEK_OFF).expect("offset");
         assert_eq!((after, unread(&other)), (saved, 17));
+    }
+
+    #[test]
+    fn the_cost_of_messages_tells_of_one_that_hides() {
+        let (one, other) = UnixDatagram::pair().expect("pair");
+        for message in [&b"one"[..], b"", b"", &[7; 50_000]] {
+            one.send(message).expect("send");
+        }
+        let unsent = raw::unsent_bytes(one.as_raw_fd()).expect("SIOCOUTQ");
+        let mut costs = Vec::new();
+        for _ in 0..2 {
+            let all = peek(other.as_fd(), libc::SOCK_DGRAM, unread(&other)).expect("peek");
+            costs.push(cost(libc::SOCK_DGRAM, all.iter().map(|m| m.bytes.len())).expect("cost"));
+        }
+        assert_eq!(costs[0], unsent);
+        assert!(costs[1] < unsent, "the second look misses the empty ones");
     }
 
     #[test]

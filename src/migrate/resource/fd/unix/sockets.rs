@@ -93,11 +93,7 @@ impl Sockets {
     ///
     /// # Errors
     /// What was tried.
-    pub fn look_into(
-        &mut self,
-        view: &FdView,
-        cx: &dyn CaptureCx,
-    ) -> Result<Vec<FdView>, FdError> {
+    pub fn look_into(&mut self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<FdView>, FdError> {
         let mut found: Vec<FdView> = Vec::new();
         let Some(entry) = self.table.get(&view.ino) else { return Ok(found) };
         if !Unix.recognises(view) || entry.state == diag::LISTEN {

@@ -77,7 +77,8 @@ fn an_abstract_name_can_be_taken() {
 #[test]
 fn what_leads_out_of_the_job_is_refused() {
     let (one, other) = UnixStream::pair().expect("pair");
-    let mut child = Command::new("cat").stdin(Stdio::from(OwnedFd::from(other))).spawn().expect("cat");
+    let mut child =
+        Command::new("cat").stdin(Stdio::from(OwnedFd::from(other))).spawn().expect("cat");
     assert_eq!(refusal(&one), "VOS-UNIX-PEER");
     drop(one);
     child.wait().expect("wait");
