@@ -134,12 +134,15 @@ fn taker(files: &FdImage, table: &[Slot], own: BTreeSet<u32>, finish: &[u32]) ->
     Share { build, ready: own.into_iter().collect() }
 }
 
+/// Has a process of the job do something with descriptors; gives what was made.
+pub(super) type Act<'a> = dyn Fn(Cred, &Deed, &[OwnedFd]) -> io::Result<Vec<OwnedFd>> + 'a;
+
 /// The supervisor's side of [`build_and_wait`]: gives `fds`, and gets what is handed out.
 pub(super) fn ask(
     control: BorrowedFd,
     build: &Build,
     fds: &[BorrowedFd],
-    act: &dyn Fn(Cred, &Deed, &[OwnedFd]) -> io::Result<Vec<OwnedFd>>,
+    act: &Act,
 ) -> Result<(Built, Vec<OwnedFd>)> {
     let answer = || receive::<Word>(control).map_err(io_error("descriptors of the new process"));
     let tell =

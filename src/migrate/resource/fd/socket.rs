@@ -3,12 +3,30 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::{raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Sockets;
+use crate::capabilities::Capability;
 
 pub(super) struct Socket;
 
 impl FdKind for Socket {
     fn name(&self) -> &'static str {
         "socket"
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::refused(Sockets, "tcp", "TCP sockets", "VOS-TCP"),
+                Capability::refused(Sockets, "udp", "UDP sockets", "VOS-UDP"),
+                Capability::refused(Sockets, "netlink", "netlink sockets", "VOS-NETLINK"),
+                Capability::refused(
+                    Sockets,
+                    "socket-other",
+                    "sockets of other families",
+                    "VOS-SOCKET",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

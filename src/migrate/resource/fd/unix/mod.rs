@@ -16,6 +16,8 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use serde::{Deserialize, Serialize};
 
 use super::{encode, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area;
+use crate::capabilities::Capability;
 use crate::control::Finding;
 
 mod assembly;
@@ -97,6 +99,62 @@ pub(super) struct Unix;
 impl FdKind for Unix {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-pair",
+                    "Unix socket pairs of all three types, with their options",
+                ),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-queue",
+                    "bytes and messages that wait in them",
+                ),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-half-closed",
+                    "Unix sockets that are shut down, reset, or whose other end is closed",
+                ),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-dgram",
+                    "Unix datagram sockets, connected or not",
+                ),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-backlog",
+                    "connections that wait to be accepted",
+                ),
+                Capability::moves(Area::Sockets, "unix-path", "Unix sockets bound to a path"),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-abstract",
+                    "Unix sockets with an abstract name",
+                ),
+                Capability::moves(Area::Sockets, "unix-creds", "SO_PEERCRED and SCM_CREDENTIALS"),
+                Capability::moves(
+                    Area::Sockets,
+                    "unix-rights",
+                    "descriptors on their way (SCM_RIGHTS)",
+                ),
+                Capability::refused(
+                    Area::Sockets,
+                    "unix",
+                    "Unix sockets with a filter (SO_ATTACH_FILTER)",
+                    "VOS-UNIX",
+                ),
+                Capability::refused(
+                    Area::Sockets,
+                    "unix-peer",
+                    "Unix sockets with an end outside of the job",
+                    "VOS-UNIX-PEER",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {
