@@ -64,14 +64,16 @@ fn an_abstract_name_can_be_taken() {
     let names = wanted_names(&[here.view(&listener)], &here);
     assert_eq!(judge(&names).first().map(|f| f.code.as_str()), Some("VOS-UNIX-NAME"));
     let object = here.capture(&listener);
-    let mut cx = Restored::default();
     let objects = [object];
-    let make = |cx| Assembly::make(&objects, &[0].into(), 0, cx).map(|(_, made)| made.len());
-    let error = make(&mut cx).expect_err("the name is taken").to_string();
+    let make = || {
+        let made = Assembly::make(&objects, &[0].into(), 0, &mut Restored::default());
+        made.map(|(_, made)| made.len())
+    };
+    let error = make().expect_err("the name is taken").to_string();
     assert!(error.contains(&format!("@{name}")), "{error}");
     drop(listener);
     assert!(judge(&names).is_empty());
-    assert_eq!(make(&mut cx).expect("the name is free"), 1);
+    assert_eq!(make().expect("the name is free"), 1);
 }
 
 #[test]
