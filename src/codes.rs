@@ -380,7 +380,37 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-UNIX",
         title: "a Unix socket",
-        text: "The program has a Unix socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+        text: "The program has a Unix socket with a filter (SO_ATTACH_FILTER), which cannot be carried.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-BACKLOG",
+        title: "a connection that is not accepted yet",
+        text: "A connection waits to be accepted by a listening Unix socket of the program, and bytes or descriptors wait in it, or its other end is closed. The kernel shows nobody what is in it.\nWay out: move again when the program has accepted it.",
+    },
+    Code {
+        code: "VOS-UNIX-NAME",
+        title: "the name of a Unix socket",
+        text: "The program has a Unix socket bound to a file that has been replaced by another one, that cannot be told from others, or whose directory the target does not have; or to an abstract name that is taken in the target's network namespace, which two nodes on one machine may share.\nWay out: give the target the directory, or a network namespace of its own.",
+    },
+    Code {
+        code: "VOS-UNIX-NETNS",
+        title: "a Unix socket of another network namespace",
+        text: "The socket was made in another network namespace than that of the job's supervisor, which cannot see who is at its other end.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-PEER",
+        title: "a Unix socket that leads out of the job",
+        text: "A process outside of the job has the other end of the socket, or has the socket open as well. The two ends would be on two machines.\nWay out: run both programs in one job, or let the program close the connection.",
+    },
+    Code {
+        code: "VOS-UNIX-QUEUE",
+        title: "something in a Unix socket that cannot be carried",
+        text: "Out-of-band data (MSG_OOB) or an error (SO_ERROR) waits in it, or bytes of a sender that is not known.\nWay out: move again when the program has read it.",
+    },
+    Code {
+        code: "VOS-UNIX-RIGHTS",
+        title: "a descriptor on its way in a Unix socket",
+        text: "A descriptor was sent over a Unix socket (SCM_RIGHTS) and not received yet, and it is of a kind that cannot be carried that way.\nWay out: move again when the program has received it.",
     },
     Code {
         code: "VOS-UNKNOWN-FD",

@@ -185,6 +185,7 @@ fn hello() -> Hello {
         largest_tid: 4712,
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
         open: Vec::new(),
+        sockets: Vec::new(),
         cwds: vec!["/".into()],
         written: vec![1],
         user: Some(User { uid: 1000, gid: 1000 }),

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,7 @@ mod socket;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
+pub mod unix;
 mod view;
 
 pub use content::{BulkId, BulkSource};
@@ -97,6 +98,11 @@ pub trait CaptureCx {
     fn queues(&self, _id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
         None
     }
+    /// The Unix sockets of the job.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of them.
+    fn sockets(&self) -> io::Result<&unix::Sockets>;
     /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
     fn let_timers_expire(&self) {
         cpus::let_timers_expire();
@@ -110,6 +116,17 @@ pub trait RestoreCx {
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
     /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
+    /// Has the process of the job that `by` names do something that leaves its credentials in a
+    /// socket.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn act(
+        &mut self,
+        by: Option<unix::Cred>,
+        deed: &unix::Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>>;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
@@ -229,6 +246,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &epoll::Epoll,
     &pidfd::PidFd,
     &inotify::Inotify,
+    &unix::Unix,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,

@@ -158,6 +158,7 @@ impl Mover {
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
         let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
         let terminals = self.terminals(&files, plan)?;
         files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;

@@ -18,6 +18,7 @@ use crate::ids::NodeId;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
@@ -48,6 +49,8 @@ struct Arriving {
     content_done: bool,
     /// One for each process of the image.
     restoring: Vec<Restoring>,
+    /// Files of the job's sockets.
+    renames: Renames,
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
@@ -84,6 +87,7 @@ impl Mover {
             vessels: BTreeMap::new(),
             content_done: false,
             restoring: Vec::new(),
+            renames: Renames::default(),
             names: Default::default(),
             pty: None,
             terminals: Vec::new(),
@@ -259,7 +263,7 @@ impl Mover {
             paths.push(own);
         }
         let parcel = a.parcel.clone().context("no image")?;
-        a.restoring = self.begin(a, &parcel, &paths)?;
+        (a.restoring, a.renames) = self.begin(a, &parcel, &paths)?;
         Ok(())
     }
 
@@ -269,7 +273,7 @@ impl Mover {
         a: &mut Arriving,
         parcel: &Parcel,
         paths: &[Vec<String>],
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let image = &parcel.image;
@@ -353,7 +357,8 @@ impl Mover {
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
+        let renames = std::mem::take(&mut a.renames);
+        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived })
     }
 }
 
