@@ -195,7 +195,7 @@ const GUESTS: &[Guest] = &[
     launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
     guest("posix_timer_clocks"),
     guest("posix_timer_overrun"),
-    guest("timer_thread_gone"),
+    guest("timer_thread_gone").proves(&["timers-thread"]),
     guest("pty_pair").proves(&["pty"]),
     guest("pty_child").proves(&["pty"]),
     guest("pty_modes").proves(&["pty"]),

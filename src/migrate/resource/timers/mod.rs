@@ -324,7 +324,13 @@ impl Part for OnThread {
     }
 
     fn capabilities(&self) -> &'static [Capability] {
-        &[]
+        const {
+            &[Capability::moves(
+                Time,
+                "timers-thread",
+                "POSIX timers that tell a thread, also one that has ended",
+            )]
+        }
     }
 
     fn scope(&self) -> Scope {
