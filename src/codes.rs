@@ -348,6 +348,11 @@ pub const CODES: &[Code] = &[
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
     },
     Code {
+        code: "VOS-TIMER",
+        title: "a timer that the kernel does not tell all of",
+        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so.\nWay out: let the program set the timer, or delete it.",
+    },
+    Code {
         code: "VOS-TREE",
         title: "a process tree that cannot be built anew",
         text: "Every process of a job gets its old number, parent, group and session at the target. Sessions are inherited or begun, and cannot be joined, so a process that came into its place in an unusual way cannot be put there again; nor can more than 5000 processes.\nWay out: the sentence names the process. Wait until it has ended, or end it.",

@@ -68,6 +68,8 @@ impl Guest {
     }
 }
 
+const ONE_ATTACHED: &str = "an attached job is one process";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -178,6 +180,11 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
+    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("posix_timer_clocks"),
+    guest("posix_timer_overrun"),
+    guest("timer_thread_gone"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
