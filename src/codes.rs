@@ -298,6 +298,16 @@ pub const CODES: &[Code] = &[
         text: "Both sides name the version of their protocol before anything else; these two have none in common. Nothing was sent.\nWay out: install the same version of vosrun on both (vosrun --version) and start their nodes again.",
     },
     Code {
+        code: "VOS-PTY",
+        title: "a pty that cannot be made anew",
+        text: "The program has the master of a terminal in a state that cannot be made anew: another program has a side of it open as well or is controlled by it, it has a line discipline of its own, or it answers no call any more.\nWay out: let the program close that terminal, or start all programs that use it in one job.",
+    },
+    Code {
+        code: "VOS-PTY-BUSY",
+        title: "a pty that is just being used",
+        text: "A terminal that the program has made cannot move at this instant: nobody has opened its slave yet, a change of its state is not read (packet mode), or a session has just got it. A move waits a second for that to pass.\nWay out: move again when the program has gone on a little.",
+    },
+    Code {
         code: "VOS-SECCOMP",
         title: "the program has put a seccomp filter on itself",
         text: "A filter may forbid the very calls by which the job is rebuilt at the target, and only a privileged process may read it back or step around it.\nWay out: run the program without its sandbox (many have an option for that), or move it with CAP_SYS_ADMIN on both nodes.",
@@ -360,7 +370,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TTY",
         title: "a terminal that is not relayed",
-        text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
+        text: "The program has a terminal open besides its own and those that it has made. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
     },
     Code {
         code: "VOS-UDP",

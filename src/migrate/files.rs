@@ -9,7 +9,9 @@ use super::cpus;
 use super::gone;
 use super::image::FdImage;
 use super::resource::fd::lock::{self, Lock, LockKind};
-use super::resource::fd::{self, BulkId, BulkSource, CaptureCx, FdError, FdView, Slot, Views};
+use super::resource::fd::{
+    self, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
+};
 use crate::control::Finding;
 use crate::tracer::raw;
 
@@ -20,6 +22,8 @@ pub struct Files {
     pub views: Views,
     /// Annotations of the handle table, by process and descriptor of the view.
     annotations: BTreeMap<(i32, i32), Vec<u8>>,
+    /// Bytes of ptys that have been taken.
+    queues: BTreeMap<pty::PtyId, pty::queues::Snapshot>,
     /// Timers that were due have had their time to expire.
     expired: OnceCell<()>,
 }
@@ -45,6 +49,9 @@ impl CaptureCx for Files {
     fn job_pids(&self) -> Vec<i32> {
         self.processes.keys().copied().collect()
     }
+    fn queues(&self, id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
+        self.queues.get(&id)
+    }
     fn let_timers_expire(&self) {
         self.expired.get_or_init(cpus::let_timers_expire);
     }
@@ -69,7 +76,8 @@ impl Files {
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
-        Ok(Self { processes, views, annotations, expired: OnceCell::new() })
+        let (queues, expired) = Default::default();
+        Ok(Self { processes, views, annotations, queues, expired })
     }
 
     /// The descriptors of one process, ascending; none if it is not of the job.
@@ -123,6 +131,20 @@ impl Files {
     /// When the kernel refuses.
     pub fn duplicate(&self, view: &FdView) -> io::Result<OwnedFd> {
         self.dup(view)
+    }
+
+    /// Takes the unread bytes of the ptys of a frozen job, for [`Files::capture`]. Those in
+    /// `taken` are to be put back if the job stays.
+    ///
+    /// # Errors
+    /// The first pty that cannot move.
+    pub fn take_queues(&mut self, taken: &mut Vec<pty::queues::Taken>) -> Result<(), FdError> {
+        for (_, view, _) in pty::masters(&self.views.objects) {
+            let (id, pty) = pty::take_queues(view, self)?;
+            self.queues.insert(id, pty.seen.clone());
+            taken.push(pty);
+        }
+        Ok(())
     }
 
     /// Everything `check` has to say of descriptors that are not forwarded.

@@ -17,6 +17,7 @@ use super::resource::fd;
 use super::resource::memory::MmImage;
 use super::resource::registers::Registers;
 use super::resource::PartState;
+use super::terminals::Terminal;
 use crate::control::MoveReport;
 use crate::ids::JobId;
 
@@ -37,6 +38,8 @@ pub struct JobImage {
     pub processes: Vec<ProcessImage>,
     /// Processes that have ended and wait to be reaped.
     pub zombies: Vec<Zombie>,
+    /// Controlling terminals of sessions.
+    pub terminals: Vec<Terminal>,
 }
 
 impl JobImage {

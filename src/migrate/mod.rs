@@ -19,6 +19,7 @@ pub mod resource;
 pub mod restore;
 pub mod settle;
 pub mod skeleton;
+pub mod terminals;
 pub mod transport;
 pub mod tree;
 pub mod vdso;

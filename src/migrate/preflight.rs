@@ -48,8 +48,10 @@ pub struct Local {
 /// When /proc cannot be read.
 pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
-    let one_ended = |v: &&FdView| fd::is_terminal(v) || is_unnamed_stream(v);
-    found.extend(files.views.objects.iter().filter(one_ended).map(identity));
+    let all = &files.views.objects;
+    let own = |v: &FdView| fd::pty::has_hung_up(v) || fd::pty::is_inside(v, all);
+    let one_ended = |v: &&FdView| (fd::is_terminal(v) && !own(v)) || is_unnamed_stream(v);
+    found.extend(all.iter().filter(one_ended).map(identity));
     let pipes: Vec<u64> =
         pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {

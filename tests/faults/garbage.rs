@@ -35,7 +35,8 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },
-        terminal: false,
+        terminals: Vec::new(),
+        ptys: false,
         user: User::own(),
     };
     let id = BulkId { dev: 1, ino: 2 };

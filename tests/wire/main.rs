@@ -137,6 +137,7 @@ fn parcel() -> Parcel {
             },
             processes: vec![process, child],
             zombies: vec![zombie],
+            terminals: Vec::new(),
         },
         relays: vec![AwayState { stream: 1, end }],
         relays_lost: false,
@@ -204,7 +205,8 @@ fn messages() -> Vec<Msg> {
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),
-        terminal: true,
+        terminals: Vec::new(),
+        ptys: true,
         user: User { uid: 1000, gid: 1000 },
     };
     vec![

@@ -36,6 +36,7 @@ mod owner;
 mod pidfd;
 mod pipe;
 pub mod place;
+pub mod pty;
 pub mod raw;
 mod refused;
 pub mod regular;
@@ -92,6 +93,10 @@ pub trait CaptureCx {
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
+    /// The bytes of a pty, which have been taken for this capture ([`pty::take_queues`]).
+    fn queues(&self, _id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
+        None
+    }
     /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
     fn let_timers_expire(&self) {
         cpus::let_timers_expire();
@@ -113,6 +118,7 @@ pub trait RestoreCx {
 pub struct Shared {
     /// By st_dev and st_ino of the source.
     pipes: HashMap<(u64, u64), pipe::Ends>,
+    ptys: pty::Ptys,
 }
 
 /// Why an object cannot move or could not be restored.
@@ -214,6 +220,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &regular::Regular,
     &deleted::Deleted,
     &directory::Directory,
+    &pty::Pty,
     &device::Device,
     &pipe::Pipe,
     &eventfd::EventFd,

@@ -19,11 +19,14 @@ use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
+use crate::migrate::resource::fd::pty::queues::Taken;
+use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
+use crate::migrate::terminals;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::AwayState;
@@ -34,9 +37,10 @@ use crate::tracer::raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
-/// Files of /proc and /sys are open for a moment as a rule, and a first thread that has ended is
-/// followed by the others: these are waited for.
-const PASSING: [&str; 4] = ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD"];
+/// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
+/// followed by the others, and ptys and their sessions change: these are waited for.
+const PASSING: [&str; 5] =
+    ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -108,6 +112,8 @@ pub(super) struct Frozen {
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+    /// Ptys of the job whose unread bytes were taken.
+    ptys: Vec<Taken>,
 }
 
 /// What the preflight came to.
@@ -259,6 +265,9 @@ impl Mover {
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
         let settled: Vec<i32> = pids.into_iter().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
+        if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
+            local.findings.push(*finding);
+        }
         Ok(local)
     }
 
@@ -537,6 +546,12 @@ impl Mover {
             laps.parts.clear();
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
             self.requests_while_moving().map_err(own)?;
+            // The ptys are no longer those of the frame, perhaps.
+            let now = self.plan()?;
+            if !now.has_terminals_of(&plan) {
+                plan = now;
+                self.prepare(target, &plan)?;
+            }
         }
     }
 
@@ -599,11 +614,11 @@ impl Mover {
         let members = family::members(&pids).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
-        let terminal = crate::supervisor::status::controlling_terminal(root)
-            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let terminals = terminals::of(&files, root).map_err(fd_stopped)?;
+        let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(root).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { members, nodename, domainname, clocks, terminal, user })
+        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })
     }
 
     /// Stops every thread.
@@ -623,7 +638,8 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
-        let mut frozen = Frozen { job: frozen?, states: Vec::new(), new_home: false };
+        let mut frozen =
+            Frozen { job: frozen?, states: Vec::new(), new_home: false, ptys: Vec::new() };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));
@@ -644,6 +660,11 @@ impl Mover {
             let put_back = self.relay(Side::Away, |relays, out| relays.unfreeze(state, out));
             if let Some(Err(e)) = put_back {
                 tracing::error!("{e}");
+            }
+        }
+        for pty in &frozen.ptys {
+            if let Err(e) = pty.put_back() {
+                tracing::error!("unread bytes of a pty are lost: {e}");
             }
         }
         if frozen.new_home {
@@ -699,11 +720,6 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
-}
-
-fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
-    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
-    same && crate::migrate::resource::fd::is_terminal(view)
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {

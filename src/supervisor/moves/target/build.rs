@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
+use crate::migrate::terminals::Terminal;
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -50,6 +51,8 @@ struct Arriving {
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
+    /// Those of the frame.
+    terminals: Vec<Terminal>,
     /// When the image of the frozen job began to arrive.
     arrived: Option<Instant>,
 }
@@ -83,6 +86,7 @@ impl Mover {
             restoring: Vec::new(),
             names: Default::default(),
             pty: None,
+            terminals: Vec::new(),
             arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
@@ -128,9 +132,11 @@ impl Mover {
                         outdated.kill();
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
-                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?;
-                    a.skeleton.insert(skeleton).settle()?;
+                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan)?);
+                    skeleton.settle()?;
+                    let relayed = plan.terminals.iter().position(|t| t.master.is_none());
+                    a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
+                    a.terminals = plan.terminals;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -282,7 +288,13 @@ impl Mover {
                 outfit.provide(object, vessel.try_clone()?.into());
             }
         }
-        outfit.equip(skeleton, &image.processes, paths, &self.vdso)
+        outfit.provide_terminals(skeleton, image, &a.terminals)?;
+        let restoring = outfit.equip(skeleton, &image.processes, paths, &self.vdso)?;
+        // Only the job's own descriptions of a slave keep it open.
+        if let Some(skeleton) = &mut a.skeleton {
+            skeleton.terminals.clear();
+        }
+        Ok(restoring)
     }
 
     /// Joins the relays that come along to this side. Gives the job's end of each stream.
@@ -300,8 +312,10 @@ impl Mover {
             let controlling = pty.is_some();
             let end = away.rebuild_on(state.clone(), pty)?;
             if controlling {
-                let foreground = parcel.image.processes.first().map_or(0, |p| p.ids.pgid);
-                skeleton.set_terminal(end.as_fd(), foreground)?;
+                let root = parcel.image.processes.first().context("no process")?.ids;
+                let terminal = parcel.image.terminals.iter().find(|t| t.master.is_none());
+                let foreground = terminal.and_then(|t| t.foreground).unwrap_or(root.pgid);
+                skeleton.set_terminal(root.sid, end.as_fd(), foreground)?;
             }
             ends.insert(state.stream, end);
         }
@@ -341,10 +355,6 @@ impl Mover {
         let arrived = a.arrived.unwrap_or_else(Instant::now);
         Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
     }
-}
-
-fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
-    pty.slave.as_fd()
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {

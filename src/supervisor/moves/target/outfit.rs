@@ -16,11 +16,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 
 use crate::migrate::building::{shared_memory, shares, Build, Share};
-use crate::migrate::image::{FdImage, ProcessImage};
+use crate::migrate::image::{FdImage, JobImage, ProcessImage};
+use crate::migrate::resource::fd::pty::{self, PtyId};
 use crate::migrate::resource::fd::Slot;
 use crate::migrate::resource::memory::{Backing, MmImage, SharedObject};
 use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
+use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
 use crate::tracer::memory::VmFlags;
 
@@ -44,6 +46,40 @@ impl<'a> Outfit<'a> {
     /// A description that this supervisor has made.
     pub(super) fn provide(&mut self, object: u32, fd: OwnedFd) {
         self.provided.insert(object, fd);
+    }
+
+    /// Terminals that were made with the frame (`made`), and what was opened as /dev/tty in
+    /// their sessions.
+    pub(super) fn provide_terminals(
+        &mut self,
+        skeleton: &Skeleton,
+        image: &JobImage,
+        made: &[Terminal],
+    ) -> Result<()> {
+        let mut sessions: BTreeMap<Option<PtyId>, i32> = BTreeMap::new();
+        for terminal in &image.terminals {
+            let object =
+                terminal.master.and_then(|o| Some((o, self.files.objects.get(o as usize)?)));
+            let Some((object, master)) = object else {
+                sessions.insert(None, terminal.sid);
+                continue;
+            };
+            sessions.insert(pty::id_of(master)?, terminal.sid);
+            let place = made.iter().position(|m| m.is_made_as(terminal));
+            let pair = place.and_then(|place| skeleton.terminals.get(&place));
+            let pair = pair.with_context(|| format!("no pty {} in the frame", terminal.number))?;
+            if let Some(group) = terminal.foreground {
+                skeleton.set_terminal(terminal.sid, pair.slave.as_fd(), group)?;
+            }
+            self.provide(object, pair.master.try_clone()?);
+        }
+        for (object, state) in (0..).zip(&self.files.objects) {
+            let Some((flags, id)) = pty::opened_by_name(state)? else { continue };
+            if let Some(sid) = sessions.get(&id) {
+                self.provided.insert(object, skeleton.open_terminal(*sid, flags)?);
+            }
+        }
+        Ok(())
     }
 
     /// Equips every process, and gives it its mappings. `paths` are the mapped files of each, as
