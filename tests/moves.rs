@@ -68,6 +68,8 @@ impl Guest {
     }
 }
 
+const ONE_ATTACHED: &str = "an attached job is one process";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -144,6 +146,42 @@ const GUESTS: &[Guest] = &[
         "the paths of watches made before are not known",
     )
     .proves(&["inotify"]),
+    guest("lock_flock").proves(&["lock-flock"]),
+    guest("lock_posix").proves(&["lock-posix"]),
+    guest("lock_ofd").proves(&["lock-ofd"]),
+    guest("lock_lease").proves(&["lease"]),
+    guest("lock_waiters"),
+    guest("pidfd_self_child").proves(&["pidfd"]),
+    guest("pidfd_dead"),
+    guest("fd_proc").proves(&["proc"]),
+    guest("fd_async_owner").proves(&["async-owner"]),
+    guest("epoll_nested"),
+    guest("epoll_oneshot"),
+    guest("epoll_edge"),
+    guest("epoll_exclusive"),
+    guest("epoll_stale"),
+    guest("eventfd_sem"),
+    guest("timerfd_clocks"),
+    guest("pipe_tree"),
+    guest("pipe_packet"),
+    guest("fifo_inside"),
+    guest("pipe_gone"),
+    launched_only(
+        "inotify_pending",
+        &[Who::Root, Who::User],
+        "the paths of watches made before are not known",
+    ),
+    guest("unix_pair").proves(&["unix-pair"]),
+    guest("unix_stream_queue").proves(&["unix-queue"]),
+    guest("unix_seqpacket"),
+    guest("unix_half_closed").proves(&["unix-half-closed"]),
+    guest("unix_dgram").proves(&["unix-dgram"]),
+    guest("unix_listen_backlog").proves(&["unix-backlog"]),
+    guest("unix_path").proves(&["unix-path"]),
+    guest("unix_abstract"),
+    guest("unix_creds").proves(&["unix-creds"]),
+    guest("unix_rights_in_flight").proves(&["unix-rights"]),
+    guest("unix_fork_shared"),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -153,6 +191,11 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
+    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("posix_timer_clocks"),
+    guest("posix_timer_overrun"),
+    guest("timer_thread_gone").proves(&["timers-thread"]),
     guest("pty_pair").proves(&["pty"]),
     guest("pty_child").proves(&["pty"]),
     guest("pty_modes").proves(&["pty"]),

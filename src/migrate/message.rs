@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::image::JobInfo;
 use super::resource::creds::User;
 use super::resource::fd::regular::Named;
+use super::resource::fd::unix::Wanted;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
@@ -86,6 +87,8 @@ pub enum Msg {
         processes: Vec<ProcessStatus>,
         /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
+        /// Locks that it does not have any more, because others took them meanwhile.
+        lost: Vec<String>,
     },
     /// The move is off, for this reason.
     Abort(String),
@@ -178,6 +181,8 @@ pub struct Hello {
     /// Which of them (by index) are mapped shared and writable.
     pub written: Vec<u32>,
     pub open: Vec<Named>,
+    /// Names of Unix sockets.
+    pub sockets: Vec<Wanted>,
     /// Working directories of its processes.
     pub cwds: Vec<String>,
     /// Whom it runs as; `None` when its ids are not all the same.

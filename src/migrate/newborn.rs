@@ -17,6 +17,7 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::Clocks;
 use super::resource::creds::User;
+use super::resource::fd::unix::{Cred, Deed};
 use super::skeleton::{coarse_tick, offsets, pair, receive, send, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
 use super::{building, raw, terminals};
@@ -446,7 +447,8 @@ fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
             ("setpgid", joined.map_err(io::Error::from))
         }
         Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
-        Request::Build(_) | Request::More | Request::End(_) => return,
+        Request::Act(by, deed) => return act(control, by, &deed, fds),
+        Request::Build(_) | Request::More | Request::Acted(_) | Request::End(_) => return,
     };
     let word = match done {
         Ok(()) => Word::Ready,
@@ -460,6 +462,17 @@ fn open_terminal(flags: i32) -> io::Result<OwnedFd> {
     use nix::fcntl::{open, OFlag};
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
     Ok(open("/dev/tty", flags, nix::sys::stat::Mode::empty())?)
+}
+
+/// What leaves credentials in a socket.
+fn act(control: BorrowedFd, by: Cred, deed: &Deed, fds: &[OwnedFd]) {
+    let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
+    let (word, made) = match deed.perform(Some(by), &fds) {
+        Ok(made) => (Word::Ready, made),
+        Err(e) => (Word::Failed(e.to_string()), Vec::new()),
+    };
+    let numbers: Vec<i32> = made.iter().map(AsRawFd::as_raw_fd).collect();
+    let _ = send(control, &word, &numbers);
 }
 
 fn take_terminal(tty: BorrowedFd, group: i32) -> io::Result<()> {

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::building::{self, Build, Built};
 use super::image::{Clocks, Ids};
 use super::resource::creds::User;
+use super::resource::fd::unix::{Cred, Deed};
 use super::terminals::Terminal;
 use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw};
@@ -145,6 +146,8 @@ pub(super) enum Word {
     More,
     Built(Built),
     Failed(String),
+    /// From P: this process is to do this with what comes along, which leaves its credentials.
+    Act(Cred, Deed),
 }
 
 /// What the supervisor asks of the new processes.
@@ -161,6 +164,10 @@ pub(super) enum Request {
     /// End with this wait status.
     End(i32),
     Build(Box<Build>),
+    /// As [`Word::Act`].
+    Act(Cred, Deed),
+    /// How that went: an errno, or 0, and what was made. `ESRCH`: there is no such process.
+    Acted(i32),
     /// More descriptors for [`Request::Build`], or more are wanted of those that P hands out.
     More,
 }
@@ -339,7 +346,27 @@ impl Skeleton {
     ) -> Result<(Built, Vec<OwnedFd>)> {
         let process = self.processes.get(index);
         let process = process.ok_or_else(|| SkeletonError::Step("no such process".into()))?;
-        building::ask(process.control.as_fd(), build, fds)
+        let act = |by: Cred, deed: &Deed, fds: &[OwnedFd]| self.act(by, deed, fds);
+        building::ask(process.control.as_fd(), build, fds, &act)
+    }
+
+    /// Has the process with this number in the job do something; the supervisor itself stands for
+    /// all processes outside.
+    fn act(&self, by: Cred, deed: &Deed, fds: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+        if by.pid == 0 {
+            let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
+            return deed.perform(Some(by), &fds);
+        }
+        let rest = self.frame.rest.values().filter(|process| process.pid != self.init);
+        let found = self.processes.iter().chain(rest).find(|p| p.job_pid == by.pid);
+        let process = found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let control = process.control.as_fd();
+        send(control, &Request::Act(by, deed.clone()), &fds)?;
+        match receive::<Word>(control)? {
+            (Word::Ready, _, made) => Ok(made),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// Sets the foreground group of `tty`, the controlling terminal of session `sid`.
@@ -449,7 +476,9 @@ impl Found {
                     self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Ready | Word::More | Word::Built(_) => return Err(out_of_order()),
+                Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => {
+                    return Err(out_of_order())
+                }
             }
         }
         Ok(())

@@ -73,7 +73,11 @@ impl<'h> Scene<'h> {
         }
         let mut job = Job::start(hosts, start, program)?;
         job.await_ready()?;
-        let root = job.program_pid().context("no program")?;
+        let is_guest = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "idle_tree")
+        };
+        let below = members(job.child.id() as i32);
+        let root = below.into_iter().find(is_guest).context("no program")?;
         Ok(Self { hosts, job, root })
     }
 
@@ -145,9 +149,10 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
             }
             match end {
                 End::Cancelled => {
-                    hosts
-                        .run(0, &["migrate", "--cancel", "--json"])
-                        .and_then(|d| d.good("cancel"))?;
+                    let there = scene.job.ps()?;
+                    let moving = there["moving"].as_str().context("ps shows no move")?;
+                    let id = moving.split(' ').next().unwrap_or_default();
+                    hosts.run(0, &["migrate", "--cancel", id])?.good("cancel")?;
                     at_target.release()?;
                 }
                 End::Cut(_) => hosts.set_link(0, 1, false)?,
@@ -231,7 +236,10 @@ pub fn cells(who: Who) -> Vec<Cell> {
     };
     for start in [Start::Launched, Start::Attached] {
         for end in [End::Refused, End::TargetFull, End::Cancelled, End::TargetDies] {
-            add(start, end);
+            // Limits are set from outside of the namespaces of root's hosts, which may not be.
+            if who == Who::User || !matches!(end, End::TargetFull) {
+                add(start, end);
+            }
         }
     }
     // Who attaches has no hook.

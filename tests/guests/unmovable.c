@@ -40,10 +40,14 @@ static void unix_socket(void)
 {
     int pair[2];
     SYS(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    /* Lets everything pass. */
+    struct sock_filter all[] = {{BPF_RET | BPF_K, 0, 0, 0xffffffff}};
+    struct sock_fprog filter = {1, all};
+    SYS(setsockopt(pair[0], SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)));
 }
 static void other_socket(void) { may_lack(socket(AF_ALG, SOCK_SEQPACKET, 0), "no AF_ALG sockets"); }
-static void proc(void) { SYS(open("/proc/self/status", O_RDONLY)); }
-static void pidfd(void) { SYS(syscall(SYS_pidfd_open, getpid(), 0)); }
+static void proc(void) { SYS(open("/proc/1/stat", O_RDONLY)); }
+static void pidfd(void) { SYS(syscall(SYS_pidfd_open, getppid(), 0)); }
 static void namespace_fd(void) { SYS(open("/proc/self/ns/net", O_RDONLY)); }
 static void fanotify(void)
 {
@@ -77,25 +81,17 @@ static void mqueue(void)
     may_lack(syscall(SYS_mq_open, name, O_RDWR | O_CREAT, 0600, NULL), "no message queues");
     SYS(syscall(SYS_mq_unlink, name));
 }
-static void unknown(void)
+static void landlock(void)
 {
     uint64_t attr = 1;
     may_lack(syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0), "no landlock");
 }
-static void lock_flock(void) { SYS(flock(new_file("lock"), LOCK_EX)); }
-static void lock(int command)
-{
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 10};
-    SYS(fcntl(new_file("lock"), command, &lock));
-}
-static void lock_posix(void) { lock(F_SETLK); }
-static void lock_ofd(void) { lock(F_OFD_SETLK); }
 static void lease(void) { SYS(fcntl(new_file("lease"), F_SETLEASE, F_WRLCK)); }
 static void async_owner(void)
 {
     int ends[2];
     SYS(pipe(ends));
-    SYS(fcntl(ends[0], F_SETOWN, getpid()));
+    SYS(fcntl(ends[0], F_SETOWN, getppid()));
 }
 static void pty_master(void) { SYS(posix_openpt(O_RDWR | O_NOCTTY)); }
 static void device(void)
@@ -236,12 +232,12 @@ static const struct {
     void (*hold)(void);
 } KINDS[] = {
     {"netlink", netlink}, {"tcp", tcp}, {"udp", udp}, {"unix", unix_socket},
-    {"socket-other", other_socket}, {"proc", proc}, {"pidfd", pidfd},
+    {"socket-other", other_socket}, {"proc-outside", proc}, {"pidfd-outside", pidfd},
     {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
     {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},
-    {"kvm", kvm}, {"posix-mq", mqueue}, {"unknown", unknown}, {"lock-flock", lock_flock},
-    {"lock-posix", lock_posix}, {"lock-ofd", lock_ofd}, {"lease", lease},
-    {"async-owner", async_owner}, {"pty-master", pty_master}, {"devices", device},
+    {"kvm", kvm}, {"posix-mq", mqueue}, {"landlock", landlock},
+    {"lease-write", lease},
+    {"async-outside", async_owner}, {"pty-master", pty_master}, {"devices", device},
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},

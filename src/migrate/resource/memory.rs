@@ -253,10 +253,14 @@ pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
 
 /// The [`Nameless`] memory among these mappings. System V segments have ids and are none.
 pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String)> + '_ {
-    let is_nameless = |vma: &&Vma| {
-        vma.shared && vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/SYSV")
-    };
+    let is_nameless =
+        |vma: &&Vma| vma.shared && vma.path.ends_with(" (deleted)") && !is_of_kernel(&vma.path);
     maps.iter().filter(is_nameless).map(|vma| ((vma.dev, vma.ino), vma.path.clone()))
+}
+
+/// System V segments have ids; rings of AIO belong to the kernel.
+fn is_of_kernel(path: &str) -> bool {
+    path.starts_with("/SYSV") || path.starts_with("/[aio]")
 }
 
 /// Why memory that process `outsider` maps, too, does not move.

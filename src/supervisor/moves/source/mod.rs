@@ -39,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
 /// followed by the others, and ptys and their sessions change: these are waited for.
-const PASSING: [&str; 3] = ["VOS-LEADER", "VOS-PROC-FD", PTY_BUSY];
+const PASSING: [&str; 5] =
+    ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -249,7 +250,7 @@ impl Mover {
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
-            let (forwarded, open) = (Forwarded::new(), Vec::new());
+            let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
         if !self.is_open(self.sup.session.root).map_err(own)? {
@@ -375,7 +376,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        mut open: Vec<Named>,
+        mut open: preflight::Open,
         dry: bool,
     ) -> Step1<(Verdict, Vec<FileId>)> {
         let pids = self.pids();
@@ -399,7 +400,7 @@ impl Mover {
             if verdict.unsure.is_empty() {
                 return Ok((verdict, hello.mapped));
             }
-            self.add_hashes(&mut open, &verdict.unsure);
+            self.add_hashes(&mut open.files, &verdict.unsure);
         }
         Err(stopped(11, "VOS-TARGET", "the target cannot decide about an open file"))
     }
@@ -510,7 +511,7 @@ impl Mover {
         let mut plan = self.plan()?;
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
-        forward_files(&verdict, &named, &mut forwarded);
+        forward_files(&verdict, &named.files, &mut forwarded);
         self.moving_on(&target.name, "frozen");
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);

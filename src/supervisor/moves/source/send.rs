@@ -158,19 +158,22 @@ impl Mover {
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
         let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
         let terminals = self.terminals(&files, plan)?;
         files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
             let image = capture::capture(process, table, &fds.identities, scheduler_now, &running);
-            images.insert(pid, image.map_err(part_stopped)?);
+            let locks = locks.remove(&pid).unwrap_or_default();
+            images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }
         let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
         processes.sort_by_key(|process| images.get(&process.pid).map(|image| place(image.ids.pid)));

@@ -15,8 +15,10 @@ use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, Outfit};
 use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
@@ -47,6 +49,8 @@ struct Arriving {
     content_done: bool,
     /// One for each process of the image.
     restoring: Vec<Restoring>,
+    /// Files of the job's sockets.
+    renames: Renames,
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
@@ -83,6 +87,7 @@ impl Mover {
             vessels: BTreeMap::new(),
             content_done: false,
             restoring: Vec::new(),
+            renames: Renames::default(),
             names: Default::default(),
             pty: None,
             terminals: Vec::new(),
@@ -258,7 +263,7 @@ impl Mover {
             paths.push(own);
         }
         let parcel = a.parcel.clone().context("no image")?;
-        a.restoring = self.begin(a, &parcel, &paths)?;
+        (a.restoring, a.renames) = self.begin(a, &parcel, &paths)?;
         Ok(())
     }
 
@@ -268,7 +273,7 @@ impl Mover {
         a: &mut Arriving,
         parcel: &Parcel,
         paths: &[Vec<String>],
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let image = &parcel.image;
@@ -341,15 +346,19 @@ impl Mover {
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
             let threads = restoring.finish(&image, program.as_deref())?;
             verify(pid, &image)?;
-            processes.push(Restored { image, pid, threads });
+            processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
+        let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
+        late::drive(&all, &image.files)?;
+        processes.iter_mut().try_for_each(take_locks)?;
         self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
+        let renames = std::mem::take(&mut a.renames);
+        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived })
     }
 }
 
@@ -398,6 +407,21 @@ fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
     if now < reached {
         let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
         std::thread::sleep(Duration::from_nanos(missing));
+    }
+    Ok(())
+}
+
+/// Takes the locks that nobody holds. The source's copy may hold those on a file of both nodes;
+/// any other that is not to be had is held by a program here.
+fn take_locks(process: &mut Restored) -> Result<()> {
+    let missed = match process.image.locks.is_empty() {
+        true => Vec::new(),
+        false => late::take(process.pid, &process.image, &process.image.locks)?,
+    };
+    for (lock, e) in missed {
+        let of_source = lock.is_of_source(process.pid).unwrap_or(false);
+        ensure!(of_source, "process {} cannot take its {lock}: {e}", process.image.ids.pid);
+        process.locks.push(lock);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use crate::migrate::building::{shared_memory, shares, Build, Share};
 use crate::migrate::image::{FdImage, JobImage, ProcessImage};
 use crate::migrate::resource::fd::pty::{self, PtyId};
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::Slot;
 use crate::migrate::resource::memory::{Backing, MmImage, SharedObject};
 use crate::migrate::restore::Restoring;
@@ -90,10 +91,11 @@ impl<'a> Outfit<'a> {
         processes: &[ProcessImage],
         paths: &[Vec<String>],
         vdso: &Vdso,
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let tables: Vec<&[Slot]> = processes.iter().map(|p| p.table.as_slice()).collect();
         self.make_common(processes)?;
         let mut restoring = Vec::with_capacity(processes.len());
+        let mut renames = Renames::default();
         let all = shares(self.files, &tables).into_iter().zip(processes).zip(paths);
         for (n, ((Share { build, ready }, process), paths)) in all.enumerate() {
             let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
@@ -115,12 +117,15 @@ impl<'a> Outfit<'a> {
                 fds.push(self.made.get(object).context("an object that nobody has made")?.as_fd());
             }
             fds.extend(given.iter().map(|(_, fd)| fd.as_fd()));
-            let (built, made) = skeleton.build(n, &build, &fds)?;
+            let (mut built, made) = skeleton.build(n, &build, &fds)?;
+            if n == 0 {
+                renames = std::mem::take(&mut built.renames);
+            }
             self.made.extend(build.hand_out.iter().copied().zip(made));
             let place = skeleton.processes.get(n).context("a process of no frame")?;
             restoring.push(Restoring::begin(place.pid, process, &built, vdso)?);
         }
-        Ok(restoring)
+        Ok((restoring, renames))
     }
 
     /// Makes the memory that several processes map, of which no descriptor is left.
