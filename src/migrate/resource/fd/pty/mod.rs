@@ -461,11 +461,7 @@ fn restore_master(state: &Master, ends: &Ends) -> io::Result<()> {
 }
 
 /// Both sides of a pty: its master may have been made with the frame, and is provided then.
-fn ends<'a>(
-    id: PtyId,
-    master: Option<u32>,
-    cx: &'a mut dyn RestoreCx,
-) -> Result<&'a Ends, FdError> {
+fn ends(id: PtyId, master: Option<u32>, cx: &mut dyn RestoreCx) -> Result<&Ends, FdError> {
     if !cx.shared().ptys.ends.contains_key(&id) {
         let master = match master.and_then(|object| cx.provided(object)) {
             Some(fd) => fd,
