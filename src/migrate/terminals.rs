@@ -20,6 +20,7 @@ use nix::unistd::{getpgid, Pid};
 use serde::{Deserialize, Serialize};
 
 use super::files::Files;
+use super::gone;
 use super::resource::creds::User;
 use super::resource::fd::pty::raw::{query, Query};
 use super::resource::fd::{is_terminal, pty, CaptureCx, FdError, FdView};
@@ -59,7 +60,11 @@ pub fn of(files: &Files, root: i32) -> Result<Vec<Terminal>, FdError> {
     let mut found = Vec::new();
     for (object, view, (_, number)) in pty::masters(&files.views.objects) {
         let tried = |source| FdError::Io { what: format!("ask {}", view.object()), source };
-        let master = files.dup(view).map_err(tried)?;
+        let master = match files.dup(view) {
+            // A running program has closed it meanwhile.
+            Err(e) if gone::is_closed(&e) => continue,
+            other => other.map_err(tried)?,
+        };
         let session = match query(master.as_fd(), Query::Session) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => continue,
             other => other.map_err(tried)?,
