@@ -86,7 +86,8 @@ impl<'h> Scene<'h> {
         until(SOON, "a tree that is at rest", || {
             let before = tree(self.root)?;
             std::thread::yield_now();
-            Ok((tree(self.root)? == before).then_some(before))
+            let at_rest = tree(self.root)? == before && !snapshot::is_running(&before);
+            Ok(at_rest.then_some(before))
         })
     }
 
@@ -161,7 +162,12 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
             if let (Some(gate), Some(_)) = (&at_source, source) {
                 gate.release()?;
             }
-            ended(mover)?
+            let ended = ended(mover)?;
+            if matches!(end, End::Cut(_)) {
+                // A target that may have been told to go on asks the source until it hears.
+                hosts.set_link(0, 1, true)?;
+            }
+            ended
         }
     };
     let wanted = if matches!(end, End::Refused) { 10 } else { 11 };

@@ -128,6 +128,12 @@ pub fn tree(root: i32) -> Result<Tree> {
     members(root).into_iter().map(|pid| Ok((pid, snapshot_in_tree(pid)?))).collect()
 }
 
+/// Does a thread of the tree run?
+pub fn is_running(tree: &Tree) -> bool {
+    let states = tree.values().flatten().filter(|(name, _)| name.starts_with("State:"));
+    { states }.any(|(_, state)| state.starts_with('R'))
+}
+
 /// The tree comes to look as before; the first difference otherwise.
 ///
 /// # Errors
