@@ -119,6 +119,16 @@ const GUESTS: &[Guest] = &[
     guest("tree"),
     guest("tree_orphans"),
     guest("tree_storm"),
+    guest("shm_fork"),
+    guest("shm_memfd_passed"),
+    guest("shm_posix"),
+    guest("shm_file"),
+    guest("cow_tree"),
+    guest("sysv_shm"),
+    guest("sysv_shm_rmid"),
+    guest("sysv_sem_undo"),
+    guest("sysv_sem_waiter"),
+    guest("sysv_msg"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
@@ -551,6 +561,23 @@ fn other_user(of: Guest) -> Result<()> {
     check_output(of, &job.finish()?)
 }
 
+/// Pages that a parent shares with its children since fork(2) travel once.
+fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let hosts = worker.hosts(who)?;
+    let mut job = Job::start(hosts, Start::Launched, with("cow_tree", &["64"]).program()?)?;
+    job.await_ready()?;
+    for to in [1, 2, 0] {
+        job.await_progress(2)?;
+        let document = job.migrate(to)?.document;
+        let wire = document["bytes_wire"].as_u64().context("no bytes_wire")?;
+        let memory = document["bytes_memory"].as_u64().context("no bytes_memory")?;
+        anyhow::ensure!(memory > 9 * 64 * MIB, "{memory} bytes of memory");
+        anyhow::ensure!(wire > 64 * MIB && wire < 72 * MIB, "{wire} bytes sent to host {to}");
+    }
+    job.finish().map(drop)
+}
+
 fn open_to_all(dir: &Path) -> Result<()> {
     let all = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(dir, all(0o777))?;
@@ -753,6 +780,8 @@ fn cells() -> Vec<Cell> {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
         }
+        let run = move |w: &mut Worker| fork_shares_pages(who, w);
+        cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }

@@ -16,6 +16,7 @@ pub mod raw;
 pub mod resource;
 pub mod restore;
 pub mod settle;
+pub mod sharing;
 pub mod skeleton;
 pub mod transport;
 pub mod tree;

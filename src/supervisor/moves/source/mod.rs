@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 mod commit;
+mod ipc;
 mod send;
 
 use super::hook::reached;
@@ -20,6 +21,7 @@ use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::{FdError, FdView};
+use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
@@ -106,6 +108,8 @@ pub(super) struct Frozen {
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+    /// Objects of System V IPC that nobody else uses, in this node's namespace.
+    ipc: Vec<Id>,
 }
 
 /// What the preflight came to.
@@ -252,6 +256,7 @@ impl Mover {
         let busy = self.sup.session.in_vfork();
         let settled: Vec<i32> = pids.into_iter().filter(|pid| !busy.contains(pid)).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
+        local.findings.extend(self.choose_ipc(&settled, false).err());
         Ok(local)
     }
 
@@ -600,7 +605,12 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
-        let mut frozen = Frozen { job: frozen?, states: Vec::new(), new_home: false };
+        let mut frozen = Frozen {
+            job: frozen?,
+            states: Vec::new(),
+            new_home: false,
+            ipc: Vec::new(),
+        };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));

@@ -23,8 +23,10 @@ use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{BulkSource, FdView};
 use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
+use crate::tracer::memory::{PageMap, PAGE};
 
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
@@ -160,12 +162,21 @@ impl Mover {
         let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        let sets = self.semaphores(&chosen)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
-            let image = capture::capture(process, table, &fds.identities, scheduler_now, &running);
+            let image = capture::capture(
+                process,
+                table,
+                &fds.identities,
+                scheduler_now,
+                &running,
+                &sets,
+            );
             images.insert(pid, image.map_err(part_stopped)?);
         }
         let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
@@ -181,6 +192,9 @@ impl Mover {
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
         family::adopt(&mut images, plan).map_err(own)?;
+        let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
+        frozen.ipc = self.left_behind(&chosen).map_err(own)?;
+        send_objects_once(&mut images);
         let (nodename, domainname) = self.names().map_err(own)?;
         let parcel = Parcel {
             annotations,
@@ -192,6 +206,7 @@ impl Mover {
                 files: fds,
                 processes: images,
                 zombies: family::zombies(plan),
+                ipc,
             },
             relays,
             relays_lost: self.has_lost_relays(),
@@ -332,13 +347,28 @@ impl Mover {
         let total = image.data_bytes();
         let (mut done, mut shown) = (0, 0);
         let mut buf = vec![0; CHUNK];
+        let moved = self.init.is_some();
+        let mut sent = (image.processes.len() > 1).then(Sent::default);
         for (n, (frozen, process)) in (0..).zip(job.processes.iter().zip(&image.processes)) {
+            let map = PageMap::open(frozen.pid).map_err(own)?;
             for ranges in chunks(&process.memory.data) {
                 let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
                 let piece = &mut buf[..len as usize];
                 let read = read_pages(frozen.pid, &ranges, piece);
                 read.map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
-                self.send(target.key, &Msg::Pages { process: n, ranges }, piece);
+                match &mut sent {
+                    Some(sent) => {
+                        let shared = if moved {
+                            // Each process has got pages of its own.
+                            vec![true; len as usize / PAGE as usize]
+                        } else {
+                            perhaps_shared(&map, &ranges).map_err(own)?
+                        };
+                        let divided = sent.divide(n, &ranges, piece, &shared);
+                        self.send_divided(target, n, divided, &buf);
+                    }
+                    None => self.send(target.key, &Msg::Pages { process: n, ranges }, piece),
+                }
                 done += len;
                 if done - shown > 64 << 20 {
                     shown = done;
@@ -350,6 +380,18 @@ impl Mover {
         self.send(target.key, &Msg::PagesEnd, &[]);
         self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
+    }
+}
+
+impl Mover {
+    fn send_divided(&mut self, target: &Target, process: u32, divided: Divided, bytes: &[u8]) {
+        let Divided { ranges, len, same } = divided;
+        if !ranges.is_empty() {
+            self.send(target.key, &Msg::Pages { process, ranges }, &bytes[..len]);
+        }
+        for (from, ranges) in same {
+            self.send(target.key, &Msg::Same { process, from, ranges }, &[]);
+        }
     }
 }
 
