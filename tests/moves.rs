@@ -129,6 +129,7 @@ const GUESTS: &[Guest] = &[
     guest("sysv_sem_undo"),
     guest("sysv_sem_waiter"),
     guest("sysv_msg"),
+    guest("posix_mq"),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
@@ -571,7 +572,7 @@ fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
         job.await_progress(2)?;
         let document = job.migrate(to)?.document;
         let wire = document["bytes_wire"].as_u64().context("no bytes_wire")?;
-        let memory = document["bytes_memory"].as_u64().context("no bytes_memory")?;
+        let memory = document["bytes"].as_u64().context("no bytes")?;
         anyhow::ensure!(memory > 9 * 64 * MIB, "{memory} bytes of memory");
         anyhow::ensure!(wire > 64 * MIB && wire < 72 * MIB, "{wire} bytes sent to host {to}");
     }

@@ -27,6 +27,7 @@ mod epoll;
 mod eventfd;
 mod inotify;
 mod memfd;
+pub mod mqueue;
 mod opath;
 mod pipe;
 pub mod place;
@@ -104,6 +105,7 @@ pub trait RestoreCx {
 pub struct Shared {
     /// By st_dev and st_ino of the source.
     pipes: HashMap<(u64, u64), pipe::Ends>,
+    queues: mqueue::Queues,
 }
 
 /// Why an object cannot move or could not be restored.
@@ -199,6 +201,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &refused::Special,
     &opath::OPath,
     &memfd::MemFd,
+    &mqueue::MQueue,
     &regular::Regular,
     &deleted::Deleted,
     &directory::Directory,

@@ -114,7 +114,7 @@ fn fifo(view: &FdView, cx: &dyn CaptureCx) -> Result<Option<Named>, FdError> {
         return refuse("the FIFO has lost its name");
     }
     let mut outside = false;
-    each_link(&cx.job_pids(), |link| {
+    each_link(&cx.job_pids(), |_, link| {
         outside |= link.as_os_str() == view.link.as_str();
         outside
     })
@@ -246,7 +246,7 @@ impl Ends {
 pub fn outside_holders(inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found = HashSet::new();
-    each_link(job_pids, |link| {
+    each_link(job_pids, |_, link| {
         let inode = link.to_str().and_then(|l| l.strip_prefix("pipe:[")?.strip_suffix(']'));
         found.extend(inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n)));
         found.len() == wanted.len()
@@ -254,9 +254,26 @@ pub fn outside_holders(inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u
     Ok(found)
 }
 
-/// Shows the link of every descriptor of every process outside of the job to `visit`, until
-/// that says "enough".
-fn each_link(job_pids: &[i32], mut visit: impl FnMut(&Path) -> bool) -> io::Result<()> {
+/// Has a process outside of the job this file open? This process does not count.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::process::id() as i32;
+    let known: Vec<i32> = job_pids.iter().copied().chain([own]).collect();
+    let mut found = false;
+    each_link(&known, |fd, link| {
+        let same = |m: fs::Metadata| (m.dev(), m.ino()) == (view.dev, view.ino);
+        found |= link.to_str() == Some(&view.link) && fs::metadata(fd).is_ok_and(same);
+        found
+    })?;
+    Ok(found)
+}
+
+/// Shows every descriptor of every process outside of the job, its file in /proc and its link, to
+/// `visit`, until that says "enough".
+fn each_link(job_pids: &[i32], mut visit: impl FnMut(&Path, &Path) -> bool) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
@@ -265,7 +282,7 @@ fn each_link(job_pids: &[i32], mut visit: impl FnMut(&Path) -> bool) -> io::Resu
         }
         let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
         for fd in fds.flatten() {
-            if fs::read_link(fd.path()).is_ok_and(|link| visit(&link)) {
+            if fs::read_link(fd.path()).is_ok_and(|link| visit(&fd.path(), &link)) {
                 return Ok(());
             }
         }

@@ -110,13 +110,13 @@ pub fn sem_values(id: i32, count: usize) -> io::Result<Vec<u16>> {
     Ok(values)
 }
 
-/// SETALL.
+/// SETVAL.
 ///
 /// # Errors
 /// As semctl(2).
-pub fn sem_set_values(id: i32, values: &[u16]) -> io::Result<()> {
-    // SAFETY: the array lives through the call and has as many elements as the set.
-    check(unsafe { libc::semctl(id, 0, libc::SETALL, values.as_ptr()) }).map(drop)
+pub fn sem_set_value(id: i32, number: usize, value: u16) -> io::Result<()> {
+    // SAFETY: the fourth argument of this command is an int.
+    check(unsafe { libc::semctl(id, number as i32, libc::SETVAL, i32::from(value)) }).map(drop)
 }
 
 /// Sets owner, group and permission bits of a set.

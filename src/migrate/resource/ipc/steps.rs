@@ -47,7 +47,7 @@ pub fn plan(
     for set in &image.sets {
         all.push((None, Step::Set(set.perm, set.values.clone())));
     }
-    // SETVAL would take amounts away that are there already, and each changes who was last.
+    // SETVAL takes amounts away, so it is over by now; and each of these changes who was last.
     for (pid, undo) in undo {
         let set = image.sets.iter().find(|set| set.perm.id == undo.id);
         let value = set.and_then(|set| set.values.get(usize::from(undo.number)));
@@ -197,7 +197,10 @@ fn make_segment(segment: &Segment) -> Result<(), String> {
 
 fn make_set(perm: Perm, values: &[u16]) -> Result<(), String> {
     let id = make(Kind::Semaphores, perm, |flags| raw::semget(perm.key, values.len(), flags))?;
-    raw::sem_set_values(id, values).map_err(tried(Kind::Semaphores, id, "values"))?;
+    // One that nobody has changed yet shows that.
+    for (number, value) in values.iter().enumerate().filter(|(_, value)| **value != 0) {
+        raw::sem_set_value(id, number, *value).map_err(tried(Kind::Semaphores, id, "values"))?;
+    }
     raw::sem_set(id, owner(perm)).map_err(tried(Kind::Semaphores, id, "owner"))
 }
 

@@ -181,7 +181,7 @@ mod tests {
     fn amounts_are_told_by_how_operations_fail() {
         let id = raw::semget(libc::IPC_PRIVATE, 1, 0o600).expect("semget");
         for (value, amount) in [(5, 3), (100, -7), (0, 1), (MOST, -1), (MOST, 1), (0, 0), (7, 0)] {
-            raw::sem_set_values(id, &[value as u16]).expect("SETALL");
+            raw::sem_set_value(id, 0, value as u16).expect("SETVAL");
             let undo = Undo { id, number: 0, amount };
             if amount != 0 {
                 raw::semop(id, &operations(&undo, value as u16)).expect("semop");

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{own, stopped, Frozen, Mover, Step1};
 use crate::control::Finding;
+use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::ProcessImage;
+use crate::migrate::resource::fd::mqueue::{queue_name, unlink_queue};
 use crate::migrate::resource::ipc::choose::{choose, refusal, Chosen, Known};
 use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, Id, IpcImage, Kind};
 use crate::migrate::resource::View;
@@ -84,13 +86,20 @@ impl Mover {
         found.map_err(|e| stopped(11, "VOS-SYSV", e))
     }
 
-    /// What is to be removed here when the job has left.
-    pub(super) fn left_behind(&self, chosen: &[Chosen]) -> std::io::Result<Vec<Id>> {
+    /// Notes what is to be removed here when the job has left: all that nobody else uses.
+    pub(super) fn note_left_behind(
+        &self,
+        chosen: &[Chosen],
+        files: &Files,
+        frozen: &mut Frozen,
+    ) -> std::io::Result<()> {
         if !self.shares_ipc()? {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let sure = chosen.iter().filter(|one| !one.perhaps);
-        Ok(sure.map(|one| (one.listed.kind, one.listed.perm.id)).collect())
+        frozen.ipc = sure.map(|one| (one.listed.kind, one.listed.perm.id)).collect();
+        frozen.queues = files.views.objects.iter().filter_map(queue_name).collect();
+        Ok(())
     }
 }
 
@@ -101,4 +110,5 @@ fn of_kind(chosen: &[Chosen], kind: Kind) -> impl Iterator<Item = &Chosen> {
 /// Removes what a job has left behind here.
 pub(super) fn remove(frozen: &Frozen) {
     ipc::remove(&frozen.ipc);
+    frozen.queues.iter().for_each(|name| unlink_queue(name));
 }

@@ -110,6 +110,8 @@ pub(super) struct Frozen {
     new_home: bool,
     /// Objects of System V IPC that nobody else uses, in this node's namespace.
     ipc: Vec<Id>,
+    /// POSIX message queues, likewise: their names.
+    queues: Vec<Vec<u8>>,
 }
 
 /// What the preflight came to.
@@ -610,6 +612,7 @@ impl Mover {
             states: Vec::new(),
             new_home: false,
             ipc: Vec::new(),
+            queues: Vec::new(),
         };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);

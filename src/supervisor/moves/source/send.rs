@@ -193,7 +193,7 @@ impl Mover {
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
         family::adopt(&mut images, plan).map_err(own)?;
         let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
-        frozen.ipc = self.left_behind(&chosen).map_err(own)?;
+        self.note_left_behind(&chosen, &files, frozen).map_err(own)?;
         send_objects_once(&mut images);
         let (nodename, domainname) = self.names().map_err(own)?;
         let parcel = Parcel {
