@@ -213,14 +213,14 @@ pub const CODES: &[Code] = &[
         text: "The job's memory does not fit into what the target has free, or into the limits (RLIMIT_AS, RLIMIT_MEMLOCK, cgroup) it may give.\nWay out: free memory there, raise the limit named, or choose another node; vosrun nodes shows what each has free.",
     },
     Code {
-        code: "VOS-MQUEUE",
-        title: "a POSIX message queue that stays here",
-        text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
-    },
-    Code {
         code: "VOS-MQ-NOTIFY",
         title: "a notification of messages",
         text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)). The kernel does not show with which value.\nWay out: let the program wait in mq_receive(3) or poll(2) instead, or move it when the notification has come.",
+    },
+    Code {
+        code: "VOS-MQUEUE",
+        title: "a POSIX message queue that stays here",
+        text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-NETLINK",

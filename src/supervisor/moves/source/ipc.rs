@@ -9,7 +9,7 @@ use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::fd::mqueue::{queue_name, unlink_queue};
 use crate::migrate::resource::ipc::choose::{choose, refusal, Chosen, Known};
-use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, Id, IpcImage, Kind};
+use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, IpcImage, Kind};
 use crate::migrate::resource::View;
 use crate::migrate::sharing::leave_segments_out;
 
