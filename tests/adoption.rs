@@ -276,7 +276,9 @@ fn restarted_calls(hosts: &Hosts) -> Result<()> {
             job.migrate(to)?;
             let died = std::time::Instant::now();
             kill_supervisor(receiver(hosts, to)?)?;
-            hosts.run(to, &["adopt", &job.name])?.good("adopt")?;
+            let status = || fs::read_to_string(job.dir.join("status")).unwrap_or_default();
+            let adopted = hosts.run(to, &["adopt", &job.name])?.good("adopt");
+            adopted.with_context(|| format!("{guest} at host {to}: {}", status()))?;
             job.excuse(died.elapsed().as_secs_f64() * 1e3)?;
             job.await_progress(3).with_context(|| format!("{guest} at host {to}"))?;
         }

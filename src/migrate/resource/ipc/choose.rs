@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::list::Listed;
 use super::{raw, Id, Kind};
 use crate::control::Finding;
-use crate::migrate::resource::blocker;
+use crate::migrate::resource::{blocker, View};
 use crate::tracer::memory;
 use crate::tracer::raw as trace;
 
@@ -31,6 +31,8 @@ pub struct Known {
     pub attached: bool,
     /// The job's user.
     pub uid: u32,
+    /// Its supervisor: who is traced by that is of the job, too.
+    pub tracer: i32,
     /// It is frozen: nobody of the job waits for a semaphore, nobody attaches or detaches.
     pub frozen: bool,
 }
@@ -121,7 +123,7 @@ impl Known {
             }
         }
         pids.remove(&0);
-        let stranger = pids.iter().find(|pid| !self.pids.contains(pid) && lives(**pid));
+        let stranger = pids.iter().find(|pid| !self.pids.contains(pid) && self.is_stranger(**pid));
         let touched = asked || pids.iter().any(|pid| self.pids.contains(pid));
         if !touched {
             return Ok((self.may_have(listed) && stranger.is_none()).then_some(true));
@@ -135,14 +137,16 @@ impl Known {
         Ok(Some(false))
     }
 
+    /// Does such a process live, and is it no child that was made just now?
+    fn is_stranger(&self, pid: i32) -> bool {
+        let tracer = u64::from(self.tracer.unsigned_abs());
+        View::read_process(pid).is_ok_and(|view| tracer == 0 || view.number("TracerPid:") != tracer)
+    }
+
     /// Could an attached job have asked for it before it was attached?
     fn may_have(&self, listed: &Listed) -> bool {
         self.attached && (listed.perm.cuid == self.uid || listed.perm.uid == self.uid)
     }
-}
-
-fn lives(pid: i32) -> bool {
-    std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
 fn used(listed: &Listed, cause: &str) -> Finding {

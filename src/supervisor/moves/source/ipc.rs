@@ -32,6 +32,7 @@ impl Mover {
             asked: self.sup.session.handles.ipc().clone(),
             attached: self.sup.job.meta.attached,
             uid: view.number("Uid:") as u32,
+            tracer: std::process::id() as i32,
             frozen,
         };
         let found = namespace::within(root, || {
