@@ -215,9 +215,8 @@ mod tests {
     fn equal_pages_at_one_address_are_sent_once() {
         let page = PAGE as usize;
         let mut sent = Sent::default();
-        let fill = |numbers: &[u8]| -> Vec<u8> {
-            numbers.iter().flat_map(|n| vec![*n; page]).collect()
-        };
+        let fill =
+            |numbers: &[u8]| -> Vec<u8> { numbers.iter().flat_map(|n| vec![*n; page]).collect() };
         let range = [(PAGE, 4 * PAGE)];
         let first = sent.divide(0, &range, &mut fill(&[1, 2, 3]), &[true; 3]);
         assert_eq!((first.len, first.same.len()), (3 * page, 0));

@@ -5,6 +5,7 @@
 //! nobody sees the moment in between. A registration for notification would be used up by that,
 //! and the kernel does not tell its value: it is refused.
 
+use std::collections::hash_map::{Entry, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,7 +43,7 @@ struct State {
 }
 
 /// A queue that was made anew: its identity at the source, and a descriptor.
-pub(super) type Queues = std::collections::HashMap<(u64, u64), OwnedFd>;
+pub(super) type Queues = HashMap<(u64, u64), OwnedFd>;
 
 pub(super) struct MQueue;
 
@@ -101,11 +102,10 @@ impl FdKind for MQueue {
         cx: &mut dyn RestoreCx,
     ) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
-        let queues = &mut cx.shared().queues;
-        if !queues.contains_key(&state.id) {
-            queues.insert(state.id, create(&state)?);
-        }
-        let queue = queues.get(&state.id).ok_or(FdError::State(NAME))?;
+        let queue = match cx.shared().queues.entry(state.id) {
+            Entry::Occupied(queue) => queue.into_mut(),
+            Entry::Vacant(place) => place.insert(create(&state)?),
+        };
         reopen(queue.as_raw_fd(), state.flags, 0)
     }
 }
@@ -156,9 +156,9 @@ fn peek(queue: &File, size: usize) -> io::Result<Vec<(u32, Vec<u8>)>> {
 }
 
 fn fill(queue: &File, messages: &[(u32, Vec<u8>)]) -> io::Result<()> {
-    messages.iter().try_for_each(|(priority, text)| {
-        raw::mq_send(queue.as_raw_fd(), text, *priority)
-    })
+    messages
+        .iter()
+        .try_for_each(|(priority, text)| raw::mq_send(queue.as_raw_fd(), text, *priority))
 }
 
 /// Makes the queue with its messages.

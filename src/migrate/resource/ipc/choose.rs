@@ -89,11 +89,16 @@ pub fn choose(known: &Known, all: Vec<Listed>) -> Result<Vec<Chosen>, Finding> {
 
 impl Known {
     /// Of a segment: does it go along, and is that a guess?
-    fn segment(&self, listed: &Listed, attached: &BTreeMap<i32, u64>) -> Result<Option<bool>, Finding> {
+    fn segment(
+        &self,
+        listed: &Listed,
+        attached: &BTreeMap<i32, u64>,
+    ) -> Result<Option<bool>, Finding> {
         let id = listed.perm.id;
         let own = attached.get(&id).copied().unwrap_or(0);
         // A running job may have detached it since the list was read.
-        let others = if self.frozen { listed.attached > own } else { own == 0 && listed.attached > 0 };
+        let others =
+            if self.frozen { listed.attached > own } else { own == 0 && listed.attached > 0 };
         let asked = self.asked.contains(&(Kind::Memory, id)) || self.pids.contains(&listed.pids[0]);
         if own > 0 || asked {
             return match others {

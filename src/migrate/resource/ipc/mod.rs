@@ -148,9 +148,7 @@ pub fn capture(
         let (id, name) = (listed.perm.id, listed.kind.name());
         let failed = |e: std::io::Error| format!("{name} {id}: {e}");
         let captured = match listed.kind {
-            Kind::Memory => {
-                segment(listed, job, shown).map(|segment| image.segments.push(segment))
-            }
+            Kind::Memory => segment(listed, job, shown).map(|segment| image.segments.push(segment)),
             Kind::Semaphores => set(listed, job).map(|set| image.sets.push(set)),
             Kind::Queue => queue(listed, job).map(|queue| image.queues.push(queue)),
         };
@@ -166,11 +164,7 @@ fn number(job: &BTreeMap<i32, i32>, pid: i32) -> i32 {
     job.get(&pid).copied().unwrap_or(0)
 }
 
-fn segment(
-    listed: &Listed,
-    job: &BTreeMap<i32, i32>,
-    shown: &[i32],
-) -> std::io::Result<Segment> {
+fn segment(listed: &Listed, job: &BTreeMap<i32, i32>, shown: &[i32]) -> std::io::Result<Segment> {
     let id = listed.perm.id;
     let content = match shown.contains(&id) {
         true => Vec::new(),

@@ -103,8 +103,11 @@ fn perform_one(step: &Step) -> Result<(), String> {
         Step::Queue(perm) => {
             make(Kind::Queue, *perm, |flags| raw::msgget(perm.key, flags)).map(drop)
         }
-        Step::Room(perm, room) => raw::msg_set(perm.id, owner(*perm), *room)
-            .map_err(tried(Kind::Queue, perm.id, "owner and room")),
+        Step::Room(perm, room) => raw::msg_set(perm.id, owner(*perm), *room).map_err(tried(
+            Kind::Queue,
+            perm.id,
+            "owner and room",
+        )),
         Step::Undo(undo, value) => raw::semop(undo.id, &undo::operations(undo, *value))
             .map_err(tried(Kind::Semaphores, undo.id, "SEM_UNDO")),
         Step::Touch(id, number, value) => raw::semop(*id, &up_and_down(*number, *value))
@@ -115,8 +118,9 @@ fn perform_one(step: &Step) -> Result<(), String> {
         Step::Receive(id) => {
             raw::msgrcv(*id, 0, 0, 0).map(drop).map_err(tried(Kind::Queue, *id, "msgrcv"))
         }
-        Step::Remove(id) => raw::shm_control(*id, libc::IPC_RMID)
-            .map_err(tried(Kind::Memory, *id, "IPC_RMID")),
+        Step::Remove(id) => {
+            raw::shm_control(*id, libc::IPC_RMID).map_err(tried(Kind::Memory, *id, "IPC_RMID"))
+        }
     }
 }
 

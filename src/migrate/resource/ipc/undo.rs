@@ -156,7 +156,9 @@ pub fn operations(undo: &Undo, value: u16) -> [SemOp; 2] {
     let with = (number, amount.saturating_neg(), super::SEM_UNDO);
     let without = (number, amount, 0);
     // Neither may wait, nor lift the value above the range.
-    if amount > 0 && i32::from(value) >= i32::from(amount) || amount < 0 && i32::from(value) + i32::from(-amount) <= i32::from(MOST) {
+    if amount > 0 && i32::from(value) >= i32::from(amount)
+        || amount < 0 && i32::from(value) + i32::from(-amount) <= i32::from(MOST)
+    {
         [with, without]
     } else {
         [without, with]

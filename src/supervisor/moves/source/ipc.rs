@@ -79,11 +79,14 @@ impl Mover {
         if chosen.is_empty() {
             return Ok(IpcImage::default());
         }
-        let numbers: BTreeMap<i32, i32> =
-            job.processes.iter().zip(images.iter()).map(|(p, image)| (p.pid, image.ids.pid)).collect();
-        let found = namespace::within(self.sup.session.root, || {
-            ipc::capture(chosen, &numbers, &shown)
-        });
+        let numbers: BTreeMap<i32, i32> = job
+            .processes
+            .iter()
+            .zip(images.iter())
+            .map(|(p, image)| (p.pid, image.ids.pid))
+            .collect();
+        let found =
+            namespace::within(self.sup.session.root, || ipc::capture(chosen, &numbers, &shown));
         found.map_err(|e| stopped(11, "VOS-SYSV", e))
     }
 

@@ -169,14 +169,8 @@ impl Mover {
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
-            let image = capture::capture(
-                process,
-                table,
-                &fds.identities,
-                scheduler_now,
-                &running,
-                &sets,
-            );
+            let image =
+                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
             images.insert(pid, image.map_err(part_stopped)?);
         }
         let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
