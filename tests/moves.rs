@@ -566,6 +566,28 @@ fn other_user(of: Guest) -> Result<()> {
     check_output(of, &job.finish()?)
 }
 
+/// A segment that a process outside of the job has attached stays, and the job with it, until that
+/// process has ended.
+fn foreign_segment(who: Who, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(who)?;
+    let key = 0x5a0_0000 + std::process::id();
+    let program = || anyhow::Ok(guest("sysv_foreign").program()?.args([key]));
+    let mut outside = Job::start(hosts, Start::Native, program()?)?;
+    let mut job = Job::start(hosts, Start::Launched, program()?)?;
+    outside.await_ready()?;
+    job.await_ready()?;
+    for command in ["check", "migrate"] {
+        let done = hosts.run(0, &[command, &job.name, "--to", "b", "--json"])?;
+        anyhow::ensure!(done.code() == 10, "{command}: exit {}: {}", done.code(), done.stdout);
+        anyhow::ensure!(done.stdout.contains("VOS-SYSV"), "{command}: {}", done.stdout);
+    }
+    job.await_progress(2)?;
+    outside.finish()?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    job.finish().map(drop)
+}
+
 /// Pages that a parent shares with its children since fork(2) travel once.
 fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -787,6 +809,8 @@ fn cells() -> Vec<Cell> {
         }
         let run = move |w: &mut Worker| fork_shares_pages(who, w);
         cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
+        let run = move |w: &mut Worker| foreign_segment(who, w);
+        cells.push(Cell::new(format!("refused/{word}/sysv_foreign"), run));
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }

@@ -500,6 +500,15 @@ pub fn read_pages(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result
     if raw::read_ranges(pid, ranges, buf).is_ok() {
         return Ok(());
     }
+    read_common(pid, ranges, buf)
+}
+
+/// The same by `/proc/PID/mem` alone. process_vm_readv(2) would first give the process a copy of
+/// each private page that it has in common with others (gup_must_unshare, mm/internal.h).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_common(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
     let mem = File::open(format!("/proc/{pid}/mem"))?;
     let mut at = 0;
     for &(start, end) in ranges {

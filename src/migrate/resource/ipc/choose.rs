@@ -96,9 +96,7 @@ impl Known {
     ) -> Result<Option<bool>, Finding> {
         let id = listed.perm.id;
         let own = attached.get(&id).copied().unwrap_or(0);
-        // A running job may have detached it since the list was read.
-        let others =
-            if self.frozen { listed.attached > own } else { own == 0 && listed.attached > 0 };
+        let others = listed.attached > own;
         let asked = self.asked.contains(&(Kind::Memory, id)) || self.pids.contains(&listed.pids[0]);
         if own > 0 || asked {
             return match others {

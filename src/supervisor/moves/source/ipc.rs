@@ -35,11 +35,15 @@ impl Mover {
             tracer: std::process::id() as i32,
             frozen,
         };
-        let found = namespace::within(root, || {
-            let all = list::all().map_err(|e| format!("/proc/sysvipc: {e}"))?;
-            Ok(choose(&known, all))
-        });
-        found.map_err(unknown)?
+        let look = || {
+            let found = namespace::within(root, || {
+                let all = list::all().map_err(|e| format!("/proc/sysvipc: {e}"))?;
+                Ok(choose(&known, all))
+            });
+            found.map_err(unknown)?
+        };
+        // A running job may have attached or detached a segment in between.
+        look().or_else(|refused| if frozen { Err(refused) } else { look() })
     }
 
     /// The job is in this node's own IPC namespace.

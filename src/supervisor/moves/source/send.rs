@@ -22,11 +22,11 @@ use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{BulkSource, FdView};
-use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
-use crate::tracer::memory::{PageMap, PAGE};
+use crate::tracer::memory::PageMap;
 
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
@@ -348,16 +348,19 @@ impl Mover {
             for ranges in chunks(&process.memory.data) {
                 let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
                 let piece = &mut buf[..len as usize];
-                let read = read_pages(frozen.pid, &ranges, piece);
-                read.map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
+                let mut shared = match &sent {
+                    Some(_) => perhaps_shared(&map, &ranges).map_err(own)?,
+                    None => Vec::new(),
+                };
+                let read = if shared.contains(&true) { read_common } else { read_pages };
+                read(frozen.pid, &ranges, piece)
+                    .map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
                 match &mut sent {
                     Some(sent) => {
-                        let shared = if moved {
-                            // Each process has got pages of its own.
-                            vec![true; len as usize / PAGE as usize]
-                        } else {
-                            perhaps_shared(&map, &ranges).map_err(own)?
-                        };
+                        if moved {
+                            // Each process has got pages of its own, but of the same content.
+                            shared.fill(true);
+                        }
                         let divided = sent.divide(n, &ranges, piece, &shared);
                         self.send_divided(target, n, divided, &buf);
                     }
