@@ -18,9 +18,14 @@ pub const CODES: &[Code] = &[
         text: "The process runs i386 or x32 code. It runs under vosrun as always, but vosrun moves x86-64 programs only.\nWay out: run the 64-bit build of the program.",
     },
     Code {
+        code: "VOS-AIO",
+        title: "an AIO context",
+        text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel may be working on requests in it, and the number of the context cannot be given to another one.\nWay out: let the program destroy the context (io_destroy(2)), or start it so that it does without (databases have an option for it)."
+    },
+    Code {
         code: "VOS-ASYNC",
-        title: "signal-driven input and output",
-        text: "A descriptor is set to send signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)). Who gets them cannot be carried over yet.\nWay out: let the program poll instead, or let it finish here.",
+        title: "signals to a process outside of the job",
+        text: "A descriptor sends signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)) to a process or group that is not of the job, or tells of changes in a directory that way (F_NOTIFY). At the target that number belongs to somebody else.\nWay out: let the program poll instead, or let it finish here.",
     },
     Code {
         code: "VOS-AUTH",
@@ -165,7 +170,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-INOTIFY-EVENTS",
         title: "unread file events",
-        text: "An inotify instance holds events that the program has not read. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
+        text: "An inotify instance holds events that the program has not read for a second. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
     },
     Code {
         code: "VOS-IO-URING",
@@ -183,9 +188,24 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-LANDLOCK",
+        title: "a Landlock ruleset",
+        text: "A ruleset of landlock_create_ruleset(2) is open, which the kernel does not give out again.\nWay out: let the program close it; most do as soon as they have restricted themselves.",
+    },
+    Code {
         code: "VOS-LEADER",
         title: "the first thread has ended, others go on",
         text: "The thread with which the process began has called pthread_exit(3) or _exit(2) as a thread, and others of the process go on. The kernel keeps only the number of such a thread, and what is asked through it has gone with it.\nWay out: let the program finish here, or let its first thread wait for the others.",
+    },
+    Code {
+        code: "VOS-LEASE",
+        title: "a write lease on a file",
+        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included. Read leases move.\nWay out: let the program give the lease back, then move it.",
+    },
+    Code {
+        code: "VOS-LEASE-BREAK",
+        title: "a lease that is being broken",
+        text: "Another program wants to use a file on which the program holds a lease, and the program has not given the lease back for a second.\nWay out: move again when it has, or when the time of /proc/sys/fs/lease-break-time is over.",
     },
     Code {
         code: "VOS-LINK",
@@ -194,8 +214,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-LOCK",
-        title: "a file lock or lease",
-        text: "The program holds a lock (fcntl(2), flock(2)) or a lease on a file. If it were given up for the move, another program could take it.\nWay out: let the program release the lock, then move it.",
+        title: "a file lock that cannot come along",
+        text: "Another program waits for a lock (fcntl(2), flock(2)) that the job holds: it would get it the moment the job leaves, and the job would go on without it. Or the file stays at home (a standard stream), or the lock is of a kind that vosrun does not know.\nWay out: let the program release the lock, or end the program that waits (/proc/locks names it), then move it.",
     },
     Code {
         code: "VOS-LOST",
@@ -216,6 +236,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-MEMORY",
         title: "the target has not enough memory",
         text: "The job's memory does not fit into what the target has free, or into the limits (RLIMIT_AS, RLIMIT_MEMLOCK, cgroup) it may give.\nWay out: free memory there, raise the limit named, or choose another node; vosrun nodes shows what each has free.",
+    },
+    Code {
+        code: "VOS-MOUNT",
+        title: "a mount in the making",
+        text: "A descriptor of fsopen(2) or fspick(2) is open. It configures a file system of this machine.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-MQ-NOTIFY",
@@ -254,8 +279,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-PIDFD",
-        title: "a pidfd",
-        text: "The descriptor stands for a process of this machine.\nWay out: let the program close it, or let it finish here.",
+        title: "a pidfd of a process outside of the job",
+        text: "The descriptor stands for a process that is not of the job, and would stand for nobody at the target; or for a thread that is not the first of its process. Those of the job's own processes move, dead ones included.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-PIPE",
@@ -270,7 +295,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-PROC-FD",
         title: "a file of this kernel",
-        text: "A file of proc, sysfs, cgroupfs or the like is open. It shows or controls this machine, and what has been read of it may be half a record.\nWay out: let the program close it; most programs open such files only while they read them.",
+        text: "A file of proc, sysfs, cgroupfs or the like is open that tells of a process outside of the job, of one descriptor, mapping or thread, or that controls this machine. Files of the job's own processes move, and those that only tell of the machine.\nWay out: let the program close it; most programs open such files only while they read them.",
     },
     Code {
         code: "VOS-PROTO",

@@ -552,8 +552,12 @@ mod tests {
 
     #[test]
     fn each_object_is_made_once_and_finished_once() {
-        let object =
-            |n: u8| Object { kind: "eventfd".into(), state: vec![n; 3], flags: i32::from(n) };
+        let object = |n: u8| Object {
+            kind: "eventfd".into(),
+            state: vec![n; 3],
+            flags: i32::from(n),
+            signals: None,
+        };
         let image = FdImage {
             objects: (0..5).map(object).collect(),
             identities: (0..5).map(|n| (n, n)).collect(),

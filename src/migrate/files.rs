@@ -8,9 +8,8 @@ use std::os::fd::OwnedFd;
 use super::cpus;
 use super::gone;
 use super::image::FdImage;
-use super::resource::fd::{
-    self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
-};
+use super::resource::fd::lock::{self, Lock, LockKind};
+use super::resource::fd::{self, BulkId, BulkSource, CaptureCx, FdError, FdView, Slot, Views};
 use crate::control::Finding;
 use crate::tracer::raw;
 
@@ -132,6 +131,31 @@ impl Files {
         own.flat_map(|view| self.check_object(view)).collect()
     }
 
+    /// The locks that the processes of a frozen job hold, by host pid, each as that process takes
+    /// it again.
+    ///
+    /// # Errors
+    /// The first that cannot move.
+    pub fn locks(&self) -> Result<BTreeMap<i32, Vec<Lock>>, FdError> {
+        let mut all: BTreeMap<i32, Vec<Lock>> = BTreeMap::new();
+        for (object, view) in (0..).zip(&self.views.objects) {
+            for held in lock::held(view, self, true)? {
+                let taker = Some(held.taker).filter(|pid| self.slot(*pid, object).is_some());
+                let own = held.lock.kind == LockKind::Record;
+                let pid = if own { held.taker } else { taker.unwrap_or(view.host_pid) };
+                if let Some(slot) = self.slot(pid, object) {
+                    all.entry(pid).or_default().push(Lock { fd: slot.fd, ..held.lock });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// A descriptor of this process for a description.
+    fn slot(&self, pid: i32, object: u32) -> Option<&Slot> {
+        self.table(pid).iter().find(|slot| slot.object == object)
+    }
+
     /// Captures all descriptions; those that are forwarded come from the target's supervisor.
     /// Also gives the content that travels apart, each once.
     ///
@@ -146,8 +170,7 @@ impl Files {
         for view in &self.views.objects {
             image.identities.push((view.dev, view.ino));
             if forwarded(view) {
-                let kind = fd::PROVIDED.to_owned();
-                image.objects.push(Object { kind, state: Vec::new(), flags: view.flags });
+                image.objects.push(fd::capture_provided(view, self)?);
                 continue;
             }
             image.objects.push(fd::capture(view, self)?);
@@ -183,7 +206,7 @@ mod tests {
     #[test]
     fn what_was_closed_meanwhile_is_no_finding() {
         let own = std::process::id() as i32;
-        let status = std::fs::File::open("/proc/self/status").expect("open");
+        let status = std::fs::File::open("/proc/1/status").expect("open");
         let again = status.try_clone().expect("dup");
         let files = Files::read(&[own], |_, _| None).expect("files");
         let of = |status: &FdView| status.link.ends_with("/status");

@@ -98,6 +98,8 @@ pub struct ProcessImage {
     pub memory: MmImage,
     /// Its descriptors, which refer to [`JobImage::files`].
     pub table: Vec<fd::Slot>,
+    /// Locks on files that it takes.
+    pub locks: Vec<fd::lock::Lock>,
     pub parts: Vec<PartState>,
     /// The first is the process's leader.
     pub threads: Vec<ThreadImage>,

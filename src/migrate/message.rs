@@ -92,6 +92,8 @@ pub enum Msg {
         processes: Vec<ProcessStatus>,
         /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
+        /// Locks that it does not have any more, because others took them meanwhile.
+        lost: Vec<String>,
     },
     /// The move is off, for this reason.
     Abort(String),

@@ -9,6 +9,7 @@ pub mod freeze;
 pub mod gone;
 pub mod image;
 pub mod joining;
+pub mod late;
 pub mod message;
 pub mod near;
 pub mod newborn;

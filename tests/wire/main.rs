@@ -124,11 +124,13 @@ fn parcel() -> Parcel {
         restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
         parts: vec![part("rseq"), part("sigaltstack")],
     };
-    let object = |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2 };
+    let object =
+        |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };
     let process = ProcessImage {
         ids: ids(),
         memory: memory(),
         table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
+        locks: Vec::new(),
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
@@ -236,7 +238,7 @@ fn messages() -> Vec<Msg> {
         Msg::Unknown(vec![file("/bin/true")]),
         Msg::Bulk { id: BulkId { dev: 1, ino: 2 }, offset: 3 },
         Msg::Pages { process: 1, ranges: vec![(0x1000, 0x3000), (0x5000, 0x6000)] },
-        Msg::Done { processes: processes(), resumed_ns: 5 },
+        Msg::Done { processes: processes(), resumed_ns: 5, lost: vec!["a lock".into()] },
         Msg::Failed(Failure { code: "VOS-TARGET".into(), text: "no".into() }),
         Msg::Decided { id: MoveId([9; 4]), commit: true },
         Msg::Gone { to: Some((NodeId([5; 32]), "c".into())), epoch: Epoch(9) },

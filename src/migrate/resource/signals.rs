@@ -1,6 +1,8 @@
 //! Signal actions and pending signals (signal(7)).
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Signals;
+use crate::capabilities::Capability;
 use crate::migrate::image::{ProcessImage, ThreadImage};
 use crate::tracer::inject::{comes_with_trap, sigbit, Arg, Program};
 use crate::tracer::raw::{self, number_of as number};
@@ -16,6 +18,11 @@ impl Part for Actions {
     fn name(&self) -> &'static str {
         "sigactions"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Signals, "signal-actions", "signal actions")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -126,6 +133,17 @@ impl Part for Pending {
     fn name(&self) -> &'static str {
         "pending"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Signals,
+                "signals-pending",
+                "pending signals, in their order, with their values",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Time;
+use crate::capabilities::Capability;
 use crate::tracer::inject::{Arg, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
@@ -39,6 +41,11 @@ impl Part for Intervals {
     fn name(&self) -> &'static str {
         "itimers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Time, "itimers", "alarm(2) and interval timers")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -152,6 +159,17 @@ impl Part for Posix {
     fn name(&self) -> &'static str {
         "posix timers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Time,
+                "posix-timers",
+                "POSIX timers: clocks, ways of notification, overruns",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }

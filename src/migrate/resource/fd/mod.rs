@@ -12,10 +12,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::migrate::cpus;
 
@@ -26,9 +28,13 @@ mod directory;
 mod epoll;
 mod eventfd;
 mod inotify;
+mod kernel_file;
+pub mod lock;
 mod memfd;
 pub mod mqueue;
 mod opath;
+mod owner;
+mod pidfd;
 mod pipe;
 pub mod place;
 pub mod raw;
@@ -44,6 +50,7 @@ mod view;
 pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
+pub use owner::Signals;
 pub use pipe::outside_holders;
 pub use place::{Making, PROVIDED};
 pub use view::{views, FdView, Views};
@@ -57,6 +64,8 @@ pub struct Object {
     pub state: Vec<u8>,
     /// Status flags as fcntl(F_GETFL) shows them, without O_CLOEXEC.
     pub flags: i32,
+    /// Signals that it sends when it is ready.
+    pub signals: Option<Signals>,
 }
 
 /// One descriptor of a process.
@@ -123,6 +132,8 @@ pub enum FdError {
 pub trait FdKind: Sync {
     /// Stable name on the wire and in `inspect`.
     fn name(&self) -> &'static str;
+    /// Its rows in the table of what moves.
+    fn capabilities(&self) -> &'static [Capability];
     /// Is this description of my kind?
     fn recognises(&self, view: &FdView) -> bool;
     /// What `check` has to say, without touching anything. By default it is the refusal that
@@ -198,6 +209,7 @@ pub trait FdKind: Sync {
 
 /// Every kind, first match wins.
 pub const KINDS: &[&dyn FdKind] = &[
+    &kernel_file::KernelFile,
     &refused::Special,
     &opath::OPath,
     &memfd::MemFd,
@@ -211,10 +223,43 @@ pub const KINDS: &[&dyn FdKind] = &[
     &timerfd::TimerFd,
     &signalfd::SignalFd,
     &epoll::Epoll,
+    &pidfd::PidFd,
     &inotify::Inotify,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,
+];
+
+/// Rows of what descriptors of any kind can have.
+pub const CAPABILITIES: &[Capability] = &[
+    Capability::moves(Descriptors, "fd-table", "numbers and flags, also of closed ones"),
+    Capability::moves(
+        Descriptors,
+        "fd-shared",
+        "descriptions shared by dup(2) or fork(2), with their offset",
+    ),
+    Capability::moves(Descriptors, "lock-flock", "locks of flock(2)"),
+    Capability::moves(Descriptors, "lock-posix", "record locks of fcntl(2)"),
+    Capability::moves(Descriptors, "lock-ofd", "open file description locks"),
+    Capability::refused(
+        Descriptors,
+        "lock-wanted",
+        "locks that a program outside of the job waits for",
+        "VOS-LOCK",
+    ),
+    Capability::moves(Descriptors, "lease", "read leases of fcntl(2)"),
+    Capability::refused(Descriptors, "lease-write", "write leases of fcntl(2)", "VOS-LEASE"),
+    Capability::moves(
+        Descriptors,
+        "async-owner",
+        "signals when ready (O_ASYNC, F_SETOWN, F_SETSIG) to the job",
+    ),
+    Capability::refused(
+        Descriptors,
+        "async-outside",
+        "signals when ready to processes outside of the job",
+        "VOS-ASYNC",
+    ),
 ];
 
 /// The kind of a description; always some, if only one that refuses.
@@ -234,54 +279,32 @@ pub fn by_name(name: &str) -> Option<&'static dyn FdKind> {
 #[must_use]
 pub fn check(view: &FdView, cx: &dyn CaptureCx) -> Vec<Finding> {
     let mut findings = find(view).map_or_else(Vec::new, |kind| kind.check(view, cx));
-    findings.extend(locks(view));
-    findings.extend(signal_driven(view, cx));
+    findings.extend(lock::check(view, cx));
+    findings.extend(owner::check(view, cx));
     findings
 }
 
-/// Captures one description of a frozen job.
+/// Captures one description of a frozen job; its locks are apart ([`lock::held`]).
 ///
 /// # Errors
 /// [`FdError::Refused`] with the first blocker, [`FdError::Io`] with what was tried.
 pub fn capture(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
-    if let Some(finding) = locks(view).or_else(|| signal_driven(view, cx)) {
-        return Err(FdError::Refused(Box::new(finding)));
-    }
     let kind = find(view).unwrap_or(&refused::Rest);
-    Ok(Object { kind: kind.name().to_owned(), state: kind.capture(view, cx)?, flags: view.flags })
+    let state = kind.capture(view, cx)?;
+    let signals = owner::capture(view, cx)?;
+    Ok(Object { kind: kind.name().to_owned(), state, flags: view.flags, signals })
 }
 
-/// Record locks, flock(2) locks, open-file-description locks and leases, which fdinfo shows
-/// as `lock:` lines (proc_pid_fdinfo(5)).
-fn locks(view: &FdView) -> Option<Finding> {
-    view.field("lock").map(|lock| {
-        // `1: FLOCK  ADVISORY  WRITE 4711 fe:00:7 0 EOF`: the kind tells what to look for.
-        let kind: Vec<&str> = lock.split_whitespace().skip(1).take(3).collect();
-        view.blocker(
-            "VOS-LOCK",
-            format!("a file lock or lease is held through it ({})", kind.join(" ")),
-            "let the program release the lock, then move it",
-        )
-    })
-}
-
-/// O_ASYNC, F_SETOWN, F_SETSIG (fcntl(2)): signals sent by the object to a pid.
-fn signal_driven(view: &FdView, cx: &dyn CaptureCx) -> Option<Finding> {
-    if view.flags & libc::O_PATH != 0 {
-        return None;
+/// Captures what is known here of a description that the target's supervisor provides.
+///
+/// # Errors
+/// As [`capture`]; a lock cannot come along.
+pub fn capture_provided(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
+    if let Some(refused) = lock::stays_behind(view) {
+        return Err(refused);
     }
-    let owner = cx.dup(view).and_then(|fd| {
-        let signal = raw::fcntl(fd.as_raw_fd(), raw::F_GETSIG, 0)?;
-        Ok((raw::owner(fd.as_raw_fd())?, signal))
-    });
-    let (owner, signal) = owner.unwrap_or_default();
-    (view.flags & libc::O_ASYNC != 0 || owner != 0 || signal != 0).then(|| {
-        view.blocker(
-            "VOS-ASYNC",
-            format!("it sends signals when ready (owner {owner}, signal {signal})"),
-            "use a program version that polls instead of O_ASYNC or F_SETOWN",
-        )
-    })
+    let signals = owner::capture(view, cx)?;
+    Ok(Object { kind: PROVIDED.to_owned(), state: Vec::new(), flags: view.flags, signals })
 }
 
 impl FdView {

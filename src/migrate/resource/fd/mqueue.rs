@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::content::{as_path, open_at, reopen, set_mode};
 use super::pipe::is_open_outside;
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use crate::capabilities::Area::Ipc;
+use crate::capabilities::Capability;
 use crate::control::Finding;
 
 const NAME: &str = "mqueue";
@@ -50,6 +52,10 @@ pub(super) struct MQueue;
 impl FdKind for MQueue {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Ipc, "posix-mq", "POSIX message queues")] }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -16,13 +16,15 @@ use super::{
     by_name, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx,
     Shared, Slot,
 };
+use crate::capabilities::Capability;
 
 /// Kind of objects that are nothing but what the supervisor of the target provides: relay
 /// ends and terminals. Their state is empty.
 pub const PROVIDED: &str = "provided";
 
 /// Status flags that fcntl(F_SETFL) can set, O_ASYNC aside.
-const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+pub(super) const SETTABLE: i32 =
+    libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
 
 /// The descriptors of a new process in the making; each step once, in the order of the
 /// functions. After an error the process is not usable.
@@ -301,6 +303,10 @@ impl FdKind for Provided {
         PROVIDED
     }
 
+    fn capabilities(&self) -> &'static [Capability] {
+        &[]
+    }
+
     fn recognises(&self, _view: &FdView) -> bool {
         false
     }
@@ -332,7 +338,7 @@ mod tests {
     use super::*;
 
     fn object(kind: &str) -> Object {
-        Object { kind: kind.into(), state: Vec::new(), flags: 0 }
+        Object { kind: kind.into(), state: Vec::new(), flags: 0, signals: None }
     }
 
     fn slot(fd: i32, object: u32, cloexec: bool) -> Slot {

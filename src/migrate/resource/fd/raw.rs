@@ -62,15 +62,15 @@ pub fn fcntl(fd: RawFd, command: i32, arg: i32) -> io::Result<i32> {
     check(unsafe { libc::fcntl(fd, command, arg) })
 }
 
-/// fcntl(2) F_GETOWN_EX: who gets the object's signals, 0 for nobody.
+/// fcntl(2) F_GETOWN_EX: who gets the object's signals: kind and number, which is 0 for nobody.
 ///
 /// # Errors
 /// `EBADF`.
-pub fn owner(fd: RawFd) -> io::Result<i32> {
+pub fn owner(fd: RawFd) -> io::Result<(i32, i32)> {
     const F_GETOWN_EX: i32 = 16;
     let mut owner = [0i32; 2];
     // SAFETY: owner is a struct f_owner_ex (type, pid) that lives through the call.
-    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }).map(|_| owner[1])
+    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }).map(|_| (owner[0], owner[1]))
 }
 
 /// fcntl(2) F_DUPFD_CLOEXEC: the lowest free number from `min` on.
@@ -281,6 +281,71 @@ pub fn inotify_add(fd: RawFd, path: &CStr, mask: u32) -> io::Result<i32> {
 pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::inotify_rm_watch(fd, wd) }).map(drop)
+}
+
+/// pidfd_open(2), close-on-exec.
+///
+/// # Errors
+/// `ESRCH`; `EINVAL` for flags that the kernel does not know.
+pub fn pidfd(pid: i32, flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) } as RawFd)
+}
+
+/// ioctl(2) PIDFD_GET_INFO: the status that wait(2) gave of a process that has been reaped.
+///
+/// # Errors
+/// `ENOTTY` and others before Linux 6.15; `ESRCH` when it is not known.
+pub fn pidfd_exit_status(fd: RawFd) -> io::Result<i32> {
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    // struct pidfd_info (linux/pidfd.h): the mask first, the status last.
+    let mut info = [0u64; 8];
+    info[0] = PIDFD_INFO_EXIT;
+    // SAFETY: info has the 64 bytes that the request's number tells, and lives through the call.
+    check(unsafe { libc::ioctl(fd, PIDFD_GET_INFO, info.as_mut_ptr()) })?;
+    match info[0] & PIDFD_INFO_EXIT {
+        0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        _ => Ok((info[7] >> 32) as i32),
+    }
+}
+
+/// A pidfd of a process that ends with this status, as wait(2) gives it, and is reaped.
+///
+/// # Errors
+/// Those of clone3(2) and pidfd_open(2).
+pub fn pidfd_of_reaped(status: i32, flags: u32) -> io::Result<OwnedFd> {
+    // Flags CLONE_CLEAR_SIGHAND; no signal at its end, which a program could see.
+    const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+    let args = [CLONE_CLEAR_SIGHAND, 0, 0, 0, 0, 0, 0, 0];
+    let size = size_of_val(&args);
+    // SAFETY: args is a struct clone_args; the child has a copy of the memory, as after fork(2).
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size) })?;
+    if pid == 0 {
+        end_with(status);
+    }
+    let fd = pidfd(pid as i32, flags);
+    // SAFETY: no status is asked for; the child is ours.
+    let reaped = unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::__WALL) };
+    check(reaped)?;
+    fd
+}
+
+/// Ends this process, a child that does nothing else, with a status as wait(2) gives it.
+fn end_with(status: i32) -> ! {
+    let signal = libc::WTERMSIG(status);
+    // SAFETY: numbers only, and a set that lives through the calls. Without a core of a process
+    // that is none of the program's.
+    unsafe {
+        if signal != 0 {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut all);
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+            libc::syscall(libc::SYS_kill, libc::syscall(libc::SYS_getpid), signal);
+        }
+        libc::_exit(libc::WEXITSTATUS(status))
+    }
 }
 
 /// getdents64(2): the next records of a directory, at most 4 KiB.

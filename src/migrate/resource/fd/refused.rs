@@ -2,6 +2,8 @@
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
 use super::{CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::{Capability, Support};
 
 /// Start of the link, code, cause, remedy.
 struct Rule(&'static str, &'static str, &'static str, &'static str);
@@ -30,8 +32,15 @@ const RULES: &[Rule] = &[
         "the kernel may be working on requests in its rings",
         "start the program under vosrun, which makes it do without io_uring",
     ),
+    Rule(
+        "anon_inode:[landlock-ruleset]",
+        "VOS-LANDLOCK",
+        "a Landlock ruleset cannot be read out again",
+        CLOSE,
+    ),
+    Rule("anon_inode:[fscontext]", "VOS-MOUNT", "it is a mount in the making", CLOSE),
+    Rule("anon_inode:[iommufd]", "VOS-DEV", "it stands for devices of this machine", CLOSE),
     Rule("anon_inode:[perf_event]", "VOS-PERF", "it counts events of this machine", CLOSE),
-    Rule("anon_inode:[pidfd]", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
     Rule(
         "anon_inode:[userfaultfd]",
         "VOS-USERFAULTFD",
@@ -41,6 +50,12 @@ const RULES: &[Rule] = &[
     Rule("anon_inode:[vfio", "VOS-DEV", "it stands for a device of this machine", CLOSE),
     Rule("anon_inode:bpf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
     Rule("anon_inode:btf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
+    Rule(
+        "anon_inode:seccomp notify",
+        "VOS-SECCOMP",
+        "it answers the system calls of another process",
+        CLOSE,
+    ),
     Rule("anon_inode:kvm", "VOS-DEV", "it is a virtual machine or a part of one", CLOSE),
     Rule(
         "anon_inode:sync_file",
@@ -48,7 +63,6 @@ const RULES: &[Rule] = &[
         "it is a fence of a graphics device",
         "stop using the GPU",
     ),
-    Rule("pidfd:[", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
 ];
 
 /// File systems that are windows into this kernel: proc, sysfs, debugfs, tracefs, cgroup,
@@ -91,6 +105,44 @@ impl FdKind for Special {
         "special"
     }
 
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::refused(
+                    Descriptors,
+                    "landlock",
+                    "rulesets of Landlock",
+                    "VOS-LANDLOCK",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "namespace-fd",
+                    "descriptors of namespaces",
+                    "VOS-NSFD",
+                ),
+                Capability::refused(Descriptors, "fanotify", "fanotify groups", "VOS-FANOTIFY"),
+                Capability::new(Descriptors, "io-uring", "io_uring", Support::Absent("ENOSYS"))
+                    .attached(Support::Refused("VOS-IO-URING")),
+                Capability::refused(Descriptors, "perf", "performance counters", "VOS-PERF"),
+                Capability::refused(Descriptors, "bpf", "BPF programs and maps", "VOS-BPF"),
+                Capability::refused(Descriptors, "userfaultfd", "userfaultfd", "VOS-USERFAULTFD"),
+                Capability::refused(
+                    Descriptors,
+                    "secretmem",
+                    "memory of memfd_secret(2)",
+                    "VOS-SECRETMEM",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "gpu",
+                    "accelerators and their memory",
+                    "VOS-DEV-GPU",
+                ),
+                Capability::refused(Descriptors, "kvm", "virtual machines, vfio", "VOS-DEV"),
+            ]
+        }
+    }
+
     fn recognises(&self, view: &FdView) -> bool {
         special(view).is_some()
     }
@@ -109,6 +161,17 @@ impl FdKind for Rest {
         "other"
     }
 
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::refused(
+                Descriptors,
+                "unknown",
+                "descriptors of a kind that vosrun does not know",
+                "VOS-UNKNOWN-FD",
+            )]
+        }
+    }
+
     fn recognises(&self, _view: &FdView) -> bool {
         true
     }
@@ -122,21 +185,16 @@ impl FdKind for Rest {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsRawFd;
 
+    use super::super::find;
     use super::super::testing::{refusal, Here};
-    use super::super::{find, raw};
     use super::*;
     use crate::codes;
 
     #[test]
     fn objects_of_this_kernel() {
         let open = |path: &str| File::open(path).expect("open");
-        assert_eq!(refusal(&open("/proc/self/status")), "VOS-PROC-FD");
-        assert_eq!(refusal(&open("/proc")), "VOS-PROC-FD");
         assert_eq!(refusal(&open("/proc/self/ns/net")), "VOS-NSFD");
-        let pidfd = crate::tracer::raw::pidfd_open(std::process::id() as i32).expect("pidfd");
-        assert_eq!(refusal(&pidfd), "VOS-PIDFD");
     }
 
     #[test]
@@ -156,13 +214,16 @@ mod tests {
             ("anon_inode:[perf_event]", "VOS-PERF"),
             ("anon_inode:[fanotify]", "VOS-FANOTIFY"),
             ("anon_inode:kvm-vcpu:0", "VOS-DEV"),
-            ("anon_inode:[landlock-ruleset]", "VOS-UNKNOWN-FD"),
+            ("anon_inode:[landlock-ruleset]", "VOS-LANDLOCK"),
+            ("anon_inode:[fscontext]", "VOS-MOUNT"),
+            ("anon_inode:seccomp notify", "VOS-SECCOMP"),
             ("anon_inode:[something new]", "VOS-UNKNOWN-FD"),
         ] {
             assert_eq!(code(link, 0o600, 0), want, "{link}");
         }
         let file = libc::S_IFREG | 0o600;
         assert_eq!(code("/secretmem (deleted)", file, 0x5345_434d), "VOS-SECRETMEM");
+        assert_eq!(code("/sys/fs/cgroup/cgroup.procs", file, 0x6367_7270), "VOS-PROC-FD");
         assert!(special(&FdView { link: "/secretmem.txt".into(), ..FdView::default() }).is_none());
     }
 
@@ -171,12 +232,5 @@ mod tests {
         for rule in RULES {
             assert!(codes::find(rule.1).is_some(), "{}", rule.1);
         }
-    }
-
-    #[test]
-    fn signal_driven_descriptors() {
-        let (reader, _writer) = std::io::pipe().expect("pipe");
-        raw::fcntl(reader.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32).expect("owner");
-        assert_eq!(refusal(&reader), "VOS-ASYNC");
     }
 }

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::content::{as_path, open_at, OPEN_FLAGS};
 use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 use crate::boot;
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 
 /// File systems (statfs(2)) whose inode numbers are the same on every machine that mounts
@@ -122,6 +124,12 @@ impl Named {
     /// When it cannot be examined, or not read for its hash.
     pub fn of(view: &FdView, with_hash: bool) -> io::Result<Option<Self>> {
         let kind = super::find(view).map_or("", FdKind::name);
+        if kind == super::kernel_file::NAME {
+            // Only that there is one: its content is that of the machine.
+            let there = |named| Self { flags: libc::O_PATH, pos: 0, ..named };
+            let machine = super::kernel_file::is_of_machine(view);
+            return machine.then(|| Self::read(view).map(there)).transpose();
+        }
         let fifo = kind == super::pipe::NAME && view.link.starts_with('/');
         if !fifo && ![NAME, super::directory::NAME, super::opath::NAME].contains(&kind) {
             return Ok(None);
@@ -286,6 +294,24 @@ impl FdKind for Regular {
         NAME
     }
 
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "files",
+                    "regular files that both machines have: offset and flags",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "file-local",
+                    "a file that the target lacks, or has apart while the program writes to it",
+                    "VOS-FILE-LOCAL",
+                ),
+            ]
+        }
+    }
+
     fn recognises(&self, view: &FdView) -> bool {
         view.file_type() == libc::S_IFREG && has_its_name(view)
     }
@@ -305,7 +331,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::super::raw;
-    use super::super::testing::{moved, refusal, Here};
+    use super::super::testing::{moved, Here};
     use super::*;
 
     fn file(content: &str) -> (tempfile::TempDir, File) {
@@ -392,13 +418,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let file = File::create_new(dir.path().join("x (deleted)")).expect("file");
         assert_eq!(Here::of(&[&file]).capture(&file).kind, NAME);
-    }
-
-    #[test]
-    fn locks_are_refused() {
-        let (_dir, file) = file("");
-        file.lock_shared().expect("flock");
-        assert_eq!(refusal(&file), "VOS-LOCK");
     }
 
     #[test]

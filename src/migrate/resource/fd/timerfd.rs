@@ -15,6 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -44,6 +46,16 @@ pub(super) struct TimerFd;
 impl FdKind for TimerFd {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Descriptors,
+                "timerfd",
+                "timerfd: clocks, intervals, unread expirations",
+            )]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {
@@ -149,8 +161,13 @@ impl State {
         Ok(self.left.saturating_add(u64::try_from(now).unwrap_or(0)))
     }
 
+    /// The clocks of alarms cannot be read where there is no RTC; they run like the others.
     fn now(&self) -> std::io::Result<i64> {
-        raw::clock(self.clock)
+        raw::clock(match self.clock {
+            libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+            libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+            other => other,
+        })
     }
 
     fn arm(&self, fd: RawFd) -> Result<(), FdError> {

@@ -15,6 +15,7 @@ use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::{self, BulkId};
@@ -335,8 +336,11 @@ impl Mover {
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
             let threads = restoring.finish(&image, program.as_deref())?;
             verify(pid, &image)?;
-            processes.push(Restored { image, pid, threads });
+            processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
+        let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
+        late::drive(&all, &image.files)?;
+        processes.iter_mut().try_for_each(take_locks)?;
         self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
@@ -396,6 +400,21 @@ fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
     if now < reached {
         let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
         std::thread::sleep(Duration::from_nanos(missing));
+    }
+    Ok(())
+}
+
+/// Takes the locks that nobody holds. The source's copy may hold those on a file of both nodes;
+/// any other that is not to be had is held by a program here.
+fn take_locks(process: &mut Restored) -> Result<()> {
+    let missed = match process.image.locks.is_empty() {
+        true => Vec::new(),
+        false => late::take(process.pid, &process.image, &process.image.locks)?,
+    };
+    for (lock, e) in missed {
+        let of_source = lock.is_of_source(process.pid).unwrap_or(false);
+        ensure!(of_source, "process {} cannot take its {lock}: {e}", process.image.ids.pid);
+        process.locks.push(lock);
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, PROTOCOL};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::lock::Lock;
 use crate::migrate::restore::NewThread;
 use crate::migrate::skeleton::{Skeleton, SkeletonError};
 use crate::migrate::transport::Link;
@@ -178,6 +179,8 @@ struct Restored {
     /// Its pid here.
     pid: i32,
     threads: Vec<NewThread>,
+    /// Locks that it could not take yet.
+    locks: Vec<Lock>,
 }
 
 impl Restored {

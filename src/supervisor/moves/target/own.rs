@@ -13,6 +13,7 @@ use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::capture;
+use crate::migrate::late;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::restore::NewThread;
@@ -105,7 +106,7 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { processes, skeleton, annotations, signals_taken, arrived } = prepared;
+        let Prepared { mut processes, skeleton, annotations, signals_taken, arrived } = prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -119,6 +120,8 @@ impl Mover {
             tracing::error!("{e:#}");
         }
         reached("owned");
+        let lost = take_locks(&mut processes);
+        let Some(root) = processes.first() else { bail!("an image without a process") };
         let home = self.is_home();
         self.agent = None;
         self.sup.away = false;
@@ -152,7 +155,7 @@ impl Mover {
         self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns }, &[]);
+        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns, lost }, &[]);
         self.note(self.own_report(id, peer, &processes, statuses, arrived));
         self.note_restored();
         self.stop_again(root.image.stopped, home)
@@ -289,5 +292,32 @@ impl Mover {
         let ready = self.sup.session.make_ready(thread.host_tid, restart);
         ready.with_context(|| format!("the call of thread {}", thread.tid))?;
         Ok(Way::Step(0))
+    }
+}
+
+/// Takes the locks that the source's copy has let go. Another program may have been faster and
+/// is waited for a moment; a lock that it keeps is lost, of which the sentences tell.
+fn take_locks(processes: &mut [Restored]) -> Vec<String> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(5);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut lost = Vec::new();
+        for process in processes.iter_mut().filter(|process| !process.locks.is_empty()) {
+            let pid = process.image.ids.pid;
+            match late::take(process.pid, &process.image, &process.locks) {
+                Ok(missed) => {
+                    let text = |(lock, e)| format!("process {pid} has lost its {lock}: {e}");
+                    process.locks = missed.iter().map(|(lock, _)| lock.clone()).collect();
+                    lost.extend(missed.into_iter().map(text));
+                }
+                Err(e) => lost.push(format!("process {pid} has lost its locks: {e}")),
+            }
+        }
+        if lost.is_empty() || Instant::now() > until {
+            lost.iter().for_each(|text| tracing::error!("{text}"));
+            return lost;
+        }
+        std::thread::sleep(PAUSE);
     }
 }
