@@ -192,6 +192,7 @@ mod tests {
             threads: Vec::new(),
             stopped: None,
             undo: Vec::new(),
+            locks: Default::default(),
         }
     }
 
