@@ -303,6 +303,16 @@ pub const CODES: &[Code] = &[
         text: "Both sides name the version of their protocol before anything else; these two have none in common. Nothing was sent.\nWay out: install the same version of vosrun on both (vosrun --version) and start their nodes again.",
     },
     Code {
+        code: "VOS-PTY",
+        title: "a pty that cannot be made anew",
+        text: "The program has the master of a terminal in a state that cannot be made anew: another program has a side of it open as well or is controlled by it, it has a line discipline of its own, or it answers no call any more.\nWay out: let the program close that terminal, or start all programs that use it in one job.",
+    },
+    Code {
+        code: "VOS-PTY-BUSY",
+        title: "a pty that is just being used",
+        text: "A terminal that the program has made cannot move at this instant: nobody has opened its slave yet, a change of its state is not read (packet mode), or a session has just got it. A move waits a second for that to pass.\nWay out: move again when the program has gone on a little.",
+    },
+    Code {
         code: "VOS-SECCOMP",
         title: "the program has put a seccomp filter on itself",
         text: "A filter may forbid the very calls by which the job is rebuilt at the target, and only a privileged process may read it back or step around it.\nWay out: run the program without its sandbox (many have an option for that), or move it with CAP_SYS_ADMIN on both nodes.",
@@ -353,6 +363,11 @@ pub const CODES: &[Code] = &[
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
     },
     Code {
+        code: "VOS-TIMER",
+        title: "a timer that the kernel does not tell all of",
+        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so.\nWay out: let the program set the timer, or delete it.",
+    },
+    Code {
         code: "VOS-TREE",
         title: "a process tree that cannot be built anew",
         text: "Every process of a job gets its old number, parent, group and session at the target. Sessions are inherited or begun, and cannot be joined, so a process that came into its place in an unusual way cannot be put there again; nor can more than 5000 processes.\nWay out: the sentence names the process. Wait until it has ended, or end it.",
@@ -360,7 +375,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TTY",
         title: "a terminal that is not relayed",
-        text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
+        text: "The program has a terminal open besides its own and those that it has made. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
     },
     Code {
         code: "VOS-UDP",
@@ -370,7 +385,37 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-UNIX",
         title: "a Unix socket",
-        text: "The program has a Unix socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+        text: "The program has a Unix socket with a filter (SO_ATTACH_FILTER), which cannot be carried.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-BACKLOG",
+        title: "a connection that is not accepted yet",
+        text: "A connection waits to be accepted by a listening Unix socket of the program, and bytes or descriptors wait in it, or its other end is closed. The kernel shows nobody what is in it.\nWay out: move again when the program has accepted it.",
+    },
+    Code {
+        code: "VOS-UNIX-NAME",
+        title: "the name of a Unix socket",
+        text: "The program has a Unix socket bound to a file that has been replaced by another one, that cannot be told from others, or whose directory the target does not have; or to an abstract name that is taken in the target's network namespace, which two nodes on one machine may share.\nWay out: give the target the directory, or a network namespace of its own.",
+    },
+    Code {
+        code: "VOS-UNIX-NETNS",
+        title: "a Unix socket of another network namespace",
+        text: "The socket was made in another network namespace than that of the job's supervisor, which cannot see who is at its other end.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-PEER",
+        title: "a Unix socket that leads out of the job",
+        text: "A process outside of the job has the other end of the socket, or has the socket open as well. The two ends would be on two machines.\nWay out: run both programs in one job, or let the program close the connection.",
+    },
+    Code {
+        code: "VOS-UNIX-QUEUE",
+        title: "something in a Unix socket that cannot be carried",
+        text: "Out-of-band data (MSG_OOB) or an error (SO_ERROR) waits in it, or bytes of a sender that is not known.\nWay out: move again when the program has read it.",
+    },
+    Code {
+        code: "VOS-UNIX-RIGHTS",
+        title: "a descriptor on its way in a Unix socket",
+        text: "A descriptor was sent over a Unix socket (SCM_RIGHTS) and not received yet, and it is of a kind that cannot be carried that way.\nWay out: move again when the program has received it.",
     },
     Code {
         code: "VOS-UNKNOWN-FD",

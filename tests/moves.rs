@@ -68,6 +68,8 @@ impl Guest {
     }
 }
 
+const ONE_ATTACHED: &str = "an attached job is one process";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -169,6 +171,17 @@ const GUESTS: &[Guest] = &[
         &[Who::Root, Who::User],
         "the paths of watches made before are not known",
     ),
+    guest("unix_pair").proves(&["unix-pair"]),
+    guest("unix_stream_queue").proves(&["unix-queue"]),
+    guest("unix_seqpacket"),
+    guest("unix_half_closed").proves(&["unix-half-closed"]),
+    guest("unix_dgram").proves(&["unix-dgram"]),
+    guest("unix_listen_backlog").proves(&["unix-backlog"]),
+    guest("unix_path").proves(&["unix-path"]),
+    guest("unix_abstract"),
+    guest("unix_creds").proves(&["unix-creds"]),
+    guest("unix_rights_in_flight").proves(&["unix-rights"]),
+    guest("unix_fork_shared"),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -178,6 +191,19 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
+    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("posix_timer_clocks"),
+    guest("posix_timer_overrun"),
+    guest("timer_thread_gone").proves(&["timers-thread"]),
+    guest("pty_pair").proves(&["pty"]),
+    guest("pty_child").proves(&["pty"]),
+    guest("pty_modes").proves(&["pty"]),
+    guest("pty_queues").proves(&["pty"]),
+    guest("pty_many").proves(&["pty"]),
+    guest("pty_devtty").proves(&["pty"]),
+    guest("pty_hangup").proves(&["pty"]),
+    guest("pty_jobs").proves(&["pty"]),
     guest("shm_fork"),
     guest("shm_memfd_passed"),
     guest("shm_posix"),

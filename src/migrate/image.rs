@@ -19,6 +19,7 @@ use super::resource::ipc::IpcImage;
 use super::resource::memory::MmImage;
 use super::resource::registers::Registers;
 use super::resource::PartState;
+use super::terminals::Terminal;
 use crate::control::MoveReport;
 use crate::ids::JobId;
 
@@ -39,6 +40,9 @@ pub struct JobImage {
     pub processes: Vec<ProcessImage>,
     /// Processes that have ended and wait to be reaped.
     pub zombies: Vec<Zombie>,
+    /// Controlling terminals of sessions.
+    pub terminals: Vec<Terminal>,
+    /// Objects of System V IPC.
     pub ipc: IpcImage,
 }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::image::JobInfo;
 use super::resource::creds::User;
 use super::resource::fd::regular::Named;
+use super::resource::fd::unix::Wanted;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
@@ -31,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -186,6 +187,8 @@ pub struct Hello {
     /// Which of them (by index) are mapped shared and writable.
     pub written: Vec<u32>,
     pub open: Vec<Named>,
+    /// Names of Unix sockets.
+    pub sockets: Vec<Wanted>,
     /// Working directories of its processes.
     pub cwds: Vec<String>,
     /// Whom it runs as; `None` when its ids are not all the same.

@@ -20,6 +20,7 @@ pub mod restore;
 pub mod settle;
 pub mod sharing;
 pub mod skeleton;
+pub mod terminals;
 pub mod transport;
 pub mod tree;
 pub mod vdso;

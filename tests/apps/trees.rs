@@ -155,12 +155,7 @@ pub fn git_clone(hosts: &Hosts, start: Start) -> Result<()> {
         git = git.display(),
         from = from.display()
     );
-    like_unmoved(
-        hosts,
-        start,
-        || Ok(script(&bash, &hosts.fresh_dir("clone")?, &text)),
-        |job| lines(job),
-    )
+    like_unmoved(hosts, start, || Ok(script(&bash, &hosts.fresh_dir("clone")?, &text)), lines)
 }
 
 pub fn ash(hosts: &Hosts, start: Start) -> Result<()> {

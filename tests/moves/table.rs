@@ -22,9 +22,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("fifos", "src/migrate/resource/fd/pipe.rs", "mkfifo"),
     ("o-path", "src/migrate/resource/fd/opath.rs", "#[test]"),
     ("programs", "tests/moves.rs", "fn shipped("),
-    ("socket-dead", "src/migrate/resource/fd/socket.rs", "a_dead_socket_stays_dead"),
     ("streams", "tests/moves.rs", "stream-{name}"),
     ("terminal", "tests/apps.rs", "vim"),
+    ("unix-abstract", "src/migrate/resource/fd/unix/tests.rs", "fn an_abstract_name_can_be_taken("),
 ];
 
 /// Rows whose objects the guest `unmovable` can hold: their names are its argument.
@@ -83,6 +83,7 @@ const UNITS: &[(&str, &str)] = &[
     ("mem-device", "src/migrate/resource/memory.rs"),
     ("mem-shadow-stack", "src/migrate/resource/memory.rs"),
     ("mem-uprobe", "src/migrate/resource/memory.rs"),
+    ("unix-peer", "src/migrate/resource/fd/unix/tests.rs"),
 ];
 
 /// Rows that only a job which was started so can show: an attached tree is traced whole, a program

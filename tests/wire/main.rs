@@ -158,6 +158,7 @@ fn parcel() -> Parcel {
             processes: vec![process, child],
             zombies: vec![zombie],
             ipc: ipc(),
+            terminals: Vec::new(),
         },
         relays: vec![AwayState { stream: 1, end }],
         relays_lost: false,
@@ -205,6 +206,7 @@ fn hello() -> Hello {
         largest_tid: 4712,
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
         open: Vec::new(),
+        sockets: Vec::new(),
         cwds: vec!["/".into()],
         written: vec![1],
         user: Some(User { uid: 1000, gid: 1000 }),
@@ -225,7 +227,8 @@ fn messages() -> Vec<Msg> {
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),
-        terminal: true,
+        terminals: Vec::new(),
+        ptys: true,
         user: User { uid: 1000, gid: 1000 },
     };
     vec![

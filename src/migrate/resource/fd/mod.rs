@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,7 @@ mod owner;
 mod pidfd;
 mod pipe;
 pub mod place;
+pub mod pty;
 pub mod raw;
 mod refused;
 pub mod regular;
@@ -45,6 +46,7 @@ mod socket;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
+pub mod unix;
 mod view;
 
 pub use content::{BulkId, BulkSource};
@@ -93,6 +95,15 @@ pub trait CaptureCx {
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
+    /// The bytes of a pty, which have been taken for this capture ([`pty::take_queues`]).
+    fn queues(&self, _id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
+        None
+    }
+    /// The Unix sockets of the job.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of them.
+    fn sockets(&self) -> io::Result<&unix::Sockets>;
     /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
     fn let_timers_expire(&self) {
         cpus::let_timers_expire();
@@ -106,6 +117,17 @@ pub trait RestoreCx {
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
     /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
+    /// Has the process of the job that `by` names do something that leaves its credentials in a
+    /// socket.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn act(
+        &mut self,
+        by: Option<unix::Cred>,
+        deed: &unix::Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>>;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
@@ -115,6 +137,7 @@ pub struct Shared {
     /// By st_dev and st_ino of the source.
     pipes: HashMap<(u64, u64), pipe::Ends>,
     queues: mqueue::Queues,
+    ptys: pty::Ptys,
 }
 
 /// Why an object cannot move or could not be restored.
@@ -217,6 +240,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &regular::Regular,
     &deleted::Deleted,
     &directory::Directory,
+    &pty::Pty,
     &device::Device,
     &pipe::Pipe,
     &eventfd::EventFd,
@@ -225,6 +249,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &epoll::Epoll,
     &pidfd::PidFd,
     &inotify::Inotify,
+    &unix::Unix,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,

@@ -258,17 +258,21 @@ impl Ends {
     }
 }
 
-/// Which of the pipes `inodes` (the number in `pipe:[…]`) are open in a process that is not
-/// among `job_pids`? Looks at all of /proc, so do it before the freeze. Processes of other
+/// Which of the pipes or sockets (`kind`) with these `inodes` (the number in `pipe:[…]`) are open
+/// in a process that is not among `job_pids`? Looks at all of /proc, so do it before the freeze. Processes of other
 /// users, whose descriptors cannot be seen, are passed over.
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn outside_holders(inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
+pub fn outside_holders(kind: &str, inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found = HashSet::new();
+    let start = format!("{kind}:[");
+    if wanted.is_empty() {
+        return Ok(found);
+    }
     each_link(job_pids, |_, link| {
-        let inode = link.to_str().and_then(|l| l.strip_prefix("pipe:[")?.strip_suffix(']'));
+        let inode = link.to_str().and_then(|l| l.strip_prefix(&start)?.strip_suffix(']'));
         found.extend(inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n)));
         found.len() == wanted.len()
     })?;
@@ -292,9 +296,12 @@ pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<boo
     Ok(found)
 }
 
-/// Shows every descriptor of every process outside of the job, its file in /proc and its link, to
+/// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to
 /// `visit`, until that says "enough".
-fn each_link(job_pids: &[i32], mut visit: impl FnMut(&Path, &Path) -> bool) -> io::Result<()> {
+pub(super) fn each_link(
+    job_pids: &[i32],
+    mut visit: impl FnMut(&Path, &Path) -> bool,
+) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
@@ -463,7 +470,7 @@ mod tests {
             .stdout(Stdio::from(file.try_clone().expect("dup")))
             .spawn()
             .expect("cat");
-        let found = outside_holders(&inodes, &here.job_pids()).expect("scan");
+        let found = outside_holders("pipe", &inodes, &here.job_pids()).expect("scan");
         let code = here.refusal(&file);
         drop(writer);
         child.wait().expect("wait");

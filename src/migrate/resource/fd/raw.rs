@@ -111,6 +111,40 @@ pub fn readable_bytes(fd: RawFd) -> io::Result<usize> {
     check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }).map(|_| n as usize)
 }
 
+/// ioctl(2) SIOCOUTQ of a socket: what its messages that nobody has read cost (unix(7)), bytes.
+///
+/// # Errors
+/// `ENOTTY` for objects without it.
+pub fn unsent_bytes(fd: RawFd) -> io::Result<u32> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: n lives through the call; TIOCOUTQ, which is SIOCOUTQ, writes an int.
+    check(unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut n) }).map(|_| n as u32)
+}
+
+/// recvmsg(2) with MSG_PEEK into a buffer of `len` bytes whose last one cannot be written: a stream
+/// gives the writes that fit without it, each whole or not at all (unix_stream_read_generic of
+/// net/unix/af_unix.c), and 0 if that is none.
+///
+/// # Errors
+/// `EAGAIN` when nothing waits.
+pub fn peek_writes_before(fd: RawFd, len: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; len.saturating_sub(1)];
+    let mut parts = [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() },
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 },
+    ];
+    // SAFETY: a msghdr without a name and control data may be all zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len() as _);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: message, parts and bytes live through the call; the kernel finds that nothing can
+    // be written to the null page, and answers EFAULT or what it has copied before.
+    match check(unsafe { libc::recvmsg(fd, &raw mut message, flags) }) {
+        Err(e) if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        other => other.map(|n| n as usize),
+    }
+}
+
 /// getsockopt(2) of an int at level SOL_SOCKET.
 ///
 /// # Errors
@@ -123,6 +157,64 @@ pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
         libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
     };
     check(result).map(|_| value)
+}
+
+/// getsockopt(2) at level SOL_SOCKET, of at most 64 bytes.
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT`.
+pub fn socket_option_bytes(fd: RawFd, option: i32) -> io::Result<Vec<u8>> {
+    let mut value = [0u8; 64];
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: value and len live through the call and len is the size of value.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, option, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    check(result).map(|_| value.get(..len as usize).unwrap_or_default().to_vec())
+}
+
+/// Has the socket a filter (SO_ATTACH_FILTER and the like of socket(7))? Without room
+/// SO_GET_FILTER gives the length only.
+pub fn has_socket_filter(fd: RawFd) -> bool {
+    const SO_GET_FILTER: i32 = 26;
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: nothing is written but len, which lives through the call.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_GET_FILTER, std::ptr::null_mut(), &raw mut len)
+    };
+    // EACCES: a filter that is not told (eBPF).
+    result != 0 || len != 0
+}
+
+/// setsockopt(2) at level SOL_SOCKET.
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT`, `EINVAL`, `EPERM`.
+pub fn set_socket_option(fd: RawFd, option: i32, value: &[u8]) -> io::Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: value lives through the call and has the length told.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value.as_ptr().cast(), len) })
+        .map(drop)
+}
+
+/// listen(2), with any backlog.
+///
+/// # Errors
+/// `EINVAL` for a socket that has no name or is connected.
+pub fn listen(fd: RawFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::listen(fd, backlog) }).map(drop)
+}
+
+/// connect(2) to AF_UNSPEC: a datagram socket is connected to nobody any more.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn disconnect(fd: RawFd) -> io::Result<()> {
+    let nobody = libc::sa_family_t::try_from(libc::AF_UNSPEC).unwrap_or_default();
+    let len = size_of::<libc::sa_family_t>() as libc::socklen_t;
+    // SAFETY: nobody lives through the call and has the length told.
+    check(unsafe { libc::connect(fd, (&raw const nobody).cast(), len) }).map(drop)
 }
 
 /// tee(2) without blocking: duplicates up to `len` bytes from one pipe to another.

@@ -18,6 +18,7 @@ use crate::migrate::freeze::FrozenProcess;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::late;
 use crate::migrate::message::Msg;
+use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::supervisor::job::now_ms;
@@ -90,7 +91,7 @@ impl Mover {
             bytes_wire: wire,
             processes,
         };
-        self.let_go(id, target, &frozen, &image, &report);
+        self.let_go(id, target, frozen, &image, &report);
         reached("done");
         Ok(report)
     }
@@ -160,7 +161,7 @@ impl Mover {
         match resolved.map_err(own)? {
             Some(processes) => {
                 let report = self.plain_report(id, target, processes);
-                self.let_go(id, target, &frozen, &image, &report);
+                self.let_go(id, target, frozen, &image, &report);
                 Ok(report)
             }
             None => {
@@ -257,7 +258,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        frozen: &Frozen,
+        frozen: Frozen,
         image: &JobImage,
         report: &MoveReport,
     ) {
@@ -286,6 +287,9 @@ impl Mover {
                     .inspect_err(|e| tracing::error!("stand-in of process {}: {e:#}", process.pid))
                     .ok();
                 self.kill_copy(&frozen.job.processes[1..]);
+                if let Some(standin) = &mut self.standin {
+                    standin.keep(frozen.ptys.into_iter().map(Taken::into_master));
+                }
             }
             None => {
                 late = root.map_or_else(Vec::new, |(image, p)| signals::late(p.pid, image));
@@ -293,7 +297,7 @@ impl Mover {
             }
         }
         // What would be found here is the job's no more.
-        super::ipc::remove(frozen);
+        super::ipc::remove(&frozen.ipc, &frozen.queues);
         if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
             late.push(libc::SIGKILL);
         }

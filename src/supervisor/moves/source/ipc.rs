@@ -9,7 +9,7 @@ use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::fd::mqueue::{queue_name, unlink_queue};
 use crate::migrate::resource::ipc::choose::{choose, refusal, Chosen, Known};
-use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, IpcImage, Kind};
+use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, Id, IpcImage, Kind};
 use crate::migrate::resource::View;
 use crate::migrate::sharing::leave_segments_out;
 
@@ -115,8 +115,9 @@ fn of_kind(chosen: &[Chosen], kind: Kind) -> impl Iterator<Item = &Chosen> {
     chosen.iter().filter(move |one| one.listed.kind == kind)
 }
 
-/// Removes what a job has left behind here.
-pub(super) fn remove(frozen: &Frozen) {
-    ipc::remove(&frozen.ipc);
-    frozen.queues.iter().for_each(|name| unlink_queue(name));
+/// Removes what a job has left behind here: objects of System V IPC, and POSIX message queues by
+/// their names.
+pub(super) fn remove(objects: &[Id], queues: &[Vec<u8>]) {
+    ipc::remove(objects);
+    queues.iter().for_each(|name| unlink_queue(name));
 }

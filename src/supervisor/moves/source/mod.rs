@@ -20,12 +20,15 @@ use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
+use crate::migrate::resource::fd::pty::queues::Taken;
+use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
+use crate::migrate::terminals;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::AwayState;
@@ -36,9 +39,10 @@ use crate::tracer::raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
-/// Files of /proc and /sys are open for a moment as a rule, and a first thread that has ended is
-/// followed by the others: these are waited for.
-const PASSING: [&str; 4] = ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD"];
+/// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
+/// followed by the others, and ptys and their sessions change: these are waited for.
+const PASSING: [&str; 5] =
+    ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -114,6 +118,8 @@ pub(super) struct Frozen {
     ipc: Vec<Id>,
     /// POSIX message queues, likewise: their names.
     queues: Vec<Vec<u8>>,
+    /// Ptys of the job whose unread bytes were taken.
+    ptys: Vec<Taken>,
 }
 
 /// What the preflight came to.
@@ -250,7 +256,7 @@ impl Mover {
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
-            let (forwarded, open) = (Forwarded::new(), Vec::new());
+            let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
         if !self.is_open(self.sup.session.root).map_err(own)? {
@@ -266,6 +272,9 @@ impl Mover {
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
         local.findings.extend(self.choose_ipc(&pids, false).err());
+        if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
+            local.findings.push(*finding);
+        }
         Ok(local)
     }
 
@@ -374,7 +383,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        mut open: Vec<Named>,
+        mut open: preflight::Open,
         dry: bool,
     ) -> Step1<(Verdict, Vec<FileId>)> {
         let pids = self.pids();
@@ -398,7 +407,7 @@ impl Mover {
             if verdict.unsure.is_empty() {
                 return Ok((verdict, hello.mapped));
             }
-            self.add_hashes(&mut open, &verdict.unsure);
+            self.add_hashes(&mut open.files, &verdict.unsure);
         }
         Err(stopped(11, "VOS-TARGET", "the target cannot decide about an open file"))
     }
@@ -509,7 +518,7 @@ impl Mover {
         let mut plan = self.plan()?;
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
-        forward_files(&verdict, &named, &mut forwarded);
+        forward_files(&verdict, &named.files, &mut forwarded);
         self.moving_on(&target.name, "frozen");
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);
@@ -544,6 +553,12 @@ impl Mover {
             laps.parts.clear();
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
             self.requests_while_moving().map_err(own)?;
+            // The ptys are no longer those of the frame, perhaps.
+            let now = self.plan()?;
+            if !now.has_terminals_of(&plan) {
+                plan = now;
+                self.prepare(target, &plan)?;
+            }
         }
     }
 
@@ -606,11 +621,11 @@ impl Mover {
         let members = family::members(&pids).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
-        let terminal = crate::supervisor::status::controlling_terminal(root)
-            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let terminals = terminals::of(&files, root).map_err(fd_stopped)?;
+        let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(root).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { members, nodename, domainname, clocks, terminal, user })
+        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })
     }
 
     /// Stops every thread.
@@ -636,6 +651,7 @@ impl Mover {
             new_home: false,
             ipc: Vec::new(),
             queues: Vec::new(),
+            ptys: Vec::new(),
         };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
@@ -657,6 +673,11 @@ impl Mover {
             let put_back = self.relay(Side::Away, |relays, out| relays.unfreeze(state, out));
             if let Some(Err(e)) = put_back {
                 tracing::error!("{e}");
+            }
+        }
+        for pty in &frozen.ptys {
+            if let Err(e) = pty.put_back() {
+                tracing::error!("unread bytes of a pty are lost: {e}");
             }
         }
         if frozen.new_home {
@@ -712,11 +733,6 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
-}
-
-fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
-    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
-    same && crate::migrate::resource::fd::is_terminal(view)
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {

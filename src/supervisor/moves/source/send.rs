@@ -21,10 +21,11 @@ use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight::{self, Forwarded};
-use crate::migrate::resource::fd::{BulkSource, FdView};
+use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
+use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
 
@@ -158,8 +159,11 @@ impl Mover {
         agreed: &Agreed,
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
-        let files = self.files(&frozen.job.pids()).map_err(own)?;
+        let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
+        let terminals = self.terminals(&files, plan)?;
+        files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
@@ -204,6 +208,7 @@ impl Mover {
                 processes: images,
                 zombies: family::zombies(plan),
                 ipc,
+                terminals,
             },
             relays,
             relays_lost: self.has_lost_relays(),
@@ -211,6 +216,17 @@ impl Mover {
             signals_taken: self.forward.next(),
         };
         Ok((parcel, bulk))
+    }
+
+    /// The controlling terminals of the frozen job, which are those of the frame.
+    fn terminals(&self, files: &Files, plan: &Plan) -> Step1<Vec<Terminal>> {
+        let terminals = terminals::of(files, self.sup.session.root).map_err(fd_stopped)?;
+        let ptys = pty::has_any(&files.views.objects);
+        let now = Plan { terminals, ptys, ..plan.clone() };
+        if now.has_terminals_of(plan) {
+            return Ok(now.terminals);
+        }
+        Err(stopped(11, pty::PASSING, "the job's terminals have changed during the move"))
     }
 
     fn still_forwarded(&self, files: &Files, agreed: &Agreed) -> std::io::Result<Forwarded> {
@@ -270,7 +286,7 @@ impl Mover {
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
         let pid = self.sup.session.root;
-        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
+        let group = self.group_at_terminal(&frozen.job.pids()).map_err(own)?;
         let control = match self.sup.job.meta.attached {
             true => JobControl::Of(pid),
             false if group == getpgrp() => JobControl::Own,
@@ -289,6 +305,18 @@ impl Mover {
         self.home = Some(home);
         frozen.new_home = true;
         Ok(())
+    }
+
+    /// The foreground group of the job's terminal if that is a group of the job, else that of
+    /// its first process.
+    fn group_at_terminal(&self, pids: &[i32]) -> std::io::Result<Pid> {
+        let root = self.sup.session.root;
+        let stat = procfs::process::Process::new(root).and_then(|p| p.stat());
+        let foreground = stat.map_err(std::io::Error::other)?.tpgid;
+        if foreground > 0 && terminals::member_of_group(pids, foreground).is_some() {
+            return Ok(Pid::from_raw(foreground));
+        }
+        Ok(getpgid(Some(Pid::from_raw(root)))?)
     }
 
     fn send_parcel(&mut self, target: &Target, parcel: &Parcel) -> Step1<()> {

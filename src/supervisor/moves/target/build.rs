@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,10 +18,12 @@ use crate::ids::NodeId;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
+use crate::migrate::terminals::Terminal;
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -47,9 +49,13 @@ struct Arriving {
     content_done: bool,
     /// One for each process of the image.
     restoring: Vec<Restoring>,
+    /// Files of the job's sockets.
+    renames: Renames,
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
+    /// Those of the frame.
+    terminals: Vec<Terminal>,
     /// When the image of the frozen job began to arrive.
     arrived: Option<Instant>,
 }
@@ -81,8 +87,10 @@ impl Mover {
             vessels: BTreeMap::new(),
             content_done: false,
             restoring: Vec::new(),
+            renames: Renames::default(),
             names: Default::default(),
             pty: None,
+            terminals: Vec::new(),
             arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
@@ -128,9 +136,11 @@ impl Mover {
                         outdated.kill();
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
-                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?;
-                    a.skeleton.insert(skeleton).settle()?;
+                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan)?);
+                    skeleton.settle()?;
+                    let relayed = plan.terminals.iter().position(|t| t.master.is_none());
+                    a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
+                    a.terminals = plan.terminals;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -258,7 +268,7 @@ impl Mover {
             paths.push(own);
         }
         let parcel = a.parcel.clone().context("no image")?;
-        a.restoring = self.begin(a, &parcel, &paths)?;
+        (a.restoring, a.renames) = self.begin(a, &parcel, &paths)?;
         Ok(())
     }
 
@@ -268,7 +278,7 @@ impl Mover {
         a: &mut Arriving,
         parcel: &Parcel,
         paths: &[Vec<String>],
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let image = &parcel.image;
@@ -287,9 +297,14 @@ impl Mover {
                 outfit.provide(object, vessel.try_clone()?.into());
             }
         }
+        outfit.provide_terminals(skeleton, image, &a.terminals)?;
         skeleton.make_ipc(&image.ipc, &image.processes)?;
         let restoring = outfit.equip(skeleton, &image.processes, paths, &self.vdso)?;
         skeleton.remove_segments(&image.ipc)?;
+        // Only the job's own descriptions of a slave keep it open.
+        if let Some(skeleton) = &mut a.skeleton {
+            skeleton.terminals.clear();
+        }
         Ok(restoring)
     }
 
@@ -308,8 +323,10 @@ impl Mover {
             let controlling = pty.is_some();
             let end = away.rebuild_on(state.clone(), pty)?;
             if controlling {
-                let foreground = parcel.image.processes.first().map_or(0, |p| p.ids.pgid);
-                skeleton.set_terminal(end.as_fd(), foreground)?;
+                let root = parcel.image.processes.first().context("no process")?.ids;
+                let terminal = parcel.image.terminals.iter().find(|t| t.master.is_none());
+                let foreground = terminal.and_then(|t| t.foreground).unwrap_or(root.pgid);
+                skeleton.set_terminal(root.sid, end.as_fd(), foreground)?;
             }
             ends.insert(state.stream, end);
         }
@@ -347,12 +364,9 @@ impl Mover {
         // The job's clock never goes back; the frame's was set when the plan was made.
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
+        let renames = std::mem::take(&mut a.renames);
+        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived })
     }
-}
-
-fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
-    pty.slave.as_fd()
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {

@@ -18,6 +18,7 @@ use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, PROTOCOL};
 use crate::migrate::preflight;
 use crate::migrate::resource::fd::lock::Lock;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::restore::NewThread;
 use crate::migrate::skeleton::{Skeleton, SkeletonError};
 use crate::migrate::transport::Link;
@@ -198,6 +199,8 @@ struct Prepared {
     /// As in [`Parcel`](crate::migrate::message::Parcel).
     annotations: Vec<(u32, i32, Vec<u8>)>,
     signals_taken: u64,
+    /// Files of the job's sockets.
+    renames: Renames,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
 }

@@ -16,12 +16,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 
 use crate::migrate::building::{object_of, shared_memory, shares, Build, Share};
-use crate::migrate::image::{FdImage, ProcessImage};
+use crate::migrate::image::{FdImage, JobImage, ProcessImage};
+use crate::migrate::resource::fd::pty::{self, PtyId};
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::Slot;
 use crate::migrate::resource::ipc::IpcImage;
 use crate::migrate::resource::memory::{Backing, MmImage, SharedObject};
 use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
+use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
 use crate::tracer::memory::{VmFlags, PAGE};
 
@@ -47,6 +50,40 @@ impl<'a> Outfit<'a> {
         self.provided.insert(object, fd);
     }
 
+    /// Terminals that were made with the frame (`made`), and what was opened as /dev/tty in
+    /// their sessions.
+    pub(super) fn provide_terminals(
+        &mut self,
+        skeleton: &Skeleton,
+        image: &JobImage,
+        made: &[Terminal],
+    ) -> Result<()> {
+        let mut sessions: BTreeMap<Option<PtyId>, i32> = BTreeMap::new();
+        for terminal in &image.terminals {
+            let object =
+                terminal.master.and_then(|o| Some((o, self.files.objects.get(o as usize)?)));
+            let Some((object, master)) = object else {
+                sessions.insert(None, terminal.sid);
+                continue;
+            };
+            sessions.insert(pty::id_of(master)?, terminal.sid);
+            let place = made.iter().position(|m| m.is_made_as(terminal));
+            let pair = place.and_then(|place| skeleton.terminals.get(&place));
+            let pair = pair.with_context(|| format!("no pty {} in the frame", terminal.number))?;
+            if let Some(group) = terminal.foreground {
+                skeleton.set_terminal(terminal.sid, pair.slave.as_fd(), group)?;
+            }
+            self.provide(object, pair.master.try_clone()?);
+        }
+        for (object, state) in (0..).zip(&self.files.objects) {
+            let Some((flags, id)) = pty::opened_by_name(state)? else { continue };
+            if let Some(sid) = sessions.get(&id) {
+                self.provided.insert(object, skeleton.open_terminal(*sid, flags)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Equips every process, and gives it its mappings. `paths` are the mapped files of each, as
     /// they are found here.
     pub(super) fn equip(
@@ -55,10 +92,11 @@ impl<'a> Outfit<'a> {
         processes: &[ProcessImage],
         paths: &[Vec<String>],
         vdso: &Vdso,
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let tables: Vec<&[Slot]> = processes.iter().map(|p| p.table.as_slice()).collect();
         self.make_common(processes)?;
         let mut restoring = Vec::with_capacity(processes.len());
+        let mut renames = Renames::default();
         let mut shares = shares(self.files, &tables);
         if let Some(first) = shares.first_mut() {
             let mapped = processes.iter().skip(1).flat_map(|p| self.mapped_only(p));
@@ -91,12 +129,15 @@ impl<'a> Outfit<'a> {
                 fds.push(self.made.get(object).context("an object that nobody has made")?.as_fd());
             }
             fds.extend(given.iter().map(|(_, fd)| fd.as_fd()));
-            let (built, made) = skeleton.build(n, &build, &fds)?;
+            let (mut built, made) = skeleton.build(n, &build, &fds)?;
+            if n == 0 {
+                renames = std::mem::take(&mut built.renames);
+            }
             self.made.extend(build.hand_out.iter().copied().zip(made));
             let place = skeleton.processes.get(n).context("a process of no frame")?;
             restoring.push(Restoring::begin(place.pid, process, &built, vdso)?);
         }
-        Ok(restoring)
+        Ok((restoring, renames))
     }
 
     /// Memory that a process maps and holds no descriptor of, while another one does: places among

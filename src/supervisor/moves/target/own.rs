@@ -106,7 +106,8 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { mut processes, skeleton, annotations, signals_taken, arrived } = prepared;
+        let Prepared { mut processes, skeleton, annotations, signals_taken, renames, arrived } =
+            prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -146,6 +147,9 @@ impl Mover {
         let waiting = self.forward.rest();
         self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
+        for e in renames.apply() {
+            tracing::error!("{e}");
+        }
         self.resume_all(&processes)?;
         let resumed = Instant::now();
         waiting.into_iter().for_each(|signal| self.signal_job(signal));
