@@ -16,6 +16,13 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+/* A process outside of the job: the parent, or pid 1 where that is outside of the namespace. */
+static pid_t outsider(void)
+{
+    pid_t parent = getppid();
+    return parent ? parent : 1;
+}
+
 static char path[256];
 static pid_t child;
 static int shared_memory = -1;
@@ -47,7 +54,7 @@ static void unix_socket(void)
 }
 static void other_socket(void) { may_lack(socket(AF_ALG, SOCK_SEQPACKET, 0), "no AF_ALG sockets"); }
 static void proc(void) { SYS(open("/proc/1/stat", O_RDONLY)); }
-static void pidfd(void) { SYS(syscall(SYS_pidfd_open, getppid(), 0)); }
+static void pidfd(void) { SYS(syscall(SYS_pidfd_open, outsider(), 0)); }
 static void namespace_fd(void) { SYS(open("/proc/self/ns/net", O_RDONLY)); }
 static void fanotify(void)
 {
@@ -91,7 +98,7 @@ static void async_owner(void)
 {
     int ends[2];
     SYS(pipe(ends));
-    SYS(fcntl(ends[0], F_SETOWN, getppid()));
+    SYS(fcntl(ends[0], F_SETOWN, outsider()));
 }
 static void pty_master(void) { SYS(posix_openpt(O_RDWR | O_NOCTTY)); }
 static void device(void)

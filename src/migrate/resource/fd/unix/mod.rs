@@ -249,9 +249,7 @@ impl<'a> Looked<'a> {
         self.examine_links(&strange)?;
         self.examine_backlog()?;
         self.examine_always(cx)?;
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLPRI)];
-        poll(&mut fds, PollTimeout::ZERO).map_err(|e| self.view.failed("poll")(e.into()))?;
-        if fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLPRI)) {
+        if queue::has_urgent(self.fd.as_fd()).map_err(self.view.failed("poll"))? {
             return Err(self.refuse("VOS-UNIX-QUEUE", "out-of-band data waits in it (MSG_OOB)"));
         }
         if self.hides_messages().map_err(self.view.failed("count what waits in it, the queue"))? {

@@ -44,7 +44,7 @@ pub struct Peeked {
 /// # Errors
 /// What the kernel refuses.
 pub fn peek(fd: BorrowedFd, kind: i32, unread: u32) -> io::Result<Vec<Peeked>> {
-    let events = events(fd)?;
+    let events = events(fd, PollFlags::POLLIN)?;
     // A read would take an error that waits, a stream's only when there is nothing else.
     let error = events.contains(PollFlags::POLLERR) && (kind != libc::SOCK_STREAM || unread == 0);
     if error || unread == 0 && !events.contains(PollFlags::POLLIN) {
@@ -52,13 +52,13 @@ pub fn peek(fd: BorrowedFd, kind: i32, unread: u32) -> io::Result<Vec<Peeked>> {
     }
     let _changed = Changed::options(fd.as_raw_fd())?;
     match kind {
-        libc::SOCK_STREAM => stream(fd.as_raw_fd(), unread as usize),
+        libc::SOCK_STREAM => stream(fd, unread as usize),
         _ => messages(fd.as_raw_fd(), (unread as usize).max(1 << 16)),
     }
 }
 
-fn events(fd: BorrowedFd) -> io::Result<PollFlags> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+fn events(fd: BorrowedFd, asked: PollFlags) -> io::Result<PollFlags> {
+    let mut fds = [PollFd::new(fd, asked)];
     poll(&mut fds, PollTimeout::ZERO)?;
     Ok(fds[0].revents().unwrap_or(PollFlags::empty()))
 }
@@ -105,13 +105,19 @@ fn seek(fd: RawFd, offset: usize) -> io::Result<()> {
 }
 
 /// Runs of bytes of one sender; descriptors come with the first byte of a run.
-fn stream(fd: RawFd, unread: usize) -> io::Result<Vec<Peeked>> {
+fn stream(socket: BorrowedFd, unread: usize) -> io::Result<Vec<Peeked>> {
+    let fd = socket.as_raw_fd();
     let mut all = Vec::new();
     let mut at = 0;
     while at < unread {
-        let (mut piece, _) = look(fd, at, unread - at)?
-            .filter(|(piece, _)| !piece.bytes.is_empty())
-            .ok_or_else(|| io::Error::other("it tells more bytes than it shows"))?;
+        let seen = look(fd, at, unread - at)?.filter(|(piece, _)| !piece.bytes.is_empty());
+        let Some((mut piece, _)) = seen else {
+            match has_urgent(socket)? {
+                // Refused where the socket is examined.
+                true => return Ok(all),
+                false => return Err(io::Error::other("it tells more bytes than it shows")),
+            }
+        };
         if !piece.rights.is_empty() {
             let before = bytes_before_rights(fd, at, piece.bytes.len())?;
             if before > 0 {
@@ -123,6 +129,14 @@ fn stream(fd: RawFd, unread: usize) -> io::Result<Vec<Peeked>> {
         all.push(piece);
     }
     Ok(all)
+}
+
+/// Does out-of-band data wait in it (MSG_OOB)?
+///
+/// # Errors
+/// That of poll(2).
+pub fn has_urgent(fd: BorrowedFd) -> io::Result<bool> {
+    Ok(events(fd, PollFlags::POLLPRI)?.contains(PollFlags::POLLPRI))
 }
 
 /// A look ends with the write that brings descriptors, however short it is, and begins before. That
