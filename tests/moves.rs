@@ -653,10 +653,11 @@ fn foreign_segment(who: Who, worker: &mut Worker) -> Result<()> {
     let hosts = worker.hosts(who)?;
     let key = 0x5a0_0000 + std::process::id();
     let program = || anyhow::Ok(guest("sysv_foreign").program()?.args([key]));
-    let mut outside = Job::start(hosts, Start::Native, program()?)?;
     let mut job = Job::start(hosts, Start::Launched, program()?)?;
-    outside.await_ready()?;
     job.await_ready()?;
+    // When it ends, nothing that was started later may be left.
+    let mut outside = Job::start(hosts, Start::Native, program()?)?;
+    outside.await_ready()?;
     for command in ["check", "migrate"] {
         let done = hosts.run(0, &[command, &job.name, "--to", "b", "--json"])?;
         anyhow::ensure!(done.code() == 10, "{command}: exit {}: {}", done.code(), done.stdout);

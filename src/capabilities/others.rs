@@ -52,6 +52,12 @@ pub const ROWS: &[Capability] = &[
     ),
     Capability::moves(Ipc, "sysv-sem", "System V semaphores"),
     Capability::moves(Ipc, "sysv-msg", "System V message queues"),
+    Capability::refused(
+        Ipc,
+        "sysv-outside",
+        "objects of System V IPC that processes outside of the job use",
+        "VOS-SYSV",
+    ),
     Capability::moves(Signals, "signal-mask", "signal masks"),
     Capability::moves(Signals, "traps", "SIGTRAP as the program's own signal"),
     Capability::moves(Time, "sleeping", "sleeping calls, with the time that is left"),

@@ -55,7 +55,23 @@ impl FdKind for MQueue {
     }
 
     fn capabilities(&self) -> &'static [Capability] {
-        const { &[Capability::moves(Ipc, "posix-mq", "POSIX message queues")] }
+        const {
+            &[
+                Capability::moves(Ipc, "posix-mq", "POSIX message queues"),
+                Capability::refused(
+                    Ipc,
+                    "posix-mq-outside",
+                    "POSIX message queues that processes outside of the job have open",
+                    "VOS-MQUEUE",
+                ),
+                Capability::refused(
+                    Ipc,
+                    "posix-mq-notify",
+                    "POSIX message queues that notify a process (mq_notify(3))",
+                    "VOS-MQ-NOTIFY",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {
@@ -208,7 +224,9 @@ pub fn unlink_queue(name: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{refusal, Here, Restored};
+    use std::process::{Command, Stdio};
+
+    use super::super::testing::{Here, Restored};
     use super::*;
 
     fn name(of: &str) -> Vec<u8> {
@@ -239,13 +257,41 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_is_refused_and_stays() {
+    fn a_notification_is_refused() {
         let name = name("notify");
         let queue = File::from(raw::mq_create(&name, 0o600, 2, 8).expect("mq_open"));
         raw::mq_unlink(&name).expect("mq_unlink");
-        raw::mq_notify_none(queue.as_raw_fd(), true).expect("mq_notify");
-        assert_eq!(refusal(&queue), "VOS-MQ-NOTIFY");
-        raw::mq_notify_none(queue.as_raw_fd(), false).expect("mq_notify");
+        let here = Here::of(&[&queue]);
+        let view = here.view(&queue);
+        // A registration ends when its process closes a descriptor of the queue (ipc/mqueue.c,
+        // mqueue_flush_file), as each look does: here one process does both.
+        raw::mq_notify_none(queue.as_raw_fd()).expect("mq_notify");
+        let found = MQueue.check(&view, &here);
+        raw::mq_notify_none(queue.as_raw_fd()).expect("mq_notify");
+        match MQueue.capture(&view, &here) {
+            Err(FdError::Refused(finding)) => {
+                assert_eq!(finding.code, "VOS-MQ-NOTIFY");
+                assert_eq!(found, [*finding]);
+            }
+            other => panic!("{other:?}"),
+        }
+        here.capture(&queue);
+    }
+
+    #[test]
+    fn a_holder_outside_is_found() {
+        let name = name("outside");
+        let queue = File::from(raw::mq_create(&name, 0o600, 2, 8).expect("mq_open"));
+        raw::mq_unlink(&name).expect("mq_unlink");
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(queue.try_clone().expect("dup")))
+            .spawn()
+            .expect("cat");
+        let found = Here::of(&[&queue]).refusal(&queue);
+        drop(child.stdin.take());
+        child.wait().expect("wait");
+        assert_eq!(found, "VOS-MQUEUE");
         Here::of(&[&queue]).capture(&queue);
     }
 }

@@ -565,17 +565,16 @@ pub fn mq_send(fd: RawFd, text: &[u8], priority: u32) -> io::Result<()> {
     .map(drop)
 }
 
-/// mq_notify(3) with SIGEV_NONE, or an end to that.
+/// mq_notify(3) with SIGEV_NONE.
 ///
 /// # Errors
 /// `EBUSY` when another process is registered.
 #[cfg(test)]
-pub fn mq_notify_none(fd: RawFd, on: bool) -> io::Result<()> {
+pub fn mq_notify_none(fd: RawFd) -> io::Result<()> {
     // SAFETY: the structure is plain data and lives through the call.
     unsafe {
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_NONE;
-        let at = if on { &raw const event } else { std::ptr::null() };
-        check(libc::syscall(libc::SYS_mq_notify, fd, at)).map(drop)
+        check(libc::syscall(libc::SYS_mq_notify, fd, &raw const event)).map(drop)
     }
 }
