@@ -12,7 +12,6 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/prctl.h>
-#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -25,7 +24,6 @@ static pid_t outsider(void)
 
 static char path[256];
 static pid_t child;
-static int shared_memory = -1;
 
 static int new_file(const char *suffix)
 {
