@@ -20,6 +20,7 @@ use nix::unistd::{getpgid, Pid};
 use serde::{Deserialize, Serialize};
 
 use super::files::Files;
+use super::gone;
 use super::resource::creds::User;
 use super::resource::fd::pty::raw::{query, Query};
 use super::resource::fd::{is_terminal, pty, CaptureCx, FdError, FdView};
@@ -59,7 +60,11 @@ pub fn of(files: &Files, root: i32) -> Result<Vec<Terminal>, FdError> {
     let mut found = Vec::new();
     for (object, view, (_, number)) in pty::masters(&files.views.objects) {
         let tried = |source| FdError::Io { what: format!("ask {}", view.object()), source };
-        let master = files.dup(view).map_err(tried)?;
+        let master = match files.dup(view) {
+            // The job may run: it has closed that one, or the process has ended.
+            Err(e) if gone::is_closed(&e) => continue,
+            other => other.map_err(tried)?,
+        };
         let session = match query(master.as_fd(), Query::Session) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => continue,
             other => other.map_err(tried)?,
@@ -172,4 +177,27 @@ fn make_one(
     // As far as we may: then it has our number already.
     let _ = std::os::unix::fs::fchown(&pair.slave, Some(user.uid), None);
     Ok(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_master_whose_process_has_ended_has_no_terminal() {
+        let pair = PtyPair::open().expect("pty");
+        let mut child = Command::new("cat")
+            .stdin(Stdio::from(pair.master.try_clone().expect("dup")))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cat");
+        let pid = i32::try_from(child.id()).expect("pid");
+        let files = Files::read(&[pid], |_, _| None).expect("files");
+        assert_eq!(pty::masters(&files.views.objects).count(), 1);
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert_eq!(of(&files, pid).expect("terminals"), []);
+    }
 }
