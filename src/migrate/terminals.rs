@@ -61,7 +61,7 @@ pub fn of(files: &Files, root: i32) -> Result<Vec<Terminal>, FdError> {
     for (object, view, (_, number)) in pty::masters(&files.views.objects) {
         let tried = |source| FdError::Io { what: format!("ask {}", view.object()), source };
         let master = match files.dup(view) {
-            // The job may run: it has closed that one, or the process has ended.
+            // A running program has closed it meanwhile.
             Err(e) if gone::is_closed(&e) => continue,
             other => other.map_err(tried)?,
         };

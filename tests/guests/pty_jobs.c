@@ -28,6 +28,8 @@ __attribute__((noreturn)) static void answer(char name)
     SYS(sigaction(SIGINT, &act, NULL));
     while (!interrupted) {
         ssize_t n = read(0, line, sizeof(line));
+        if (n == 0 || (n < 0 && errno != EINTR))
+            _exit(6); /* the terminal is gone */
         if (n > 0) {
             int len = snprintf(text, sizeof(text), "%c:%.*s", name, (int)n, line);
             SYS(write(1, text, (size_t)len));

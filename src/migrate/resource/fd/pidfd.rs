@@ -94,7 +94,9 @@ fn number(view: &FdView, name: &str) -> Option<i32> {
 /// Is it a process or thread of the job, or one that waits to be reaped there?
 fn is_member(pid: i32, job_pids: &[i32]) -> bool {
     let Ok(view) = View::read_process(pid) else { return false };
-    job_pids.contains(&(view.number("Tgid:") as i32))
+    // One that the job has made just now is traced before the supervisor has heard of it.
+    super::pipe::is_traced_here(pid)
+        || job_pids.contains(&(view.number("Tgid:") as i32))
         || (is_zombie(pid) && job_pids.contains(&(view.number("PPid:") as i32)))
 }
 

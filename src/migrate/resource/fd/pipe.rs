@@ -22,6 +22,7 @@ use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Res
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::control::Finding;
+use crate::migrate::resource::View;
 
 pub(super) const NAME: &str = "pipe";
 
@@ -296,6 +297,12 @@ pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<boo
     Ok(found)
 }
 
+/// Is this process the tracer of that one?
+pub(super) fn is_traced_here(pid: i32) -> bool {
+    let own = u64::from(std::process::id());
+    View::read_process(pid).is_ok_and(|view| view.number("TracerPid:") == own)
+}
+
 /// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to
 /// `visit`, until that says "enough".
 pub(super) fn each_link(
@@ -305,7 +312,8 @@ pub(super) fn each_link(
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        if pid.is_none_or(|pid| job_pids.contains(&pid)) {
+        // One that the job has made just now is traced before the supervisor has heard of it.
+        if pid.is_none_or(|pid| job_pids.contains(&pid) || is_traced_here(pid)) {
             continue;
         }
         let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
