@@ -243,9 +243,14 @@ pub const CODES: &[Code] = &[
         text: "A descriptor of fsopen(2) or fspick(2) is open. It configures a file system of this machine.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
+        code: "VOS-MQ-NOTIFY",
+        title: "a notification of messages",
+        text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)). The kernel does not show with which value.\nWay out: let the program wait in mq_receive(3) or poll(2) instead, or move it when the notification has come.",
+    },
+    Code {
         code: "VOS-MQUEUE",
-        title: "a POSIX message queue",
-        text: "The queue belongs to the IPC namespace of this machine, and other programs may use it.\nWay out: let the program close the queue, or let it finish here.",
+        title: "a POSIX message queue that stays here",
+        text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-NETLINK",
@@ -340,7 +345,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-SYSV",
         title: "System V shared memory, semaphores or queues",
-        text: "The job is attached to IPC objects that processes outside the job can use too. They have no owner that could take them along.\nWay out: let the program detach them, or use memory-mapped files or POSIX shared memory instead.",
+        text: "Segments, semaphore sets and message queues move with a job that has them alone. This one is used by a process outside of the job too, which would be left without it; or what the job has of it cannot be asked: the sentence says which.\nWay out: run all that use it in one job, let the program give it up, or let it finish here."
     },
     Code {
         code: "VOS-TARGET",

@@ -223,6 +223,10 @@ fn make(
     }
     making.make(&build.hand_out, &build.carried, &mut cx).map_err(text)?;
     hand_out(build, &making, control)?;
+    for (index, object) in mapped_only(build) {
+        let fd = making.get(object).and_then(|fd| making.lift_copy(fd)).map_err(text)?;
+        memory.entry(index).or_insert(fd);
+    }
     making.place().map_err(text)?;
     making.finish(&build.finish).map_err(text)?;
     let renames = making.take_renames();
@@ -230,6 +234,23 @@ fn make(
     let keep: Vec<RawFd> = kept.chain([control.as_raw_fd()]).collect();
     making.close_others(&keep).map_err(text)?;
     Ok(Built { renames, ..for_mappings(build, &memory)? })
+}
+
+/// Memory that this process maps and holds no descriptor of, while another one does: places in
+/// `build.shared`, and the objects.
+fn mapped_only(build: &Build) -> impl Iterator<Item = (usize, u32)> + '_ {
+    build.shared.iter().enumerate().filter_map(|(index, memory)| {
+        let object = object_of(&build.identities, memory)?;
+        let handed = build.hand_out.contains(&object);
+        (handed && build.table.iter().all(|slot| slot.object != object)).then_some((index, object))
+    })
+}
+
+/// The description of this memory, if there is one.
+#[must_use]
+pub fn object_of(identities: &[(u64, u64)], memory: &SharedObject) -> Option<u32> {
+    let at = identities.iter().position(|id| *id == (memory.dev, memory.ino));
+    at.map(|at| at as u32)
 }
 
 /// Asks for the descriptors that did not come with the first message.
@@ -287,11 +308,13 @@ fn for_mappings(
     built.exe = open(&build.exe, false)?;
     for (index, memory) in build.shared.iter().enumerate() {
         let name = &memory.name;
-        let object = build.identities.iter().position(|id| *id == (memory.dev, memory.ino));
-        let slot = build.table.iter().find(|s| Some(s.object as usize) == object);
+        let object = object_of(&build.identities, memory);
+        let slot = build.table.iter().find(|s| Some(s.object) == object);
         let held = given.get(&index).map(AsRawFd::as_raw_fd).or(slot.map(|slot| slot.fd));
         built.shared.push(match held {
             Some(fd) => for_writing(fd)?,
+            // Attached, not mapped.
+            None if memory.segment.is_some() => -1,
             // Its content is not with the pages.
             None if memory.held => return Err(format!("memory {name}: held elsewhere")),
             None => shared_memory(name, memory.size)
@@ -568,7 +591,7 @@ mod tests {
 
     fn memory(name: &str, held: bool) -> SharedObject {
         let name = name.to_owned();
-        SharedObject { dev: 1, ino: 2, name, size: 8192, anonymous: true, held }
+        SharedObject { dev: 1, ino: 2, name, size: 8192, anonymous: true, held, segment: None }
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::io;
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
+use super::raw::{compare_tasks, Shared};
 use super::resource::fd::Slot;
+use super::resource::ipc::choose::refusal;
+use super::resource::ipc::undo::{self, Undo};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::signals;
@@ -31,7 +34,8 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 }
 
 /// Captures everything of a process but the pages of its memory. `table` are its descriptors,
-/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze.
+/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze, `sets`
+/// the job's semaphores.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
@@ -42,6 +46,7 @@ pub fn capture(
     identities: &[(u64, u64)],
     scheduler_now: &settle::SchedulerClocks,
     running: &Running,
+    sets: &[undo::Asked],
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
     let mut memory = memory::capture(pid, 0, identities)?;
@@ -52,8 +57,9 @@ pub fn capture(
         asked.view.opened = frozen.opened;
         threads.push(asked);
     }
+    let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
     let near = Near::stay();
-    let outcome = ask(&mut threads, insn, near.as_ref());
+    let outcome = ask(&mut threads, insn, near.as_ref(), sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
     drop(near);
     for thread in &mut frozen.threads {
@@ -62,7 +68,7 @@ pub fn capture(
             thread.stop = Stop::Interrupt;
         }
     }
-    let (brk, parts, overdue) = outcome?;
+    let ((brk, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = brk;
     let leader = &threads[0].view;
@@ -78,6 +84,7 @@ pub fn capture(
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
+        undo,
     };
     timers::join(&mut image, &overdue)?;
     Ok(image)
@@ -269,17 +276,48 @@ fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
     Ok(())
 }
 
+/// May the process have operations of semop(2) to undo? All its threads must have them in common:
+/// that is how they are restored.
+fn may_undo(frozen: &FrozenProcess) -> Result<bool, PartError> {
+    let failed = || io_error(format!("kcmp with process {}", frozen.pid));
+    let leader = undo::may_have(frozen.pid).map_err(failed())?;
+    for thread in &frozen.threads {
+        let same = compare_tasks(frozen.pid, thread.tid, Shared::Undo).map_err(failed())?;
+        if same != std::cmp::Ordering::Equal && undo::may_have(thread.tid).map_err(failed())? {
+            let cause = "one of its threads undoes semaphore operations by itself (semop(2))";
+            return Err(not_known(frozen.pid, cause));
+        }
+    }
+    Ok(leader)
+}
+
+fn not_known(pid: i32, cause: &str) -> PartError {
+    PartError::Refused(Box::new(refusal(&format!("process {pid}"), cause)))
+}
+
 /// brk, the process's parts, and its timers whose signals are pending.
 type Answers = (u64, Vec<PartState>, Overdue);
 
-/// Asks all threads.
-fn ask(threads: &mut [Asked], insn: u64, near: Option<&Near>) -> Result<Answers, PartError> {
+/// Asks all threads. Gives their answers, and what the process is to undo.
+fn ask(
+    threads: &mut [Asked],
+    insn: u64,
+    near: Option<&Near>,
+    sets: &[undo::Asked],
+) -> Result<(Answers, Vec<Undo>), PartError> {
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    let asked = ask_until_settled(threads, &stub, near);
+    // What expires during these questions is seen by those that follow.
+    let asked = ask_undo(&mut threads[0], &stub, sets)
+        .and_then(|undo| Ok((ask_until_settled(threads, &stub, near)?, undo)));
     let unmapped = unmap(threads[0].remote()?, insn, &stub);
     let asked = asked?;
     unmapped?;
     Ok(asked)
+}
+
+fn ask_undo(leader: &mut Asked, stub: &Stub, sets: &[undo::Asked]) -> Result<Vec<Undo>, PartError> {
+    let pid = leader.view.job_pid;
+    undo::ask(leader.remote()?, stub, sets).map_err(|e| not_known(pid, &e.to_string()))
 }
 
 /// Timers go on meanwhile, so all is asked again when one has expired in the middle.

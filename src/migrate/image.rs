@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::resource::fd;
+use super::resource::ipc::undo::Undo;
+use super::resource::ipc::IpcImage;
 use super::resource::memory::MmImage;
 use super::resource::registers::Registers;
 use super::resource::PartState;
@@ -22,7 +24,7 @@ use crate::control::MoveReport;
 use crate::ids::JobId;
 
 /// Version of [`JobImage`]; nodes of other versions refuse each other.
-pub const IMAGE_VERSION: u32 = 2;
+pub const IMAGE_VERSION: u32 = 3;
 
 /// A whole frozen job, without the pages of its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +42,8 @@ pub struct JobImage {
     pub zombies: Vec<Zombie>,
     /// Controlling terminals of sessions.
     pub terminals: Vec<Terminal>,
+    /// Objects of System V IPC.
+    pub ipc: IpcImage,
 }
 
 impl JobImage {
@@ -105,6 +109,8 @@ pub struct ProcessImage {
     pub threads: Vec<ThreadImage>,
     /// Stopped by this job-control signal.
     pub stopped: Option<i32>,
+    /// What its SEM_UNDO operations have added up to (semop(2)).
+    pub undo: Vec<Undo>,
 }
 
 impl ProcessImage {

@@ -9,7 +9,7 @@
 //!        ◄────────────────────── Prepared  the new process waits for its memory
 //! Image ───────────────────────────────►   job frozen
 //!        ◄─────── Unknown files, if any
-//! Bulk…, Pages…, PagesEnd ─────────────►
+//! Bulk…, Pages/Same…, PagesEnd───────────►
 //!        ◄───────────────────────── Ready
 //! Commit ──────────────────────────────►
 //!        ◄────────────────────────── Done
@@ -32,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,6 +78,12 @@ pub enum Msg {
     /// Source: pages of these ranges of a process (payload), by its index in the image.
     Pages {
         process: u32,
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Source: these ranges of a process are as in process `from`, whose pages have come.
+    Same {
+        process: u32,
+        from: u32,
         ranges: Vec<(u64, u64)>,
     },
     PagesEnd,

@@ -18,6 +18,7 @@ pub mod raw;
 pub mod resource;
 pub mod restore;
 pub mod settle;
+pub mod sharing;
 pub mod skeleton;
 pub mod terminals;
 pub mod transport;

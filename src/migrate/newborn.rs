@@ -18,6 +18,7 @@ use nix::unistd::{setpgid, setsid, Pid};
 use super::image::Clocks;
 use super::resource::creds::User;
 use super::resource::fd::unix::{Cred, Deed};
+use super::resource::ipc::steps;
 use super::skeleton::{coarse_tick, offsets, pair, receive, send, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
 use super::{building, raw, terminals};
@@ -157,7 +158,11 @@ pub(super) fn probe(user: User) -> ! {
 /// New namespaces: with the privilege to make them directly where there is one, else within a
 /// user namespace in which this node's user is the job's.
 fn unshare(user: User) -> io::Result<()> {
-    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | raw::CLONE_NEWTIME;
+    let flags = libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | raw::CLONE_NEWTIME;
     if user.is_givable() {
         match raw::unshare(flags) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
@@ -447,6 +452,7 @@ fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
             ("setpgid", joined.map_err(io::Error::from))
         }
         Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
+        Request::Ipc(all) => ("IPC", steps::perform(&all).map_err(io::Error::other)),
         Request::Act(by, deed) => return act(control, by, &deed, fds),
         Request::Build(_) | Request::More | Request::Acted(_) | Request::End(_) => return,
     };

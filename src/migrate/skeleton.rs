@@ -1,7 +1,7 @@
 //! The new processes before they get their old memory: namespaces, pids, sessions, groups.
 //!
 //! ```text
-//! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, mount; offsets, name,
+//! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, ipc, mount; offsets, name,
 //!                    │   controlling terminals
 //!                    └─► I   pid 1: mounts proc, reaps; leads what pid 1 led before
 //!                        └─► L   stands in for the session leader   (pid = sid)
@@ -32,9 +32,12 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::building::{self, Build, Built};
-use super::image::{Clocks, Ids};
+use super::image::{Clocks, Ids, ProcessImage};
 use super::resource::creds::User;
 use super::resource::fd::unix::{Cred, Deed};
+use super::resource::ipc::steps::{self, Step};
+use super::resource::ipc::undo::Undo;
+use super::resource::ipc::IpcImage;
 use super::terminals::Terminal;
 use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw};
@@ -163,6 +166,8 @@ pub(super) enum Request {
     Reap(Vec<i32>),
     /// End with this wait status.
     End(i32),
+    /// Make objects of System V IPC.
+    Ipc(Vec<Step>),
     Build(Box<Build>),
     /// As [`Word::Act`].
     Act(Cred, Deed),
@@ -391,6 +396,38 @@ impl Skeleton {
         let leader = self.frame.tree.nodes.iter().position(|n| n.pid == sid);
         let gone = || SkeletonError::Step(format!("the leader of session {sid} is not there"));
         leader.and_then(|node| self.at(node)).ok_or_else(gone)
+    }
+
+    /// Makes the objects of System V IPC. After [`Skeleton::settle`] and before
+    /// [`Skeleton::build`].
+    ///
+    /// # Errors
+    /// The object that could not be made, in words.
+    pub fn make_ipc(&self, ipc: &IpcImage, processes: &[ProcessImage]) -> Result<()> {
+        let undo: Vec<(i32, Undo)> =
+            processes.iter().flat_map(|p| p.undo.iter().map(|undo| (p.ids.pid, *undo))).collect();
+        let find = |pid: i32| self.processes.iter().find(|process| process.job_pid == pid);
+        for (doer, all) in steps::plan(ipc, &undo, |pid| find(pid).is_some()) {
+            let process = match doer {
+                Some(pid) => find(pid),
+                None => self.at(0),
+            };
+            let process = process
+                .ok_or_else(|| SkeletonError::Step("no process that makes IPC objects".into()))?;
+            ask(process, &Request::Ipc(all), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Marks the segments for removal that were marked so. All that attach them have done so.
+    ///
+    /// # Errors
+    /// When one cannot be marked.
+    pub fn remove_segments(&self, ipc: &IpcImage) -> Result<()> {
+        let removed = ipc.segments.iter().filter(|segment| segment.is_removed());
+        let steps: Vec<Step> = removed.map(|segment| Step::Remove(segment.perm.id)).collect();
+        let init = self.at(0).filter(|_| !steps.is_empty());
+        init.map_or(Ok(()), |init| ask(init, &Request::Ipc(steps), &[]))
     }
 
     /// A process of the tree that has a socket.

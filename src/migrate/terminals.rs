@@ -178,3 +178,26 @@ fn make_one(
     let _ = std::os::unix::fs::fchown(&pair.slave, Some(user.uid), None);
     Ok(pair)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_master_whose_process_has_ended_has_no_terminal() {
+        let pair = PtyPair::open().expect("pty");
+        let mut child = Command::new("cat")
+            .stdin(Stdio::from(pair.master.try_clone().expect("dup")))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cat");
+        let pid = i32::try_from(child.id()).expect("pid");
+        let files = Files::read(&[pid], |_, _| None).expect("files");
+        assert_eq!(pty::masters(&files.views.objects).count(), 1);
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert_eq!(of(&files, pid).expect("terminals"), []);
+    }
+}

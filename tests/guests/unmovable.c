@@ -12,7 +12,6 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/prctl.h>
-#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -25,7 +24,6 @@ static pid_t outsider(void)
 
 static char path[256];
 static pid_t child;
-static int shared_memory = -1;
 
 static int new_file(const char *suffix)
 {
@@ -81,13 +79,6 @@ static void bpf(void)
 static void userfaultfd(void) { may_lack(syscall(SYS_userfaultfd, 1), "no userfaultfd"); }
 static void secretmem(void) { may_lack(syscall(SYS_memfd_secret, 0), "no memfd_secret"); }
 static void kvm(void) { may_lack(open("/dev/kvm", O_RDWR), "no /dev/kvm"); }
-static void mqueue(void)
-{
-    char name[32];
-    snprintf(name, sizeof(name), "unmovable-%d", (int)getpid());
-    may_lack(syscall(SYS_mq_open, name, O_RDWR | O_CREAT, 0600, NULL), "no message queues");
-    SYS(syscall(SYS_mq_unlink, name));
-}
 static void landlock(void)
 {
     uint64_t attr = 1;
@@ -174,12 +165,6 @@ static void start_child(int flags)
 }
 static void clone_shared(void) { start_child(CLONE_VM); }
 static void untraced(void) { start_child(CLONE_UNTRACED); }
-static void sysv_shm(void)
-{
-    shared_memory = SYS(shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600));
-    SYS(shmat(shared_memory, NULL, 0));
-    SYS(shmctl(shared_memory, IPC_RMID, NULL));
-}
 static void mem_hugetlb(void)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE;
@@ -242,13 +227,13 @@ static const struct {
     {"socket-other", other_socket}, {"proc-outside", proc}, {"pidfd-outside", pidfd},
     {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
     {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},
-    {"kvm", kvm}, {"posix-mq", mqueue}, {"landlock", landlock},
+    {"kvm", kvm}, {"landlock", landlock},
     {"lease-write", lease},
     {"async-outside", async_owner}, {"pty-master", pty_master}, {"devices", device},
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
-    {"clone-shared", clone_shared}, {"untraced", untraced}, {"sysv-shm", sysv_shm},
+    {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
     {"aio", aio}, {"mem-outside", mem_outside},
 };

@@ -56,13 +56,11 @@ const HELD: &[&str] = &[
     "netlink",
     "perf",
     "pidfd-outside",
-    "posix-mq",
     "proc-outside",
     "pty-master",
     "seccomp",
     "secretmem",
     "socket-other",
-    "sysv-shm",
     "tcp",
     "udp",
     "unix",
@@ -83,6 +81,9 @@ const UNITS: &[(&str, &str)] = &[
     ("mem-device", "src/migrate/resource/memory.rs"),
     ("mem-shadow-stack", "src/migrate/resource/memory.rs"),
     ("mem-uprobe", "src/migrate/resource/memory.rs"),
+    ("posix-mq-notify", "src/migrate/resource/fd/mqueue.rs"),
+    ("posix-mq-outside", "src/migrate/resource/fd/mqueue.rs"),
+    ("sysv-outside", "src/migrate/resource/ipc/choose.rs"),
     ("unix-peer", "src/migrate/resource/fd/unix/tests.rs"),
 ];
 

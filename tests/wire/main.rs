@@ -15,6 +15,8 @@ use vosrun::migrate::image::{
 use vosrun::migrate::message::{Failure, Hello, Msg, Parcel, Verdict, PROTOCOL};
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::{by_name, BulkId, Object, Slot};
+use vosrun::migrate::resource::ipc::undo::Undo;
+use vosrun::migrate::resource::ipc::{IpcImage, Perm, Queue, Segment, Set};
 use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
@@ -88,12 +90,29 @@ fn memory() -> MmImage {
             size: 8192,
             anonymous: true,
             held: false,
+            segment: None,
         }],
         layout: Layout::default(),
         auxv: vec![3; 320],
         exe: 0,
         vdso: vec![0x7f; 4096],
         data: vec![(0x50_0000, 0x50_2000)],
+    }
+}
+
+fn ipc() -> IpcImage {
+    let perm = Perm { key: 5, id: 4, mode: 0o600, uid: 1, gid: 2, cuid: 3, cgid: 4 };
+    let content = vec![(4096, vec![8; 100])];
+    IpcImage {
+        segments: vec![Segment { perm, size: 8192, creator: 4711, content }],
+        sets: vec![Set { perm, values: vec![1, 2], pids: vec![4711, 0] }],
+        queues: vec![Queue {
+            perm,
+            room: 16384,
+            sender: 4711,
+            receiver: 0,
+            messages: vec![(1, vec![7; 30])],
+        }],
     }
 }
 
@@ -115,6 +134,7 @@ fn parcel() -> Parcel {
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
+        undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {
         ids: Ids { pid: 4713, ppid: 4711, ..ids() },
@@ -137,6 +157,7 @@ fn parcel() -> Parcel {
             },
             processes: vec![process, child],
             zombies: vec![zombie],
+            ipc: ipc(),
             terminals: Vec::new(),
         },
         relays: vec![AwayState { stream: 1, end }],

@@ -10,6 +10,7 @@
 pub mod attributes;
 pub mod creds;
 pub mod fd;
+pub mod ipc;
 pub mod itimers;
 pub mod limits;
 pub mod memory;

@@ -31,6 +31,7 @@ mod inotify;
 mod kernel_file;
 pub mod lock;
 mod memfd;
+pub mod mqueue;
 mod opath;
 mod owner;
 mod pidfd;
@@ -135,6 +136,7 @@ pub trait RestoreCx {
 pub struct Shared {
     /// By st_dev and st_ino of the source.
     pipes: HashMap<(u64, u64), pipe::Ends>,
+    queues: mqueue::Queues,
     ptys: pty::Ptys,
 }
 
@@ -234,6 +236,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &refused::Special,
     &opath::OPath,
     &memfd::MemFd,
+    &mqueue::MQueue,
     &regular::Regular,
     &deleted::Deleted,
     &directory::Directory,

@@ -280,14 +280,31 @@ pub fn outside_holders(kind: &str, inodes: &[u64], job_pids: &[i32]) -> io::Resu
     Ok(found)
 }
 
+/// Has a process outside of the job this file open? This process does not count.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::process::id() as i32;
+    let known: Vec<i32> = job_pids.iter().copied().chain([own]).collect();
+    let mut found = false;
+    each_link(&known, |fd, link| {
+        let same = |m: fs::Metadata| (m.dev(), m.ino()) == (view.dev, view.ino);
+        found |= link.to_str() == Some(&view.link) && fs::metadata(fd).is_ok_and(same);
+        found
+    })?;
+    Ok(found)
+}
+
 /// Is this process the tracer of that one?
 pub(super) fn is_traced_here(pid: i32) -> bool {
     let own = u64::from(std::process::id());
     View::read_process(pid).is_ok_and(|view| view.number("TracerPid:") == own)
 }
 
-/// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to `visit`, until
-/// that says "enough".
+/// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to
+/// `visit`, until that says "enough".
 pub(super) fn each_link(
     job_pids: &[i32],
     mut visit: impl FnMut(&Path, &Path) -> bool,

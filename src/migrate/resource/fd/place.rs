@@ -77,6 +77,15 @@ impl<'a> Making<'a> {
         lift(fd, self.base)
     }
 
+    /// A copy of a descriptor, out of the way of the table.
+    ///
+    /// # Errors
+    /// When the kernel has none to spare.
+    pub fn lift_copy(&self, fd: BorrowedFd) -> Result<OwnedFd, FdError> {
+        let copy = fd.try_clone_to_owned().map_err(failed("duplicate a descriptor"))?;
+        self.lift(copy)
+    }
+
     /// Takes an object that another process of the job has made.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! Descriptors are plain numbers here: the callers work on numbers of a job.
 
 use std::cmp::Ordering;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -486,4 +486,95 @@ pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), 
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     let text = std::fs::read_to_string(complaints).unwrap_or_default();
     assert_eq!((status, text.as_str()), (0, ""));
+}
+
+/// mq_open(3) of a new queue, close-on-exec and not blocking; `name` with its slash.
+///
+/// # Errors
+/// `EINVAL` above the limits of mq_overview(7), `EMFILE` above RLIMIT_MSGQUEUE.
+pub fn mq_create(name: &[u8], mode: u32, most: i64, size: i64) -> io::Result<OwnedFd> {
+    let name = queue_name(name)?;
+    // SAFETY: the structure is plain data; it and the name live through the call.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        (attributes.mq_maxmsg, attributes.mq_msgsize) = (most, size);
+        let flags =
+            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let name = name.as_ptr();
+        let at = &raw const attributes;
+        let fd = check(libc::syscall(libc::SYS_mq_open, name, flags, mode, at))? as RawFd;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The system calls take names without the slash (mq_overview(7)).
+fn queue_name(name: &[u8]) -> io::Result<CString> {
+    CString::new(name.strip_prefix(b"/").unwrap_or(name)).map_err(io::Error::other)
+}
+
+/// mq_unlink(3).
+///
+/// # Errors
+/// `ENOENT`, `EACCES`.
+pub fn mq_unlink(name: &[u8]) -> io::Result<()> {
+    let name = queue_name(name)?;
+    // SAFETY: the name lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) }).map(drop)
+}
+
+/// mq_getattr(3): most messages, most bytes of one, messages now.
+///
+/// # Errors
+/// `EBADF`.
+pub fn mq_attributes(fd: RawFd) -> io::Result<(i64, i64, i64)> {
+    // SAFETY: the structure is plain data and lives through the call.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        let none = std::ptr::null::<libc::mq_attr>();
+        check(libc::syscall(libc::SYS_mq_getsetattr, fd, none, &raw mut attributes))?;
+        Ok((attributes.mq_maxmsg, attributes.mq_msgsize, attributes.mq_curmsgs))
+    }
+}
+
+/// mq_receive(3): priority and text. `size` is mq_msgsize.
+///
+/// # Errors
+/// `EAGAIN` when the queue is empty and does not block.
+pub fn mq_receive(fd: RawFd, size: usize) -> io::Result<(u32, Vec<u8>)> {
+    let (mut text, mut priority) = (vec![0u8; size], 0u32);
+    let none = std::ptr::null::<libc::timespec>();
+    // SAFETY: the buffer has the length told; it and the priority live through the call.
+    let got = check(unsafe {
+        let at = text.as_mut_ptr();
+        libc::syscall(libc::SYS_mq_timedreceive, fd, at, size, &raw mut priority, none)
+    })?;
+    text.truncate(got as usize);
+    Ok((priority, text))
+}
+
+/// mq_send(3).
+///
+/// # Errors
+/// `EAGAIN` when the queue is full and does not block.
+pub fn mq_send(fd: RawFd, text: &[u8], priority: u32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::timespec>();
+    // SAFETY: the text has the length told and lives through the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_mq_timedsend, fd, text.as_ptr(), text.len(), priority, none)
+    })
+    .map(drop)
+}
+
+/// mq_notify(3) with SIGEV_NONE.
+///
+/// # Errors
+/// `EBUSY` when another process is registered.
+#[cfg(test)]
+pub fn mq_notify_none(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the structure is plain data and lives through the call.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_NONE;
+        check(libc::syscall(libc::SYS_mq_notify, fd, &raw const event)).map(drop)
+    }
 }

@@ -2,7 +2,7 @@
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
 use super::{CaptureCx, FdError, FdKind, FdView};
-use crate::capabilities::Area::{Descriptors, Ipc};
+use crate::capabilities::Area::Descriptors;
 use crate::capabilities::{Capability, Support};
 
 /// Start of the link, code, cause, remedy.
@@ -80,15 +80,10 @@ const KERNEL: [i64; 11] = [
     0x6265_6570,
     0xde5e_81e4,
 ];
-const MQUEUE: i64 = 0x1980_0202;
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 /// Code, cause and remedy of what [`Special`] recognises.
 fn special(view: &FdView) -> Option<(&'static str, &'static str, &'static str)> {
-    if view.fs == MQUEUE {
-        let remedy = "let the program close the queue (mq_overview(7))";
-        return Some(("VOS-MQUEUE", "a POSIX message queue belongs to this machine", remedy));
-    }
     if KERNEL.contains(&view.fs) {
         let cause = "it is a file of this kernel (proc, sysfs or the like)";
         return Some(("VOS-PROC-FD", cause, "let the program open it when it reads it"));
@@ -144,7 +139,6 @@ impl FdKind for Special {
                     "VOS-DEV-GPU",
                 ),
                 Capability::refused(Descriptors, "kvm", "virtual machines, vfio", "VOS-DEV"),
-                Capability::refused(Ipc, "posix-mq", "POSIX message queues", "VOS-MQUEUE"),
             ]
         }
     }
@@ -229,7 +223,6 @@ mod tests {
         }
         let file = libc::S_IFREG | 0o600;
         assert_eq!(code("/secretmem (deleted)", file, 0x5345_434d), "VOS-SECRETMEM");
-        assert_eq!(code("/queue", file, MQUEUE), "VOS-MQUEUE");
         assert_eq!(code("/sys/fs/cgroup/cgroup.procs", file, 0x6367_7270), "VOS-PROC-FD");
         assert!(special(&FdView { link: "/secretmem.txt".into(), ..FdView::default() }).is_none());
     }

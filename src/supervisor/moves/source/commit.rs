@@ -296,6 +296,8 @@ impl Mover {
                 self.kill_copy(&frozen.job.processes);
             }
         }
+        // What would be found here is the job's no more.
+        super::ipc::remove(&frozen.ipc, &frozen.queues);
         if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
             late.push(libc::SIGKILL);
         }

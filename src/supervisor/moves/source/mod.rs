@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 mod commit;
+mod ipc;
 mod send;
 
 use super::hook::reached;
@@ -23,6 +24,7 @@ use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
+use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
@@ -112,6 +114,10 @@ pub(super) struct Frozen {
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+    /// Objects of System V IPC that nobody else uses, in this node's namespace.
+    ipc: Vec<Id>,
+    /// POSIX message queues, likewise: their names.
+    queues: Vec<Vec<u8>>,
     /// Ptys of the job whose unread bytes were taken.
     ptys: Vec<Taken>,
 }
@@ -263,8 +269,9 @@ impl Mover {
         let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
         let busy = self.sup.session.in_vfork();
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
-        let settled: Vec<i32> = pids.into_iter().filter(is_settled).collect();
+        let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
+        local.findings.extend(self.choose_ipc(&pids, false).err());
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
         }
@@ -638,8 +645,14 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
-        let mut frozen =
-            Frozen { job: frozen?, states: Vec::new(), new_home: false, ptys: Vec::new() };
+        let mut frozen = Frozen {
+            job: frozen?,
+            states: Vec::new(),
+            new_home: false,
+            ipc: Vec::new(),
+            queues: Vec::new(),
+            ptys: Vec::new(),
+        };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));

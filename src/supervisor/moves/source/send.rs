@@ -22,10 +22,12 @@ use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight::{self, Forwarded};
 use crate::migrate::resource::fd::{pty, BulkSource, FdView};
-use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::migrate::resource::memory::{read_common, read_pages, FileId};
+use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
+use crate::tracer::memory::PageMap;
 
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
@@ -165,13 +167,16 @@ impl Mover {
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        let sets = self.semaphores(&chosen)?;
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
-            let image = capture::capture(process, table, &fds.identities, scheduler_now, &running);
+            let image =
+                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
             let locks = locks.remove(&pid).unwrap_or_default();
             images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }
@@ -188,6 +193,9 @@ impl Mover {
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
         family::adopt(&mut images, plan).map_err(own)?;
+        let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
+        self.note_left_behind(&chosen, &files, frozen).map_err(own)?;
+        send_objects_once(&mut images);
         let (nodename, domainname) = self.names().map_err(own)?;
         let parcel = Parcel {
             annotations,
@@ -199,6 +207,7 @@ impl Mover {
                 files: fds,
                 processes: images,
                 zombies: family::zombies(plan),
+                ipc,
                 terminals,
             },
             relays,
@@ -370,13 +379,31 @@ impl Mover {
         let total = image.data_bytes();
         let (mut done, mut shown) = (0, 0);
         let mut buf = vec![0; CHUNK];
+        let moved = self.init.is_some();
+        let mut sent = (image.processes.len() > 1).then(Sent::default);
         for (n, (frozen, process)) in (0..).zip(job.processes.iter().zip(&image.processes)) {
+            let map = PageMap::open(frozen.pid).map_err(own)?;
             for ranges in chunks(&process.memory.data) {
                 let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
                 let piece = &mut buf[..len as usize];
-                let read = read_pages(frozen.pid, &ranges, piece);
-                read.map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
-                self.send(target.key, &Msg::Pages { process: n, ranges }, piece);
+                let mut shared = match &sent {
+                    Some(_) => perhaps_shared(&map, &ranges).map_err(own)?,
+                    None => Vec::new(),
+                };
+                let read = if shared.contains(&true) { read_common } else { read_pages };
+                read(frozen.pid, &ranges, piece)
+                    .map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
+                match &mut sent {
+                    Some(sent) => {
+                        if moved {
+                            // Each process has got pages of its own, but of the same content.
+                            shared.fill(true);
+                        }
+                        let divided = sent.divide(n, &ranges, piece, &shared);
+                        self.send_divided(target, n, divided, &buf);
+                    }
+                    None => self.send(target.key, &Msg::Pages { process: n, ranges }, piece),
+                }
                 done += len;
                 if done - shown > 64 << 20 {
                     shown = done;
@@ -388,6 +415,18 @@ impl Mover {
         self.send(target.key, &Msg::PagesEnd, &[]);
         self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
+    }
+}
+
+impl Mover {
+    fn send_divided(&mut self, target: &Target, process: u32, divided: Divided, bytes: &[u8]) {
+        let Divided { ranges, len, same } = divided;
+        if !ranges.is_empty() {
+            self.send(target.key, &Msg::Pages { process, ranges }, &bytes[..len]);
+        }
+        for (from, ranges) in same {
+            self.send(target.key, &Msg::Same { process, from, ranges }, &[]);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
-use super::outfit::{join_shared, Outfit};
+use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
 use crate::migrate::late;
@@ -170,6 +170,10 @@ impl Mover {
                         peer.link.recycle(payload);
                     }
                 }
+                Msg::Same { process, from, ranges } => {
+                    let at = |n: u32| a.restoring.get(n as usize).context("pages of no process");
+                    at(process)?.fill_from(at(from)?, &ranges)?;
+                }
                 Msg::PagesEnd => {
                     self.content_is_done(a)?;
                     if let Some(peer) = self.links.get_mut(&key) {
@@ -217,6 +221,7 @@ impl Mover {
             postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
         join_shared(&mut parcel.image.processes);
+        size_segments(&mut parcel.image.processes, &parcel.image.ipc)?;
         let mapped = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let unknown: BTreeSet<FileId> = mapped
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
@@ -293,7 +298,9 @@ impl Mover {
             }
         }
         outfit.provide_terminals(skeleton, image, &a.terminals)?;
+        skeleton.make_ipc(&image.ipc, &image.processes)?;
         let restoring = outfit.equip(skeleton, &image.processes, paths, &self.vdso)?;
+        skeleton.remove_segments(&image.ipc)?;
         // Only the job's own descriptions of a slave keep it open.
         if let Some(skeleton) = &mut a.skeleton {
             skeleton.terminals.clear();
