@@ -15,7 +15,7 @@ use crate::common::hosts::Hosts;
 use crate::common::job::{Job, Program, Start};
 use crate::common::procs::{self, Done};
 use crate::common::runner::Cell;
-use crate::common::snapshot::{await_same_tree, members, tree, Tree};
+use crate::common::snapshot::{await_same_tree, is_running, members, tree, Tree};
 use crate::common::{self, until, Who, SOON};
 use crate::receiver;
 
@@ -86,7 +86,7 @@ impl<'h> Scene<'h> {
         until(SOON, "a tree that is at rest", || {
             let before = tree(self.root)?;
             std::thread::yield_now();
-            let at_rest = tree(self.root)? == before && !snapshot::is_running(&before);
+            let at_rest = tree(self.root)? == before && !is_running(&before);
             Ok(at_rest.then_some(before))
         })
     }
