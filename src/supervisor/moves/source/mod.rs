@@ -43,6 +43,8 @@ const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// followed by the others, and ptys and their sessions change: these are waited for.
 const PASSING: [&str; 5] =
     ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
+/// Compilers and sort(1) make files that they remove again.
+const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -242,10 +244,7 @@ impl Mover {
         let until = Instant::now() + MOMENT;
         loop {
             let local = self.look()?;
-            let mut blockers =
-                local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes =
-                blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
+            let passes = is_passing(&local.findings, &PASSING);
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
@@ -412,6 +411,28 @@ impl Mover {
         Err(stopped(11, "VOS-TARGET", "the target cannot decide about an open file"))
     }
 
+    /// The target's judgement of a job that is to move. Files that a running job makes for a moment
+    /// and removes are waited for: the target does not find them.
+    fn judged(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+        mut local: Local,
+    ) -> Step1<(Local, Verdict, Vec<FileId>)> {
+        let until = Instant::now() + MOMENT;
+        loop {
+            let (verdict, mapped) = self.ask_verdict(id, target, local.open.clone(), false)?;
+            let runs = self.early_freeze.is_none();
+            if !runs || !is_passing(&verdict.findings, &[LOCAL_FILE]) || Instant::now() > until {
+                return Ok((local, verdict, mapped));
+            }
+            self.pump(Some(Duration::from_millis(10))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
+            local = self.look_again()?;
+            refuse_blockers(&local.findings)?;
+        }
+    }
+
     /// Adds the hashes of the content that the target wants. Files that the running job has closed
     /// meanwhile are left out.
     fn add_hashes(&self, open: &mut Vec<Named>, unsure: &[u32]) {
@@ -501,8 +522,8 @@ impl Mover {
         held: &mut Option<Frozen>,
     ) -> Step1<JobImage> {
         let to = &target.name;
-        let named = local.open.clone();
-        let (verdict, mapped) = self.ask_verdict(id, target, local.open, false)?;
+        let (local, verdict, mapped) = self.judged(id, target, local)?;
+        let named = local.open;
         refuse_blockers(&verdict.findings)?;
         let ok: Vec<String> = verdict.ok.iter().map(|w| format!("✔ {w}")).collect();
         self.progress(to, Phase::Preflight, ok.join(" "), None);
@@ -733,6 +754,12 @@ impl Stopped {
         let code = self.code.to_owned();
         MoveFailure { id: None, exit: self.exit, code, sentence, findings: self.findings }
     }
+}
+
+/// Are there blockers, and all of these codes?
+fn is_passing(findings: &[Finding], codes: &[&str]) -> bool {
+    let mut blockers = findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
+    blockers.peek().is_some() && blockers.all(|f| codes.contains(&f.code.as_str()))
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {
