@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
-use crate::tracer::inject::{Arg, Program};
+use crate::tracer::inject::{word, Arg, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
 ///
@@ -19,12 +19,7 @@ fn tick_us() -> u64 {
 
 /// A `struct itimerval` with its remaining time (the second timeval) less one tick.
 fn less_a_tick(value: &[u8]) -> Vec<u8> {
-    let word = |at: usize| {
-        let mut w = [0; 8];
-        w.copy_from_slice(&value[at..at + 8]);
-        u64::from_le_bytes(w)
-    };
-    let remaining = word(16) * 1_000_000 + word(24);
+    let remaining = word(value, 16) * 1_000_000 + word(value, 24);
     let remaining = remaining.saturating_sub(tick_us()).max(u64::from(remaining > 0));
     let mut less = value[..16].to_vec();
     less.extend((remaining / 1_000_000).to_le_bytes());

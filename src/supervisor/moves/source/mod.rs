@@ -225,8 +225,7 @@ impl Mover {
         findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
     }
 
-    /// As [`Mover::look`]. Files of /proc and /sys are open for a moment as a rule, while a program
-    /// reads them: those are waited for.
+    /// As [`Mover::look`]; what is [`PASSING`] is waited for.
     fn look_again(&mut self) -> Step1<Local> {
         let until = Instant::now() + MOMENT;
         loop {
