@@ -21,7 +21,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
-use crate::supervisor::session::Way;
+use crate::supervisor::session::{Session, Way};
 use crate::tracer::raw;
 
 /// In doubt: pause between two questions to the source.
@@ -35,8 +35,8 @@ pub(super) enum Decision {
     Abort,
 }
 
-/// A job that is to stop does so in far less.
-const STOPS_WITHIN: Duration = Duration::from_secs(1);
+/// A job that is to stop, or to enter its calls again, does so in far less.
+const SOON: Duration = Duration::from_secs(1);
 
 impl Mover {
     /// PREPARED: only the source's word counts, for ever.
@@ -169,8 +169,13 @@ impl Mover {
     /// it stops at the entry of one gets EINTR from some (`__ptrace_unlink`, kernel/ptrace.c):
     /// nobody hears that the job is here before that is over.
     fn await_entries(&mut self) -> Result<()> {
-        let until = Instant::now() + STOPS_WITHIN;
-        while self.sup.session.starts_calls() && Instant::now() < until {
+        self.pump_until(|session| !session.starts_calls())
+    }
+
+    /// Serves everybody until the job has come so far, but no longer than [`SOON`].
+    fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
+        let until = Instant::now() + SOON;
+        while !there(&self.sup.session) && Instant::now() < until {
             self.pump(Some(Duration::from_millis(1)))?;
         }
         Ok(())
@@ -185,10 +190,7 @@ impl Mover {
             }
             return Ok(());
         };
-        let until = Instant::now() + STOPS_WITHIN;
-        while self.sup.session.root_in_stop().is_none() && Instant::now() < until {
-            self.pump(Some(Duration::from_millis(10)))?;
-        }
+        self.pump_until(|session| session.root_in_stop().is_some())?;
         if self.sup.session.root_stopped.take().is_some() && home {
             self.stop_with_far_job(signal);
         }
