@@ -59,14 +59,16 @@ impl FdKind for PidFd {
         };
         let thread = view.flags & THREAD != 0;
         let host = number(view, "Pid").ok_or_else(|| super::unexpected(view.object()))?;
-        if host == -1 {
+        let member = host != -1 && is_member(host, &cx.job_pids());
+        // It may have been reaped since its number was read.
+        if host == -1 || (!member && View::read_process(host).is_err()) {
             let fd = cx.dup(view).map_err(view.failed("duplicate"))?;
             // Kernels before Linux 6.15 do not tell.
             let status = raw::pidfd_exit_status(fd.as_raw_fd()).unwrap_or(0);
             return encode(&State::Reaped { status, thread });
         }
         let pid = number(view, "NSpid").filter(|pid| *pid > 0);
-        let Some(pid) = pid.filter(|_| is_member(host, &cx.job_pids())) else {
+        let Some(pid) = pid.filter(|_| member) else {
             return refuse(format!("it stands for process {host}, outside of the job"));
         };
         if !is_leader(host) {
@@ -151,6 +153,18 @@ mod tests {
         if let Ok(status) = raw::pidfd_exit_status(fd.as_raw_fd()) {
             assert_eq!(status, libc::SIGTERM);
         }
+    }
+
+    #[test]
+    fn one_that_is_reaped_after_it_was_looked_at() {
+        let mut child = Command::new("sh").args(["-c", "exit 7"]).spawn().expect("sh");
+        let fd = raw::pidfd(child.id() as i32, 0).expect("pidfd");
+        let view = FdView::read(me(), fd.as_raw_fd()).expect("view");
+        child.wait().expect("wait");
+        let state = PidFd.capture(&view, &Here::default()).expect("capture");
+        let status = raw::pidfd_exit_status(fd.as_raw_fd()).unwrap_or(0);
+        let reaped = State::Reaped { status, thread: false };
+        assert_eq!(decode::<State>(NAME, &state).expect("state"), reaped);
     }
 
     #[test]
