@@ -127,6 +127,12 @@ const GUESTS: &[Guest] = &[
     guest("own_ids").proves(&["ids"]),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
         .proves(&["dumpable"]),
+    launched_only(
+        "undumpable_child",
+        &[Who::User],
+        "a process that is not dumpable belongs to root",
+    ),
+    guest("thread_directory").proves(&["thread-directory"]),
     guest("uname").proves(&["host-name"]),
     guest("clocks").proves(&["clocks"]),
     guest("fd_files").proves(&["fd-table", "files"]),

@@ -9,6 +9,7 @@
 
 pub mod attributes;
 pub mod creds;
+pub mod directory;
 pub mod fd;
 pub mod ipc;
 pub mod itimers;
@@ -186,6 +187,7 @@ pub const PARTS: &[&dyn Part] = &[
     &attributes::Files,
     &limits::Limits,
     &attributes::Process,
+    &directory::OwnDirectory,
     &creds::Creds,
     &attributes::AfterCreds,
     &signals::Pending,

@@ -13,6 +13,7 @@ use super::{LinkKey, Mover, Moving, Side, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::apart::Common;
 use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
@@ -258,14 +259,15 @@ impl Mover {
             let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
-        if !self.is_open(self.sup.session.root).map_err(own)? {
+        let pids = self.pids();
+        if !self.are_open(&pids).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
         let pids = self.pids();
         let files = self.files(&pids).map_err(own)?;
-        let filters = u64::from(self.sup.job.meta.filtered);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
-        let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
+        let mut local =
+            preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
         let busy = self.sup.session.in_vfork();
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
@@ -275,6 +277,12 @@ impl Mover {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// What all threads of the job have.
+    fn common(&self) -> Common {
+        let like = self.init.unwrap_or(std::process::id() as i32);
+        Common::new(u64::from(self.sup.job.meta.filtered), like)
     }
 
     /// Host pids of the job's processes, the first one first.

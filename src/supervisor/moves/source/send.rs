@@ -172,11 +172,13 @@ impl Mover {
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
+        let common = self.common();
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
+            let known = &fds.identities;
             let image =
-                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
+                capture::capture(process, table, known, scheduler_now, &running, &sets, &common);
             let locks = locks.remove(&pid).unwrap_or_default();
             images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }

@@ -405,15 +405,21 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
     Ok(())
 }
 
-/// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
+/// The clock of a frame is behind by as long as its plan was on the way: milliseconds, or more if the
+/// machine is busy.
+const MOST_BEHIND: Duration = Duration::from_secs(10);
+
+/// Waits until the job's monotonic clock, that of process `pid`, has passed `reached`, the coarse one
+/// too.
 fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
     let own = offsets("self").context("time namespace")?;
     let theirs = offsets(&pid.to_string()).context("time namespace")?;
     let reached = reached + coarse_tick().context("clock_getres")?;
     let now = own_clocks()?.monotonic + theirs.0 - own.0;
     if now < reached {
-        let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
-        std::thread::sleep(Duration::from_nanos(missing));
+        let missing = Duration::from_nanos(u64::try_from(reached - now)?);
+        ensure!(missing <= MOST_BEHIND, "the job's clock is behind by {missing:?}: try again");
+        std::thread::sleep(missing);
     }
     Ok(())
 }
@@ -431,4 +437,18 @@ fn take_locks(process: &mut Restored) -> Result<()> {
         process.locks.push(lock);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_behind_is_waited_for() {
+        let own = std::process::id() as i32;
+        let reached = own_clocks().expect("clock").monotonic + 1_200_000_000;
+        wait_for_clock(own, reached).expect("wait");
+        assert!(own_clocks().expect("clock").monotonic >= reached);
+        assert!(wait_for_clock(own, reached + 3_600_000_000_000).is_err());
+    }
 }

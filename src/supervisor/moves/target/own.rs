@@ -21,6 +21,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
+use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
 use crate::tracer::raw;
 
@@ -282,7 +283,9 @@ impl Mover {
             }
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
-            if let Err(e) = self.make_undumpable(process.pid) {
+            let insn = capture::syscall_insn(process.pid, &process.image.memory);
+            let done = insn.map_err(Into::into).and_then(|insn| make_undumpable(process.pid, insn));
+            if let Err(e) = done {
                 tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
             }
         }
