@@ -170,7 +170,7 @@ impl Asked {
             ))));
         }
         let known = running.get(&tid);
-        let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
+        let restart = settle::judge_seen(&view, &regs, mask, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
         let (mut wanted, _) = settle::as_interrupted(&regs, known, thread.asleep.as_ref());
         if restart.is_none() {

@@ -6,7 +6,7 @@
 //! to an absolute time: it goes on with the time that was left, less the pause.
 //!
 //! A periodic timer whose signal is pending stands still, and its overruns are counted from when it
-//! was due until the signal is taken; [`pending`] finds out when that was.
+//! was due until the signal is taken; `pending` finds out when that was.
 
 mod pending;
 

@@ -47,6 +47,26 @@ const PASSING: [&str; 5] =
 /// Compilers and sort(1) make files that they remove again.
 const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);
+/// A busy machine may take long for each look.
+const LOOKS: u32 = 20;
+
+/// How long a state that passes is waited for.
+struct Patience {
+    until: Instant,
+    looks: u32,
+}
+
+impl Patience {
+    fn begin() -> Self {
+        Self { until: Instant::now() + MOMENT, looks: 0 }
+    }
+
+    /// One more look was in vain: was it the last?
+    fn is_over(&mut self) -> bool {
+        self.looks += 1;
+        self.looks >= LOOKS && Instant::now() > self.until
+    }
+}
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -242,11 +262,11 @@ impl Mover {
 
     /// As [`Mover::look`]; what is [`PASSING`] as a rule is waited for.
     fn look_again(&mut self) -> Step1<Local> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let local = self.look()?;
             let passes = is_passing(&local.findings, &PASSING);
-            if !passes || self.early_freeze.is_some() || Instant::now() > until {
+            if !passes || self.early_freeze.is_some() || patience.is_over() {
                 return Ok(local);
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -427,11 +447,12 @@ impl Mover {
         target: &Target,
         mut local: Local,
     ) -> Step1<(Local, Verdict, Vec<FileId>)> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let (verdict, mapped) = self.ask_verdict(id, target, local.open.clone(), false)?;
             let runs = self.early_freeze.is_none();
-            if !runs || !is_passing(&verdict.findings, &[LOCAL_FILE]) || Instant::now() > until {
+            let passes = is_passing(&verdict.findings, &[LOCAL_FILE]);
+            if !runs || !passes || patience.is_over() {
                 return Ok((local, verdict, mapped));
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -556,7 +577,7 @@ impl Mover {
         let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let early = self.early_freeze.take();
             if early.is_none() {
@@ -573,7 +594,7 @@ impl Mover {
             }
             match self.send_frozen(target, frozen, &agreed, &plan, laps) {
                 // Nothing has been sent yet; the program is about to close it.
-                Err(s) if PASSING.contains(&s.code) && Instant::now() < until => {}
+                Err(s) if PASSING.contains(&s.code) && !patience.is_over() => {}
                 done => return done,
             }
             if let Some(frozen) = held.take() {
