@@ -109,6 +109,7 @@ const GUESTS: &[Guest] = &[
     guest("sig_twice"),
     guest("sig_own_mask"),
     guest("faults"),
+    guest("stop_reports").proves(&["stopped"]),
     guest("itimers").proves(&["itimers"]),
     guest("posix_timers").proves(&["posix-timers"]),
     guest("timers_once"),

@@ -87,6 +87,7 @@ pub fn capture(
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
+        stop_taken: false,
         undo,
     };
     timers::join(&mut image, &overdue)?;

@@ -21,6 +21,7 @@ pub mod restore;
 pub mod settle;
 pub mod sharing;
 pub mod skeleton;
+pub mod stops;
 pub mod terminals;
 pub mod transport;
 pub mod tree;

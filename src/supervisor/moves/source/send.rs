@@ -25,6 +25,7 @@ use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
+use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
@@ -194,6 +195,8 @@ impl Mover {
         }
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
+        let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+        stops::note_taken(&pids, &mut images).map_err(part_stopped)?;
         family::adopt(&mut images, plan).map_err(own)?;
         let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
         self.note_left_behind(&chosen, &files, frozen).map_err(own)?;
