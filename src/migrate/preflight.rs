@@ -198,7 +198,11 @@ fn check_process(pid: i32, pids: &[i32], common: &Common) -> io::Result<Vec<Find
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
     for view in &threads {
-        findings.extend(common.check(view)?);
+        match common.check(view)? {
+            // What is seen of a thread that ends is not what it had.
+            found if !found.is_empty() && gone::is_ending_thread(pid, view.tid) => {}
+            found => findings.extend(found),
+        }
     }
     let Some(leader) = threads.first() else { return Ok(findings) };
     let object = format!("process {}", leader.job_pid);
@@ -377,8 +381,13 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         let look = || -> io::Result<_> {
             let threads = views(pid)?;
             let user = threads.first().map_or(Ok(None), User::of)?;
-            let of_thread = |view: &View| directory::cwd(pid, view.tid);
-            let cwd: Vec<_> = threads.iter().map(of_thread).collect::<io::Result<_>>()?;
+            let mut cwd = Vec::with_capacity(threads.len());
+            for view in &threads {
+                match directory::cwd(pid, view.tid) {
+                    Err(_) if gone::is_ending_thread(pid, view.tid) => {}
+                    found => cwd.push(found?),
+                }
+            }
             mapped_files(pid, &mut mapped, &mut written)?;
             Ok((threads, user, cwd))
         };

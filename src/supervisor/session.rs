@@ -100,10 +100,10 @@ pub struct Session {
     pub tasks: BTreeMap<i32, Task>,
     /// Host pid of the first process; the job ends with it.
     pub root: i32,
-    /// Where the first process has its vdso (vdso(7)), if it is known.
-    pub vdso: Option<u64>,
-    /// A `syscall` instruction of a first process that was restored here.
-    pub insn: Option<u64>,
+    /// Where processes have their vdso (vdso(7)), as far as it is known.
+    vdsos: BTreeMap<i32, u64>,
+    /// A `syscall` instruction of processes that were restored here.
+    insns: BTreeMap<i32, u64>,
     pub handles: Handles,
     /// How the first process ended.
     pub ended: Option<Exit>,
@@ -131,8 +131,8 @@ impl Session {
         Self {
             tasks: BTreeMap::new(),
             root: 0,
-            vdso: None,
-            insn: None,
+            vdsos: BTreeMap::new(),
+            insns: BTreeMap::new(),
             handles,
             ended: None,
             root_stopped: None,
@@ -145,16 +145,38 @@ impl Session {
     /// reported.
     pub fn begin(&mut self, root: i32, tids: impl IntoIterator<Item = i32>) {
         self.root = root;
-        (self.vdso, self.insn) = (vdso(root), None);
         self.add_process(root, tids);
     }
 
     /// Adds the threads of one more process, as [`Session::begin`].
     pub fn add_process(&mut self, pid: i32, tids: impl IntoIterator<Item = i32>) {
+        self.has_new_code(pid);
         for tid in tids {
             self.add(tid, pid, true);
             self.set_vfork(tid, vfork_child(pid, tid));
         }
+    }
+
+    /// The code of a process is another one than before.
+    fn has_new_code(&mut self, pid: i32) {
+        self.insns.remove(&pid);
+        match vdso(pid) {
+            Some(at) => self.vdsos.insert(pid, at),
+            None => self.vdsos.remove(&pid),
+        };
+    }
+
+    /// A restored process has a `syscall` instruction there.
+    pub fn note_insn(&mut self, pid: i32, at: u64) {
+        self.insns.insert(pid, at);
+    }
+
+    /// A `syscall` instruction of a process, without looking into it. `offset`: where the vdso of
+    /// this machine has one.
+    #[must_use]
+    pub fn insn(&self, pid: i32, offset: Option<u64>) -> Option<u64> {
+        let in_vdso = || Some(self.vdsos.get(&pid)? + offset?);
+        self.insns.get(&pid).copied().or_else(in_vdso)
     }
 
     /// All processes, ascending.
@@ -212,6 +234,8 @@ impl Session {
     pub fn leave(&mut self) {
         self.tasks.clear();
         self.in_flight.clear();
+        self.vdsos.clear();
+        self.insns.clear();
         self.root = 0;
         self.ended = None;
         self.root_stopped = None;
@@ -476,13 +500,20 @@ impl Session {
         if self.early_dead.remove(&new) {
             return;
         }
+        let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
         if let Some(task) = self.tasks.get_mut(&new) {
             task.announced = true;
-            return;
+        } else {
+            let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
+            self.add(new, if is_thread { parent } else { new }, true);
         }
-        let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
-        let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
-        self.add(new, if is_thread { parent } else { new }, true);
+        if self.tasks.get(&new).is_some_and(|task| task.pid == new) {
+            for known in [&mut self.vdsos, &mut self.insns] {
+                if let Some(inherited) = known.get(&parent).copied() {
+                    known.entry(new).or_insert(inherited);
+                }
+            }
+        }
     }
 
     /// After execve the process has one thread, under the tgid, whoever called.
@@ -490,13 +521,13 @@ impl Session {
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
         self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
-        if pid == self.root {
-            (self.vdso, self.insn) = (vdso(pid), None);
-        }
+        self.has_new_code(pid);
     }
 
     fn gone(&mut self, tid: i32, exit: Exit) {
         self.in_flight.remove(&tid);
+        self.vdsos.remove(&tid);
+        self.insns.remove(&tid);
         if tid == self.root {
             self.ended = Some(exit);
         }

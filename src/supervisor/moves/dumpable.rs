@@ -63,7 +63,7 @@ impl Mover {
     fn open_process(&self, process: &mut FrozenProcess) -> Result<()> {
         let pid = process.pid;
         let leader_regs = raw::regs(pid).with_context(|| format!("registers of process {pid}"))?;
-        let insn = self.insn_unread(pid).or_else(|| insn_passed(&leader_regs)).with_context(|| {
+        let insn = self.sup.session.insn(pid, self.vdso.syscall_offset()).or_else(|| insn_passed(&leader_regs)).with_context(|| {
             format!("process {pid} is not dumpable (PR_SET_DUMPABLE), and is in no system call by which it could be made so: try again")
         })?;
         let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
@@ -97,14 +97,6 @@ impl Mover {
             ensure!(dumpable == 1, "process {pid} was made undumpable by somebody else meanwhile");
         }
         Ok(())
-    }
-
-    /// A `syscall` instruction of a process that is known without looking into it: of the job's
-    /// first one only.
-    fn insn_unread(&self, pid: i32) -> Option<u64> {
-        let session = &self.sup.session;
-        let known = || session.insn.or_else(|| Some(session.vdso? + self.vdso.syscall_offset()?));
-        (pid == session.root).then(known).flatten()
     }
 }
 

@@ -137,7 +137,10 @@ impl Mover {
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
         }
-        self.sup.session.insn = capture::syscall_insn(pid, &root.image.memory).ok();
+        for process in &processes {
+            let insn = capture::syscall_insn(process.pid, &process.image.memory);
+            insn.into_iter().for_each(|at| self.sup.session.note_insn(process.pid, at));
+        }
         for (index, fd, annotation) in annotations {
             let holder = processes.get(index as usize);
             if let (Some(holder), Ok(watches)) = (holder, postcard::from_bytes(&annotation)) {
