@@ -19,7 +19,9 @@ use super::resource::signals;
 use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
-use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
+use crate::tracer::inject::{
+    sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
+};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
 use crate::tracer::rseq;
@@ -54,7 +56,7 @@ pub fn capture(
     let mut threads = Vec::with_capacity(frozen.threads.len());
     for thread in &frozen.threads {
         let mut asked = Asked::open(pid, thread, scheduler_now, running, insn)?;
-        asked.view.opened = frozen.opened;
+        (asked.view.opened, asked.view.keys) = (frozen.opened, frozen.keys);
         threads.push(asked);
     }
     let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
@@ -68,9 +70,10 @@ pub fn capture(
             thread.stop = Stop::Interrupt;
         }
     }
-    let ((brk, parts, overdue), undo) = outcome?;
+    let ((asked, parts, overdue), undo) = outcome?;
     closed?;
-    memory.layout.brk = brk;
+    memory.layout.brk = asked.brk;
+    memory.locks_future = asked.locks_future;
     let leader = &threads[0].view;
     let stopped = frozen.threads.iter().find_map(|t| match t.stop {
         Stop::Group(signal) => Some(signal),
@@ -140,8 +143,42 @@ struct Asked {
 struct Batch {
     started: Started,
     answers: Vec<(Scope, &'static str, Answer)>,
-    /// Row of brk(0), in the leader.
+    memory: Option<MemoryAsked>,
+}
+
+/// Questions about the memory, in the leader: rows of brk(0), of advice for the stub that is
+/// refused for locked memory, and of mincore(2) of its last page, which nobody has touched.
+struct MemoryAsked {
     brk: usize,
+    locked: usize,
+    there: (usize, Data),
+}
+
+/// The answers.
+#[derive(Clone, Copy)]
+struct Memory {
+    brk: u64,
+    /// As [`memory::MmImage::locks_future`].
+    locks_future: Option<bool>,
+}
+
+impl MemoryAsked {
+    fn ask(stub: &Stub, program: &mut Program) -> Self {
+        const PAGE: u64 = proc_memory::PAGE;
+        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let args = [stub.base, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
+        let locked = program.call(libc::SYS_madvise, "MADV_COLD", &args);
+        let at = program.data(&[0; 8]);
+        let args = [Arg::Num(stub.base + STUB_LEN - PAGE), Arg::Num(PAGE), Arg::Data(at)];
+        Self { brk, locked, there: (program.call(libc::SYS_mincore, "mincore", &args), at) }
+    }
+
+    fn answer(&self, outcome: &Outcome) -> Result<Memory, PartError> {
+        outcome.get(self.there.0)?;
+        let there = outcome.data(self.there.1).first().is_some_and(|byte| byte & 1 != 0);
+        let locked = outcome.raw(self.locked) == -i64::from(libc::EINVAL);
+        Ok(Memory { brk: outcome.raw(self.brk) as u64, locks_future: locked.then_some(!there) })
+    }
 }
 
 impl Asked {
@@ -158,7 +195,7 @@ impl Asked {
         rseq::leave(tid, &mut regs);
         let mask = trace::sigmask(tid).map_err(io_error(what()))?;
         let extended = registers::extended(tid).map_err(io_error(what()))?;
-        let view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
+        let mut view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
         if regs.cs != USER_CS {
             return Err(PartError::Refused(Box::new(blocker(
                 "VOS-ABI-32",
@@ -189,6 +226,7 @@ impl Asked {
             _ => None,
         };
         let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
+        view.dispatch = remote.dispatch();
         if let Some(info) = signal {
             requeue(&mut remote, insn, &info)?;
         }
@@ -213,7 +251,7 @@ impl Asked {
         near: Option<&Near>,
     ) -> Result<u64, PartError> {
         let mut program = Program::default();
-        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let memory = leader.then(|| MemoryAsked::ask(stub, &mut program));
         let mut answers = Vec::new();
         for part in PARTS.iter().filter(|p| leader || p.scope() == Scope::Thread) {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
@@ -222,13 +260,13 @@ impl Asked {
         // Its own mask has been asked for above.
         self.fetched = near.and_then(|near| near.fetch(self.view.tid));
         let started = self.remote()?.start(stub, offset, program)?;
-        self.batch = Some(Batch { started, answers, brk });
+        self.batch = Some(Batch { started, answers, memory });
         Ok(offset + size)
     }
 
-    /// The program break and the states of process parts.
-    fn finish(&mut self) -> Result<(u64, Vec<PartState>), PartError> {
-        let Some(batch) = self.batch.take() else { return Ok((0, Vec::new())) };
+    /// What the leader says of the memory, and the states of process parts.
+    fn finish(&mut self) -> Result<(Option<Memory>, Vec<PartState>), PartError> {
+        let Some(batch) = self.batch.take() else { return Ok((None, Vec::new())) };
         let outcome = self.remote()?.finish(batch.started)?;
         let mut process = Vec::new();
         for (scope, name, answer) in batch.answers {
@@ -238,7 +276,8 @@ impl Asked {
                 Scope::Thread => self.image.parts.push(state),
             }
         }
-        Ok((outcome.raw(batch.brk) as u64, process))
+        let memory = batch.memory.map(|asked| asked.answer(&outcome)).transpose()?;
+        Ok((memory, process))
     }
 }
 
@@ -295,8 +334,8 @@ fn not_known(pid: i32, cause: &str) -> PartError {
     PartError::Refused(Box::new(refusal(&format!("process {pid}"), cause)))
 }
 
-/// brk, the process's parts, and its timers whose signals are pending.
-type Answers = (u64, Vec<PartState>, Overdue);
+/// Of the memory, the process's parts, and its timers whose signals are pending.
+type Answers = (Memory, Vec<PartState>, Overdue);
 
 /// Asks all threads. Gives their answers, and what the process is to undo.
 fn ask(
@@ -337,14 +376,14 @@ fn ask_until_settled(
             let view = thread.view.clone();
             timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
         }
-        let (brk, parts) = ask_with(threads, stub, near)?;
+        let (memory, parts) = ask_with(threads, stub, near)?;
         let mut expired = false;
         for thread in threads.iter() {
             expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?
                 || timers::is_unmeasured(&thread.view, &overdue)?;
         }
         if !expired {
-            return Ok((brk, parts, overdue));
+            return Ok((memory, parts, overdue));
         }
     }
     Err(PartError::State("timers that expire all the time"))
@@ -358,19 +397,19 @@ fn ask_with(
     threads: &mut [Asked],
     stub: &Stub,
     near: Option<&Near>,
-) -> Result<(u64, Vec<PartState>), PartError> {
+) -> Result<(Memory, Vec<PartState>), PartError> {
     let mut first = None;
     let mut next = 0;
     while next < threads.len() {
         let begin = next;
         let mut offset = 0;
-        while next < threads.len() && offset + ROOM < STUB_LEN {
+        while next < threads.len() && offset + ROOM < stub.capacity() {
             offset = threads[next].start(stub, offset, next == 0, near)?;
             next += 1;
         }
         for thread in &mut threads[begin..next] {
-            let answer = thread.finish()?;
-            first.get_or_insert(answer);
+            let (memory, parts) = thread.finish()?;
+            first = first.or(memory.map(|memory| (memory, parts)));
         }
     }
     first.ok_or(PartError::State("a process without threads"))

@@ -48,6 +48,10 @@ impl Part for Limits {
             if (soft, hard) == here {
                 continue;
             }
+            if hard > here.1 && !may_raise {
+                let text = format!("hard limit {hard} of resource {resource} is {} here", here.1);
+                to.missed.add(format!("process {}: {text}", to.job_pid));
+            }
             let hard = if may_raise { hard } else { hard.min(here.1) };
             let mut value = soft.min(hard).to_le_bytes().to_vec();
             value.extend_from_slice(&hard.to_le_bytes());

@@ -96,6 +96,17 @@ pub fn set_ioprio(tid: i32, value: i64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, value) }).map(drop)
 }
 
+/// keyctl(2) KEYCTL_GET_KEYRING_ID: the keyring that `id` (KEY_SPEC_…) stands for in this process;
+/// none is made for it.
+///
+/// # Errors
+/// `ENOKEY` when there is none.
+pub fn keyring(id: i32) -> io::Result<i64> {
+    const KEYCTL_GET_KEYRING_ID: i32 = 0;
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, id, 0) })
+}
+
 /// prlimit(2): reads one limit of a process (soft, hard).
 ///
 /// # Errors

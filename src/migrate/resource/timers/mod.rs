@@ -252,11 +252,14 @@ impl Part for Posix {
 
     fn capabilities(&self) -> &'static [Capability] {
         const {
-            &[Capability::moves(
-                Time,
-                "posix-timers",
-                "POSIX timers: clocks, ways of notification, overruns",
-            )]
+            &[
+                Capability::moves(
+                    Time,
+                    "posix-timers",
+                    "POSIX timers: clocks, ways of notification, overruns",
+                ),
+                Capability::moves(Time, "cpu-timers", "timers on CPU time: still with the job"),
+            ]
         }
     }
 

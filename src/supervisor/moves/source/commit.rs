@@ -29,7 +29,7 @@ const DONE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the target said after the commit.
 enum Heard {
-    /// It runs there, for so long already, without these locks.
+    /// It runs there, for so long already, without what these sentences tell.
     Done(Vec<ProcessStatus>, Duration, Vec<String>),
     /// It does not have the job (any more).
     Lost,
@@ -65,8 +65,8 @@ impl Mover {
         self.progress(&to, Phase::Commit, text, None);
         let (processes, resumed) = match self.await_done(id, target) {
             Heard::Done(processes, resumed, lost) => {
-                for lock in lost {
-                    self.progress(&to, Phase::Resume, format!("⚠ {lock}"), None);
+                for text in lost {
+                    self.progress(&to, Phase::Resume, format!("⚠ {text}"), None);
                 }
                 (processes, resumed)
             }

@@ -106,8 +106,15 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { mut processes, skeleton, annotations, signals_taken, renames, arrived } =
-            prepared;
+        let Prepared {
+            mut processes,
+            skeleton,
+            annotations,
+            signals_taken,
+            renames,
+            arrived,
+            missed,
+        } = prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -121,7 +128,7 @@ impl Mover {
             tracing::error!("{e:#}");
         }
         reached("owned");
-        let lost = take_locks(&mut processes);
+        let lost = [missed, take_locks(&mut processes)].concat();
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let home = self.is_home();
         self.agent = None;
