@@ -375,7 +375,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TIMER",
         title: "a timer that the kernel does not tell all of",
-        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so.\nWay out: let the program set the timer, or delete it.",
+        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so. Or a thread sleeps on a clock of CPU time (clock_nanosleep(2)), which begins anew at the target.\nWay out: let the program set the timer, or delete it; or move it when the sleep is over.",
     },
     Code {
         code: "VOS-TREE",

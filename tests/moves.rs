@@ -5,6 +5,8 @@
 //! `placed/root/PLACE`; arguments choose cells by substrings.
 
 mod common;
+#[path = "moves/said.rs"]
+mod said;
 #[path = "moves/table.rs"]
 mod table;
 
@@ -881,6 +883,7 @@ fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
     cells.extend(disturbed_cells());
     cells.extend(table::cells());
+    cells.extend(said::cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);

@@ -211,6 +211,9 @@ impl Asked {
         if restart.is_none() {
             wanted = settle::without_restart_block(&wanted);
         }
+        if settle::sleeps_on_cpu_time(wanted.orig_rax as i64, wanted.rdi) {
+            return Err(PartError::Refused(Box::new(timers::sleeper(view.job_tid))));
+        }
         let general = registers::words(&wanted);
         let image = ThreadImage {
             tid: view.job_tid,

@@ -93,8 +93,7 @@ pub enum Msg {
         processes: Vec<ProcessStatus>,
         /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
-        /// What it does not have any more, a sentence each: locks that others took meanwhile,
-        /// keyrings, what the target does not grant.
+        /// As in [`MoveReport`].
         lost: Vec<String>,
     },
     /// The move is off, for this reason.

@@ -20,17 +20,6 @@ static void set(uint64_t effective, uint64_t permitted, uint64_t inheritable)
     SYS(syscall(SYS_capset, &head, data));
 }
 
-static void status(const char *name, char *to, size_t size)
-{
-    char text[8192];
-    guest_slurp("/proc/thread-self/status", text, sizeof(text));
-    char *line = strstr(text, name);
-    CHECK(line, "no %s", name);
-    line += strlen(name);
-    line += strspn(line, ": \t");
-    snprintf(to, size, "%.*s", (int)strcspn(line, "\n"), line);
-}
-
 static uint64_t all;
 
 static void raise_ambient(int cap)
@@ -72,15 +61,37 @@ static void setup_privileged(int n)
     }
 }
 
-static __thread char before[8][64];
-static const char *const SETS[] = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Uid", "Gid"};
+/* All of a thread, as calls tell: reading /proc all the time would keep it from moving. */
+struct sets {
+    uint64_t effective, permitted, inheritable, bounding, ambient;
+    int securebits;
+    uid_t uids[3];
+    gid_t gids[3];
+};
 
-static void read_all(char to[8][64])
+static struct sets read_all(void)
 {
-    for (size_t i = 0; i < COUNT(SETS); i++)
-        status(SETS[i], to[i], 64);
-    snprintf(to[7], 64, "securebits %#x", prctl(PR_GET_SECUREBITS));
+    struct sets now;
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    memset(&now, 0, sizeof(now));
+    SYS(syscall(SYS_capget, &head, data));
+    for (int i = 0; i < 2; i++) {
+        now.effective |= (uint64_t)data[i].effective << 32 * i;
+        now.permitted |= (uint64_t)data[i].permitted << 32 * i;
+        now.inheritable |= (uint64_t)data[i].inheritable << 32 * i;
+    }
+    for (int cap = 0; cap < 64; cap++) {
+        now.bounding |= (uint64_t)(prctl(PR_CAPBSET_READ, cap) == 1) << cap;
+        now.ambient |= (uint64_t)(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, cap, 0, 0) == 1) << cap;
+    }
+    now.securebits = prctl(PR_GET_SECUREBITS);
+    SYS(getresuid(&now.uids[0], &now.uids[1], &now.uids[2]));
+    SYS(getresgid(&now.gids[0], &now.gids[1], &now.gids[2]));
+    return now;
 }
+
+static __thread struct sets before;
 
 static void setup(int n)
 {
@@ -88,24 +99,32 @@ static void setup(int n)
         setup_privileged(n);
     else
         SYS(prctl(PR_SET_KEEPCAPS, n % 2));
-    read_all(before);
+    before = read_all();
 }
+
+#define SAME(what)                                                                                \
+    CHECK(now.what == before.what, "holder %d: %s %#llx, was %#llx", n, #what,                    \
+          (unsigned long long)now.what, (unsigned long long)before.what)
 
 static void check(int n)
 {
-    char now[8][64];
-    read_all(now);
-    for (size_t i = 0; i < COUNT(before); i++)
-        CHECK(!strcmp(now[i], before[i]), "holder %d, %s: %s, was %s", n,
-              i < COUNT(SETS) ? SETS[i] : "prctl", now[i], before[i]);
+    struct sets now = read_all();
+    SAME(effective);
+    SAME(permitted);
+    SAME(inheritable);
+    SAME(bounding);
+    SAME(ambient);
+    SAME(securebits);
+    for (int i = 0; i < 3; i++) {
+        SAME(uids[i]);
+        SAME(gids[i]);
+    }
 }
 
 int main(void)
 {
-    char text[64];
     guest_begin();
-    status("CapPrm", text, sizeof(text));
-    all = strtoull(text, NULL, 16);
+    all = read_all().permitted;
     each_hold(6, 1, setup, check);
     guest_success();
 }

@@ -183,6 +183,7 @@ fn report() -> MoveReport {
         parts: vec![("freeze".into(), 1.0)],
         bytes_memory: 1,
         bytes_wire: 2,
+        lost: Vec::new(),
         processes: processes(),
     }
 }

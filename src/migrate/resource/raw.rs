@@ -107,18 +107,6 @@ pub fn keyring(id: i32) -> io::Result<i64> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, id, 0) })
 }
 
-/// prlimit(2): reads one limit of a process (soft, hard).
-///
-/// # Errors
-/// `EPERM`, `ESRCH`.
-pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
-    let mut old = [0u64; 2];
-    let none = std::ptr::null::<[u64; 2]>();
-    // SAFETY: old lives through the call and is a struct rlimit64.
-    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, none, &raw mut old) })?;
-    Ok((old[0], old[1]))
-}
-
 /// clock_gettime(2), nanoseconds, as this process sees the clock.
 ///
 /// # Errors

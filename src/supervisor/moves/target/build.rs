@@ -413,12 +413,16 @@ fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
     let own = offsets("self").context("time namespace")?;
     let theirs = offsets(&pid.to_string()).context("time namespace")?;
     let reached = reached + coarse_tick().context("clock_getres")?;
-    let now = own_clocks()?.monotonic + theirs.0 - own.0;
-    if now < reached {
-        let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
-        std::thread::sleep(Duration::from_nanos(missing));
-    }
+    std::thread::sleep(behind(own_clocks()?.monotonic + theirs.0 - own.0, reached)?);
     Ok(())
+}
+
+/// By how much a clock is behind, nanoseconds: as long as the frame took to be made after it was
+/// planned.
+fn behind(now: i128, reached: i128) -> Result<Duration> {
+    let missing = Duration::from_nanos(u64::try_from((reached - now).max(0))?);
+    ensure!(missing < PATIENCE, "the job's monotonic clock is behind by {missing:?} here");
+    Ok(missing)
 }
 
 /// Takes the locks that nobody holds. The source's copy may hold those on a file of both nodes;
@@ -434,4 +438,19 @@ fn take_locks(process: &mut Restored) -> Result<()> {
         process.locks.push(lock);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_behind_is_waited_for() {
+        const SECOND: i128 = 1_000_000_000;
+        assert_eq!(behind(7, 7).unwrap(), Duration::ZERO);
+        assert_eq!(behind(9, 7).unwrap(), Duration::ZERO);
+        assert_eq!(behind(0, 3 * SECOND).unwrap(), Duration::from_secs(3));
+        assert!(behind(0, 1000 * SECOND).is_err());
+        assert!(behind(i128::MIN / 2, i128::MAX / 2).is_err());
+    }
 }

@@ -166,8 +166,10 @@ impl Mover {
         self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns, lost }, &[]);
-        self.note(self.own_report(id, peer, &processes, statuses, arrived));
+        let report = self.own_report(id, peer, &processes, arrived);
+        let report = MoveReport { processes: statuses.clone(), lost: lost.clone(), ..report };
+        self.send(key, &Msg::Done { processes: statuses, resumed_ns, lost }, &[]);
+        self.note(report);
         self.note_restored();
         self.stop_again(root.image.stopped, home)
     }
@@ -210,7 +212,6 @@ impl Mover {
         id: MoveId,
         peer: &(NodeId, String),
         restored: &[Restored],
-        processes: Vec<ProcessStatus>,
         arrived: Instant,
     ) -> MoveReport {
         let ms = arrived.elapsed().as_secs_f64() * 1e3;
@@ -227,7 +228,8 @@ impl Mover {
             parts: Vec::new(),
             bytes_memory: restored.iter().map(|p| p.image.memory.data_bytes()).sum(),
             bytes_wire: 0,
-            processes,
+            processes: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
