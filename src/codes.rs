@@ -263,6 +263,11 @@ pub const CODES: &[Code] = &[
         text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
     },
     Code {
+        code: "VOS-NAMESPACE",
+        title: "a namespace of its own",
+        text: "A process or thread of the job is in another namespace (namespaces(7)) than the rest of the job: it has called unshare(2), setns(2) or clone(2) for a network, file system view, host name or users of its own, as containers and sandboxes do. Vosrun gives a job one set of namespaces at the target.\nWay out: start the program with its sandbox switched off, or run vosrun inside of the container.",
+    },
+    Code {
         code: "VOS-NETLINK",
         title: "a netlink socket",
         text: "The socket talks to this machine's kernel, about this machine.\nWay out: let the program close it, or let it finish here.",
@@ -366,6 +371,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-TCP",
         title: "a TCP socket",
         text: "The program has a TCP connection or a listening socket that cannot be moved or relayed.\nWay out: let the program close the connection, or let it finish here.",
+    },
+    Code {
+        code: "VOS-THREAD-FILES",
+        title: "a thread with descriptors of its own",
+        text: "A thread has left the descriptor table of its process (CLONE_FILES of unshare(2)). At the target all threads of a process get the same one.\nWay out: wait until the thread has ended.",
     },
     Code {
         code: "VOS-TIMEOUT",

@@ -107,6 +107,10 @@ const GUESTS: &[Guest] = &[
     guest("sigaltstack").proves(&["alternate-stack"]),
     guest("sig_pending").proves(&["signals-pending"]),
     guest("sig_order"),
+    guest("sig_twice"),
+    guest("sig_own_mask"),
+    guest("faults"),
+    guest("stop_reports").proves(&["stopped"]),
     guest("itimers").proves(&["itimers"]),
     guest("posix_timers").proves(&["posix-timers"]),
     guest("timers_once"),
@@ -136,6 +140,12 @@ const GUESTS: &[Guest] = &[
     guest("own_ids").proves(&["ids"]),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
         .proves(&["dumpable"]),
+    launched_only(
+        "undumpable_child",
+        &[Who::User],
+        "a process that is not dumpable belongs to root",
+    ),
+    guest("thread_directory").proves(&["thread-directory"]),
     guest("uname").proves(&["host-name"]),
     guest("clocks").proves(&["clocks"]),
     guest("fd_files").proves(&["fd-table", "files"]),

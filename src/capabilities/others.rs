@@ -26,6 +26,18 @@ pub const ROWS: &[Capability] = &[
     ),
     Capability::refused(
         Processes,
+        "thread-files",
+        "threads with a descriptor table of their own (unshare(2))",
+        "VOS-THREAD-FILES",
+    ),
+    Capability::refused(
+        Processes,
+        "namespaces",
+        "processes or threads in a namespace of their own (unshare(2))",
+        "VOS-NAMESPACE",
+    ),
+    Capability::refused(
+        Processes,
         "leader-ended",
         "a first thread that has ended while others go on",
         "VOS-LEADER",

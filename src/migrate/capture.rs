@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::apart::Common;
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
@@ -19,6 +20,7 @@ use super::resource::signals;
 use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
+use crate::control::Severity;
 use crate::tracer::inject::{
     sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
 };
@@ -37,7 +39,7 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 
 /// Captures everything of a process but the pages of its memory. `table` are its descriptors,
 /// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze, `sets`
-/// the job's semaphores.
+/// the job's semaphores, `common` what all threads of the job have.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
@@ -49,27 +51,28 @@ pub fn capture(
     scheduler_now: &settle::SchedulerClocks,
     running: &Running,
     sets: &[undo::Asked],
+    common: &Common,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
     let mut memory = memory::capture(pid, 0, identities)?;
     let insn = syscall_insn(pid, &memory)?;
-    let mut threads = Vec::with_capacity(frozen.threads.len());
-    for thread in &frozen.threads {
-        let mut asked = Asked::open(pid, thread, scheduler_now, running, insn)?;
-        (asked.view.opened, asked.view.keys) = (frozen.opened, frozen.keys);
-        threads.push(asked);
+    let mut threads: Vec<Asked> = Vec::with_capacity(frozen.threads.len());
+    for thread in &mut frozen.threads {
+        let mut view = View::read(pid, thread.tid)
+            .map_err(io_error(format!("status of thread {}", thread.tid)))?;
+        (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
+        may_move(&view, common)?;
+        threads.push(Asked::open(view, thread, scheduler_now, running, insn)?);
+        // A signal about to be delivered is in its queue again.
+        if let Stop::Signal(_) = thread.stop {
+            thread.stop = Stop::Interrupt;
+        }
     }
     let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
     let near = Near::stay();
     let outcome = ask(&mut threads, insn, near.as_ref(), sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
     drop(near);
-    for thread in &mut frozen.threads {
-        // A signal about to be delivered is in its queue again.
-        if let Stop::Signal(_) = thread.stop {
-            thread.stop = Stop::Interrupt;
-        }
-    }
     let ((asked, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = asked.brk;
@@ -87,6 +90,7 @@ pub fn capture(
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
+        stop_taken: false,
         undo,
     };
     timers::join(&mut image, &overdue)?;
@@ -183,7 +187,7 @@ impl MemoryAsked {
 
 impl Asked {
     fn open(
-        pid: i32,
+        mut view: View,
         thread: &Frozen,
         scheduler_now: &settle::SchedulerClocks,
         running: &Running,
@@ -195,7 +199,6 @@ impl Asked {
         rseq::leave(tid, &mut regs);
         let mask = trace::sigmask(tid).map_err(io_error(what()))?;
         let extended = registers::extended(tid).map_err(io_error(what()))?;
-        let mut view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
         if regs.cs != USER_CS {
             return Err(PartError::Refused(Box::new(blocker(
                 "VOS-ABI-32",
@@ -205,7 +208,7 @@ impl Asked {
             ))));
         }
         let known = running.get(&tid);
-        let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
+        let restart = settle::judge_seen(&view, &regs, mask, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
         let (mut wanted, _) = settle::as_interrupted(&regs, known, thread.asleep.as_ref());
         if restart.is_none() {
@@ -282,6 +285,14 @@ impl Asked {
         let memory = batch.memory.map(|asked| asked.answer(&outcome)).transpose()?;
         Ok((memory, process))
     }
+}
+
+/// What hinders a thread, which the look before the move has not seen yet.
+fn may_move(view: &View, common: &Common) -> Result<(), PartError> {
+    let what = format!("thread {}", view.tid);
+    let found = common.check(view).map_err(io_error(what))?;
+    let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
+    blocker.map_or(Ok(()), |finding| Err(PartError::Refused(Box::new(finding))))
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.

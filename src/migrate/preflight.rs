@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::apart::Common;
 use super::capture::views;
 use super::files::Files;
 use super::gone;
@@ -21,7 +22,7 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{attributes, blocker, schedule, View, PARTS};
+use super::resource::{blocker, directory, schedule, View};
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -150,7 +151,7 @@ fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
 }
 
 /// Everything that can be said of a running job without a target. `pids` are its processes, the
-/// first one first; `known` as for [`forwarded`]; `None` when nothing can be relayed.
+/// first one first; `common` is what all their threads have; `known` as for [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
 /// When the first process is gone, or /proc cannot be read.
@@ -158,7 +159,7 @@ pub fn local(
     pids: &[i32],
     files: &Files,
     known: Option<&Forwarded>,
-    filters: u64,
+    common: &Common,
 ) -> io::Result<Local> {
     let forwarded = match known {
         Some(known) => forwarded(files, known)?,
@@ -168,7 +169,7 @@ pub fn local(
     let mut findings = files.check(is_forwarded);
     findings.extend(files.views.warnings.clone());
     for (n, pid) in pids.iter().enumerate() {
-        match gone::look(*pid, || check_process(*pid, pids, filters))? {
+        match gone::look(*pid, || check_process(*pid, pids, common))? {
             Some(found) => findings.extend(found),
             None if n == 0 => return Err(first_has_ended()),
             None => {}
@@ -190,16 +191,14 @@ fn first_has_ended() -> io::Error {
 }
 
 /// What can be said of one of the job's processes.
-fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
+fn check_process(pid: i32, pids: &[i32], common: &Common) -> io::Result<Vec<Finding>> {
     if let Some(finding) = leader_ended(pid) {
         return Ok(vec![finding]);
     }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
     for view in &threads {
-        for part in PARTS {
-            findings.extend(part.check(view));
-        }
+        findings.extend(common.check(view)?);
     }
     let Some(leader) = threads.first() else { return Ok(findings) };
     let object = format!("process {}", leader.job_pid);
@@ -211,14 +210,6 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
             "wait until the child has ended, or attach again",
         )
     }));
-    if leader.number("Seccomp:") != 0 && leader.number("Seccomp_filters:") != filters {
-        findings.push(blocker(
-            "VOS-SECCOMP",
-            object.clone(),
-            "the program has put seccomp filters on itself, which cannot be read out again",
-            "start it with its sandbox switched off, or let it finish",
-        ));
-    }
     findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
 }
@@ -386,7 +377,8 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         let look = || -> io::Result<_> {
             let threads = views(pid)?;
             let user = threads.first().map_or(Ok(None), User::of)?;
-            let cwd = attributes::cwd(pid)?.to_string_lossy().into_owned();
+            let of_thread = |view: &View| directory::cwd(pid, view.tid);
+            let cwd: Vec<_> = threads.iter().map(of_thread).collect::<io::Result<_>>()?;
             mapped_files(pid, &mut mapped, &mut written)?;
             Ok((threads, user, cwd))
         };
@@ -394,7 +386,7 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
             Some((threads, user, cwd)) => {
                 all.push(threads);
                 users.push(user);
-                cwds.push(cwd);
+                cwds.extend(cwd.iter().map(|path| path.to_string_lossy().into_owned()));
             }
             None if n == 0 => return Err(first_has_ended()),
             None => {}

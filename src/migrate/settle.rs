@@ -398,16 +398,19 @@ pub fn judge_stopped(
     again: Option<&Again>,
 ) -> io::Result<Option<Restart>> {
     let view = View::read(pid, thread.tid)?;
-    judge_seen(&view, &raw::regs(thread.tid)?, thread, now, again)
+    judge_seen(&view, &raw::regs(thread.tid)?, view.hex("SigBlk:"), thread, now, again)
 }
 
-/// [`judge_stopped`] with what has been read already.
+/// [`judge_stopped`] with what has been read already. `blocked` are the signals that the thread
+/// will block: the call goes on for others, and lets them come by a mask of its own
+/// (epoll_pwait(2)).
 ///
 /// # Errors
 /// When the timeout of its call cannot be read.
 pub fn judge_seen(
     view: &View,
     regs: &Regs,
+    blocked: u64,
     thread: &super::freeze::Frozen,
     now: &SchedulerClocks,
     again: Option<&Again>,
@@ -415,13 +418,13 @@ pub fn judge_seen(
     let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
     let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
     let stopped_by = match thread.stop {
-        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored,
+        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored & !blocked,
         _ => 0,
     };
     judge(&Interrupted {
         pid: view.pid,
         regs,
-        signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
+        signal: stopped_by != 0 || has_deliverable(pending, blocked),
         asleep: thread.asleep,
         now,
         again,

@@ -192,6 +192,7 @@ mod tests {
             parts: Vec::new(),
             threads: Vec::new(),
             stopped: None,
+            stop_taken: false,
             undo: Vec::new(),
             locks: Default::default(),
         }

@@ -135,6 +135,7 @@ fn parcel() -> Parcel {
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
+        stop_taken: false,
         undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {

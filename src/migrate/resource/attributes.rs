@@ -5,6 +5,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::{cwd, umask};
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::{Capability, Support};
@@ -81,14 +82,6 @@ struct ProcessState {
     subreaper: i32,
 }
 
-/// The working directory of a process.
-///
-/// # Errors
-/// When the link cannot be read.
-pub fn cwd(pid: i32) -> std::io::Result<std::path::PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd"))
-}
-
 impl Part for Process {
     fn name(&self) -> &'static str {
         "process attributes"
@@ -115,7 +108,8 @@ impl Part for Process {
     }
     fn check(&self, view: &View) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let gone = cwd(view.pid).is_ok_and(|p| p.to_string_lossy().ends_with(" (deleted)"));
+        let gone =
+            cwd(view.pid, view.tid).is_ok_and(|p| p.to_string_lossy().ends_with(" (deleted)"));
         if gone {
             findings.push(blocker(
                 "VOS-CWD",
@@ -124,7 +118,7 @@ impl Part for Process {
                 "let it change to a directory that exists",
             ));
         }
-        let same_root = fs::metadata(format!("/proc/{}/root/.", view.pid))
+        let same_root = fs::metadata(format!("/proc/{}/task/{}/root/.", view.pid, view.tid))
             .and_then(|theirs| Ok((theirs, fs::metadata("/")?)))
             .is_ok_and(|(theirs, ours)| {
                 use std::os::unix::fs::MetadataExt;
@@ -142,12 +136,11 @@ impl Part for Process {
     }
     fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
         use std::os::unix::ffi::OsStrExt;
-        let cwd = cwd(view.pid).map_err(|source| PartError::Io {
+        let cwd = cwd(view.pid, view.tid).map_err(|source| PartError::Io {
             what: format!("working directory of process {}", view.pid),
             source,
         })?;
-        let umask =
-            u32::from_str_radix(view.field("Umask:"), 8).map_err(|_| PartError::State("umask"))?;
+        let umask = umask(view)?;
         let at = program.data(&[0; 8]);
         let get = Arg::Num(libc::PR_GET_CHILD_SUBREAPER as u64);
         let reaper = program.call(libc::SYS_prctl, "PR_GET_CHILD_SUBREAPER", &[get, Arg::Data(at)]);

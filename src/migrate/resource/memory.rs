@@ -485,11 +485,20 @@ fn exe_is_gone(pid: i32, path: &str) -> Finding {
 /// When the process is gone.
 pub fn check_exe(pid: i32) -> io::Result<Option<Finding>> {
     let link = format!("/proc/{pid}/exe");
-    let (path, ino) = (fs::read_link(&link)?, fs::metadata(&link)?.ino());
-    let path = path.to_string_lossy();
-    let named = fs::metadata(format!("/proc/{pid}/root{path}"));
-    let same = named.is_ok_and(|m| m.ino() == ino && m.is_file());
-    Ok((!same).then(|| exe_is_gone(pid, &path)))
+    let mut path = fs::read_link(&link)?;
+    loop {
+        let ino = fs::metadata(&link)?.ino();
+        let named = fs::metadata(format!("/proc/{pid}/root{}", path.display()));
+        if named.is_ok_and(|m| m.ino() == ino && m.is_file()) {
+            return Ok(None);
+        }
+        // It may execute another program meanwhile.
+        let now = fs::read_link(&link)?;
+        if now == path && fs::metadata(&link)?.ino() == ino {
+            return Ok(Some(exe_is_gone(pid, &path.to_string_lossy())));
+        }
+        path = now;
+    }
 }
 
 /// Ranges whose content the target cannot get from elsewhere.

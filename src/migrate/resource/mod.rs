@@ -9,6 +9,7 @@
 
 pub mod attributes;
 pub mod creds;
+pub mod directory;
 pub mod fd;
 pub mod ipc;
 pub mod itimers;
@@ -232,6 +233,7 @@ pub const PARTS: &[&dyn Part] = &[
     &attributes::Process,
     &switches::OfMemory,
     &switches::OfThread,
+    &directory::OwnDirectory,
     &creds::Creds,
     &attributes::AfterCreds,
     &switches::Barriers,

@@ -6,7 +6,7 @@
 //! to an absolute time: it goes on with the time that was left, less the pause.
 //!
 //! A periodic timer whose signal is pending stands still, and its overruns are counted from when it
-//! was due until the signal is taken; [`pending`] finds out when that was.
+//! was due until the signal is taken; `pending` finds out when that was.
 
 mod pending;
 
@@ -351,6 +351,10 @@ impl Part for OnThread {
         Scope::Thread
     }
     fn check(&self, view: &View) -> Vec<Finding> {
+        // That of a frozen thread is judged by its registers.
+        if !view.field("State:").starts_with('S') {
+            return Vec::new();
+        }
         let path = format!("/proc/{}/task/{}/syscall", view.pid, view.tid);
         let text = read_proc(&path).unwrap_or_default();
         let mut words = text.split_whitespace();

@@ -13,6 +13,7 @@ use super::{LinkKey, Mover, Moving, Side, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::apart::Common;
 use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
@@ -47,6 +48,26 @@ const PASSING: [&str; 5] =
 /// Compilers and sort(1) make files that they remove again.
 const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);
+/// A busy machine may take long for each look.
+const LOOKS: u32 = 20;
+
+/// How long a state that passes is waited for.
+struct Patience {
+    until: Instant,
+    looks: u32,
+}
+
+impl Patience {
+    fn begin() -> Self {
+        Self { until: Instant::now() + MOMENT, looks: 0 }
+    }
+
+    /// One more look was in vain: was it the last?
+    fn is_over(&mut self) -> bool {
+        self.looks += 1;
+        self.looks >= LOOKS && Instant::now() > self.until
+    }
+}
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -242,11 +263,11 @@ impl Mover {
 
     /// As [`Mover::look`]; what is [`PASSING`] as a rule is waited for.
     fn look_again(&mut self) -> Step1<Local> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let local = self.look()?;
             let passes = is_passing(&local.findings, &PASSING);
-            if !passes || self.early_freeze.is_some() || Instant::now() > until {
+            if !passes || self.early_freeze.is_some() || patience.is_over() {
                 return Ok(local);
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -259,14 +280,15 @@ impl Mover {
             let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
-        if !self.is_open(self.sup.session.root).map_err(own)? {
+        let pids = self.pids();
+        if !self.are_open(&pids).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
         let pids = self.pids();
         let files = self.files(&pids).map_err(own)?;
-        let filters = u64::from(self.sup.job.meta.filtered);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
-        let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
+        let mut local =
+            preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
         let busy = self.sup.session.in_vfork();
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
@@ -277,6 +299,12 @@ impl Mover {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// What all threads of the job have.
+    fn common(&self) -> Common {
+        let like = self.init.unwrap_or(std::process::id() as i32);
+        Common::new(u64::from(self.sup.job.meta.filtered), like)
     }
 
     /// Host pids of the job's processes, the first one first.
@@ -421,11 +449,12 @@ impl Mover {
         target: &Target,
         mut local: Local,
     ) -> Step1<(Local, Verdict, Vec<FileId>)> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let (verdict, mapped) = self.ask_verdict(id, target, local.open.clone(), false)?;
             let runs = self.early_freeze.is_none();
-            if !runs || !is_passing(&verdict.findings, &[LOCAL_FILE]) || Instant::now() > until {
+            let passes = is_passing(&verdict.findings, &[LOCAL_FILE]);
+            if !runs || !passes || patience.is_over() {
                 return Ok((local, verdict, mapped));
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -550,7 +579,7 @@ impl Mover {
         let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
         let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let early = self.early_freeze.take();
             if early.is_none() {
@@ -567,7 +596,7 @@ impl Mover {
             }
             match self.send_frozen(target, frozen, &agreed, &plan, laps) {
                 // Nothing has been sent yet; the program is about to close it.
-                Err(s) if PASSING.contains(&s.code) && Instant::now() < until => {}
+                Err(s) if PASSING.contains(&s.code) && !patience.is_over() => {}
                 done => return done,
             }
             if let Some(frozen) = held.take() {

@@ -25,6 +25,7 @@ use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
+use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
@@ -172,11 +173,13 @@ impl Mover {
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
+        let common = self.common();
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
+            let known = &fds.identities;
             let image =
-                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
+                capture::capture(process, table, known, scheduler_now, &running, &sets, &common);
             let locks = locks.remove(&pid).unwrap_or_default();
             images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }
@@ -192,6 +195,8 @@ impl Mover {
         }
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
+        let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+        stops::note_taken(&pids, &mut images).map_err(part_stopped)?;
         family::adopt(&mut images, plan).map_err(own)?;
         let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
         self.note_left_behind(&chosen, &files, frozen).map_err(own)?;

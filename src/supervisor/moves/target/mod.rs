@@ -8,6 +8,7 @@ use anyhow::{anyhow, bail, Context, Result};
 mod build;
 mod outfit;
 mod own;
+mod stopping;
 
 use super::hook::reached;
 use super::{LinkKey, Mover};

@@ -8,6 +8,7 @@ use anyhow::{bail, Context, Result};
 use super::super::hook::reached;
 use super::super::signals::Forward;
 use super::super::{LinkKey, Mover, Peer, Side};
+use super::stopping::Ways;
 use super::{Prepared, Restored};
 use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
@@ -21,6 +22,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
+use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
 use crate::tracer::raw;
 
@@ -182,7 +184,7 @@ impl Mover {
     }
 
     /// Serves everybody until the job has come so far, but no longer than [`SOON`].
-    fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
+    pub(super) fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
         let until = Instant::now() + SOON;
         while !there(&self.sup.session) && Instant::now() < until {
             self.pump(Some(Duration::from_millis(1)))?;
@@ -280,24 +282,27 @@ impl Mover {
 
     /// Lets all threads go, once nothing more can fail.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
-        let mut ways = Vec::new();
+        let mut all: Vec<Ways> = Vec::with_capacity(processes.len());
         for process in processes {
-            if let Some(signal) = process.image.stopped {
-                raw::kill(process.pid, signal).context("stopping the job as it was")?;
-            }
+            let mut ways = Ways::with_capacity(process.threads.len());
             for thread in &process.threads {
                 raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
-                ways.push((thread, self.way_of(thread)?));
+                ways.push((thread.host_tid, self.way_of(thread)?));
             }
+            all.push(ways);
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
-            if let Err(e) = self.make_undumpable(process.pid) {
+            let insn = capture::syscall_insn(process.pid, &process.image.memory);
+            let done = insn.map_err(Into::into).and_then(|insn| make_undumpable(process.pid, insn));
+            if let Err(e) = done {
                 tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
             }
         }
-        for (thread, way) in ways {
-            let resumed = self.sup.session.go(thread.host_tid, way);
-            resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
+        self.stop_processes(processes, &all)?;
+        let running = processes.iter().zip(all).filter(|(p, _)| p.image.stopped.is_none());
+        for (tid, way) in running.flat_map(|(_, ways)| ways) {
+            let resumed = self.sup.session.go(tid, way);
+            resumed.with_context(|| format!("resuming thread {tid}"))?;
         }
         Ok(())
     }
