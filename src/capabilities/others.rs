@@ -81,7 +81,6 @@ pub const ROWS: &[Capability] = &[
         "CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from where they were",
     ),
     Capability::new(Time, "cpu-clocks", "CPU-time clocks", Support::Lost),
-    Capability::new(Attributes, "keyrings", "keyrings (keyrings(7))", Support::Lost),
     Capability::refused(Attributes, "chroot", "a root directory of its own", "VOS-CHROOT"),
     Capability::moves(Surroundings, "terminal", "the terminal that it was started in: relayed"),
     Capability::moves(

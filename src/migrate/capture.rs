@@ -21,7 +21,9 @@ use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
 use crate::control::Severity;
-use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
+use crate::tracer::inject::{
+    sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
+};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
 use crate::tracer::rseq;
@@ -58,7 +60,7 @@ pub fn capture(
     for thread in &mut frozen.threads {
         let mut view = View::read(pid, thread.tid)
             .map_err(io_error(format!("status of thread {}", thread.tid)))?;
-        view.opened = frozen.opened.is_some();
+        (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
         may_move(&view, common)?;
         threads.push(Asked::open(view, thread, scheduler_now, running, insn)?);
         // A signal about to be delivered is in its queue again.
@@ -71,9 +73,10 @@ pub fn capture(
     let outcome = ask(&mut threads, insn, near.as_ref(), sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
     drop(near);
-    let ((brk, parts, overdue), undo) = outcome?;
+    let ((asked, parts, overdue), undo) = outcome?;
     closed?;
-    memory.layout.brk = brk;
+    memory.layout.brk = asked.brk;
+    memory.locks_future = asked.locks_future;
     let leader = &threads[0].view;
     let stopped = frozen.threads.iter().find_map(|t| match t.stop {
         Stop::Group(signal) => Some(signal),
@@ -144,13 +147,47 @@ struct Asked {
 struct Batch {
     started: Started,
     answers: Vec<(Scope, &'static str, Answer)>,
-    /// Row of brk(0), in the leader.
+    memory: Option<MemoryAsked>,
+}
+
+/// Questions about the memory, in the leader: rows of brk(0), of advice for the stub that is
+/// refused for locked memory, and of mincore(2) of its last page, which nobody has touched.
+struct MemoryAsked {
     brk: usize,
+    locked: usize,
+    there: (usize, Data),
+}
+
+/// The answers.
+#[derive(Clone, Copy)]
+struct Memory {
+    brk: u64,
+    /// As [`memory::MmImage::locks_future`].
+    locks_future: Option<bool>,
+}
+
+impl MemoryAsked {
+    fn ask(stub: &Stub, program: &mut Program) -> Self {
+        const PAGE: u64 = proc_memory::PAGE;
+        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let args = [stub.base, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
+        let locked = program.call(libc::SYS_madvise, "MADV_COLD", &args);
+        let at = program.data(&[0; 8]);
+        let args = [Arg::Num(stub.base + STUB_LEN - PAGE), Arg::Num(PAGE), Arg::Data(at)];
+        Self { brk, locked, there: (program.call(libc::SYS_mincore, "mincore", &args), at) }
+    }
+
+    fn answer(&self, outcome: &Outcome) -> Result<Memory, PartError> {
+        outcome.get(self.there.0)?;
+        let there = outcome.data(self.there.1).first().is_some_and(|byte| byte & 1 != 0);
+        let locked = outcome.raw(self.locked) == -i64::from(libc::EINVAL);
+        Ok(Memory { brk: outcome.raw(self.brk) as u64, locks_future: locked.then_some(!there) })
+    }
 }
 
 impl Asked {
     fn open(
-        view: View,
+        mut view: View,
         thread: &Frozen,
         scheduler_now: &settle::SchedulerClocks,
         running: &Running,
@@ -177,6 +214,9 @@ impl Asked {
         if restart.is_none() {
             wanted = settle::without_restart_block(&wanted);
         }
+        if settle::sleeps_on_cpu_time(wanted.orig_rax as i64, wanted.rdi) {
+            return Err(PartError::Refused(Box::new(timers::sleeper(view.job_tid))));
+        }
         let general = registers::words(&wanted);
         let image = ThreadImage {
             tid: view.job_tid,
@@ -192,6 +232,7 @@ impl Asked {
             _ => None,
         };
         let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
+        view.dispatch = remote.dispatch();
         if let Some(info) = signal {
             requeue(&mut remote, insn, &info)?;
         }
@@ -216,7 +257,7 @@ impl Asked {
         near: Option<&Near>,
     ) -> Result<u64, PartError> {
         let mut program = Program::default();
-        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let memory = leader.then(|| MemoryAsked::ask(stub, &mut program));
         let mut answers = Vec::new();
         for part in PARTS.iter().filter(|p| leader || p.scope() == Scope::Thread) {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
@@ -225,13 +266,13 @@ impl Asked {
         // Its own mask has been asked for above.
         self.fetched = near.and_then(|near| near.fetch(self.view.tid));
         let started = self.remote()?.start(stub, offset, program)?;
-        self.batch = Some(Batch { started, answers, brk });
+        self.batch = Some(Batch { started, answers, memory });
         Ok(offset + size)
     }
 
-    /// The program break and the states of process parts.
-    fn finish(&mut self) -> Result<(u64, Vec<PartState>), PartError> {
-        let Some(batch) = self.batch.take() else { return Ok((0, Vec::new())) };
+    /// What the leader says of the memory, and the states of process parts.
+    fn finish(&mut self) -> Result<(Option<Memory>, Vec<PartState>), PartError> {
+        let Some(batch) = self.batch.take() else { return Ok((None, Vec::new())) };
         let outcome = self.remote()?.finish(batch.started)?;
         let mut process = Vec::new();
         for (scope, name, answer) in batch.answers {
@@ -241,7 +282,8 @@ impl Asked {
                 Scope::Thread => self.image.parts.push(state),
             }
         }
-        Ok((outcome.raw(batch.brk) as u64, process))
+        let memory = batch.memory.map(|asked| asked.answer(&outcome)).transpose()?;
+        Ok((memory, process))
     }
 }
 
@@ -306,8 +348,8 @@ fn not_known(pid: i32, cause: &str) -> PartError {
     PartError::Refused(Box::new(refusal(&format!("process {pid}"), cause)))
 }
 
-/// brk, the process's parts, and its timers whose signals are pending.
-type Answers = (u64, Vec<PartState>, Overdue);
+/// Of the memory, the process's parts, and its timers whose signals are pending.
+type Answers = (Memory, Vec<PartState>, Overdue);
 
 /// Asks all threads. Gives their answers, and what the process is to undo.
 fn ask(
@@ -348,14 +390,14 @@ fn ask_until_settled(
             let view = thread.view.clone();
             timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
         }
-        let (brk, parts) = ask_with(threads, stub, near)?;
+        let (memory, parts) = ask_with(threads, stub, near)?;
         let mut expired = false;
         for thread in threads.iter() {
             expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?
                 || timers::is_unmeasured(&thread.view, &overdue)?;
         }
         if !expired {
-            return Ok((brk, parts, overdue));
+            return Ok((memory, parts, overdue));
         }
     }
     Err(PartError::State("timers that expire all the time"))
@@ -369,19 +411,19 @@ fn ask_with(
     threads: &mut [Asked],
     stub: &Stub,
     near: Option<&Near>,
-) -> Result<(u64, Vec<PartState>), PartError> {
+) -> Result<(Memory, Vec<PartState>), PartError> {
     let mut first = None;
     let mut next = 0;
     while next < threads.len() {
         let begin = next;
         let mut offset = 0;
-        while next < threads.len() && offset + ROOM < STUB_LEN {
+        while next < threads.len() && offset + ROOM < stub.capacity() {
             offset = threads[next].start(stub, offset, next == 0, near)?;
             next += 1;
         }
         for thread in &mut threads[begin..next] {
-            let answer = thread.finish()?;
-            first.get_or_insert(answer);
+            let (memory, parts) = thread.finish()?;
+            first = first.or(memory.map(|memory| (memory, parts)));
         }
     }
     first.ok_or(PartError::State("a process without threads"))

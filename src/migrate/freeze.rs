@@ -30,6 +30,8 @@ pub struct FrozenProcess {
     /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)): a `syscall`
     /// instruction in it.
     pub opened: Option<u64>,
+    /// It may have keyrings of its own (keyrings(7)).
+    pub keys: bool,
 }
 
 /// A job of which no thread runs.
@@ -153,7 +155,7 @@ fn by_process(root: i32, frozen: &BTreeMap<i32, (i32, Frozen)>) -> Result<Vec<Fr
     for (pid, mut threads) in processes {
         let leader = threads.iter().position(|t| t.tid == pid);
         threads.swap(0, leader.ok_or(FreezeError::LeaderGone(pid))?);
-        all.push(FrozenProcess { pid, threads, opened: None });
+        all.push(FrozenProcess { pid, threads, opened: None, keys: true });
     }
     let first = all.iter().position(|p| p.pid == root).ok_or(FreezeError::Exited(root))?;
     all[..=first].rotate_right(1);

@@ -4,7 +4,7 @@
 //! source: local() ── blockers known here ─► Hello ─► target: judge() ─► Verdict
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +22,7 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{blocker, directory, View};
+use super::resource::{blocker, directory, schedule, View};
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -422,9 +422,17 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         open: open.files,
         sockets: open.sockets,
         cwds,
+        affinities: affinities(all.iter().flatten()),
         user,
         history: of.history,
     })
+}
+
+/// Those of threads that may not run on all CPUs, each once.
+fn affinities<'a>(threads: impl Iterator<Item = &'a View>) -> Vec<Vec<u64>> {
+    let Ok(all) = super::cpus::machine() else { return Vec::new() };
+    let masks = threads.filter_map(|thread| schedule::bound_to(thread.tid, &all));
+    masks.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Is the file at `id.path` here the very same file as at the source, whose boot is `boot`?
@@ -515,6 +523,7 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
         ));
     }
     judge_user(hello, verdict);
+    verdict.findings.extend(schedule::judge(&hello.affinities));
     if kernel() != hello.kernel {
         verdict.findings.push(warning(
             "VOS-KERNEL",

@@ -376,6 +376,17 @@ pub fn kernel_restart(pid: i32, regs: &Regs) -> io::Result<Option<Restart>> {
     Ok(Some(Restart { nr, remaining_ns: timeout }))
 }
 
+/// Does this call sleep on a clock of CPU time, which begins anew at the target
+/// (clock_nanosleep(2))?
+#[must_use]
+pub fn sleeps_on_cpu_time(nr: i64, clock: u64) -> bool {
+    // The last three bits of a negative number tell what it stands for (CPUCLOCK_WHICH and
+    // CLOCKFD, kernel/time/posix-timers.h); 3 is a device's clock.
+    let clock = clock as i32;
+    let of_cpu = clock == libc::CLOCK_PROCESS_CPUTIME_ID || (clock < 0 && clock & 3 != 3);
+    nr == libc::SYS_clock_nanosleep && of_cpu
+}
+
 /// [`judge`] of a thread that is stopped now.
 ///
 /// # Errors
@@ -521,6 +532,15 @@ mod tests {
         let pid = std::process::id() as i32;
         assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
         assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn sleeps_on_clocks_of_cpu_time() {
+        let on = |clock: i32| sleeps_on_cpu_time(libc::SYS_clock_nanosleep, clock as u64);
+        // Of a process: of this one, and of process 5 by its number.
+        assert!(on(libc::CLOCK_PROCESS_CPUTIME_ID) && on(-6) && on((!5 << 3) | 2));
+        assert!(!on(libc::CLOCK_MONOTONIC) && !on(libc::CLOCK_TAI) && !on((!5 << 3) | 3));
+        assert!(!sleeps_on_cpu_time(libc::SYS_nanosleep, 2));
     }
 
     #[test]

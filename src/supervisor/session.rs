@@ -239,6 +239,7 @@ impl Session {
         self.root = 0;
         self.ended = None;
         self.root_stopped = None;
+        self.handles.forget_keys();
     }
 
     /// How all threads go on, for [`Session::go`]. One that cannot be asked goes on as the kernel

@@ -71,7 +71,7 @@ impl Program {
 /// A running job. Dropping it kills what is left of its program.
 #[derive(Debug)]
 pub struct Job<'h> {
-    hosts: &'h Hosts,
+    pub hosts: &'h Hosts,
     pub name: String,
     pub start: Start,
     /// Index of the host it runs on.

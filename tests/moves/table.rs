@@ -33,6 +33,7 @@ const HELD: &[&str] = &[
     "bpf",
     "chroot",
     "clone-shared",
+    "cpu-sleep",
     "devices",
     "directory-gone",
     "exe-gone",

@@ -135,6 +135,9 @@ pub struct MmImage {
     pub files: Vec<FileId>,
     pub objects: Vec<SharedObject>,
     pub layout: Layout,
+    /// What is yet to be mapped is locked (mlockall(2), MCL_FUTURE); true: only as it is touched
+    /// (MCL_ONFAULT).
+    pub locks_future: Option<bool>,
     pub auxv: Vec<u8>,
     /// The executable, an index into `files`.
     pub exe: u32,
@@ -228,6 +231,7 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::moves(Memory, "mem-heap", "the heap (brk(2)), arguments and environment"),
     Capability::moves(Memory, "mem-advice", "advice: huge pages, no fork, no dump"),
     Capability::moves(Memory, "mem-locked", "locked memory"),
+    Capability::moves(Memory, "mem-lock-future", "memory locked as it is mapped (mlockall(2))"),
     Capability::refused(
         Memory,
         "mem-outside",
@@ -445,6 +449,7 @@ pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartE
         None => Vec::new(),
     };
     Ok(MmImage {
+        locks_future: None,
         mappings,
         files: backings.files,
         objects: backings.objects,

@@ -13,6 +13,7 @@ pub mod directory;
 pub mod fd;
 pub mod ipc;
 pub mod itimers;
+pub mod keyrings;
 pub mod limits;
 pub mod memory;
 pub mod pause;
@@ -20,9 +21,11 @@ pub mod raw;
 pub mod registers;
 pub mod schedule;
 pub mod signals;
+pub mod switches;
 pub mod thread;
 pub mod timers;
 
+use std::cell::RefCell;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +34,7 @@ use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::tracer::inject::{InjectError, Outcome, Program};
 use crate::tracer::memory::read_proc;
+use crate::tracer::raw::Dispatch;
 
 /// Whose state a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,10 @@ pub struct View {
     pub job_tid: i32,
     /// The process is dumpable only because it is frozen; see `FrozenProcess`.
     pub opened: bool,
+    /// It may have keyrings of its own; see `FrozenProcess`.
+    pub keys: bool,
+    /// Where its calls go when it is not borrowed.
+    pub dispatch: Option<Dispatch>,
     status: String,
     /// Its lines, sorted by name: begin of the name, of the value, end of the line.
     lines: Vec<(usize, usize, usize)>,
@@ -65,7 +73,17 @@ impl View {
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
         let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
         let lines = index(&status);
-        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, opened: false, status, lines };
+        let mut view = Self {
+            pid,
+            tid,
+            job_pid: pid,
+            job_tid: tid,
+            opened: false,
+            keys: true,
+            dispatch: None,
+            status,
+            lines,
+        };
         view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
         view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
         Ok(view)
@@ -136,6 +154,29 @@ pub struct Told<'a> {
     pub job_tid: i32,
     /// The new thread as it was made, before it was told anything.
     pub view: &'a View,
+    /// Takes down what the job does not get here.
+    pub missed: &'a Missed,
+}
+
+/// What a job does not get at the target, for the report of the move: a sentence each, once.
+#[derive(Debug, Default)]
+pub struct Missed(RefCell<Vec<String>>);
+
+impl Missed {
+    /// Takes a sentence down.
+    pub fn add(&self, text: String) {
+        let mut all = self.0.borrow_mut();
+        if !all.contains(&text) {
+            tracing::warn!("{text}");
+            all.push(text);
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn into_all(self) -> Vec<String> {
+        self.0.into_inner()
+    }
 }
 
 /// One kind of state of a process or thread that is asked and told by calls in it, or from
@@ -174,7 +215,8 @@ pub trait Part: Sync {
 
 /// Every part, in the order in which the new thread is told. Credentials come late: what
 /// stands before them may need a capability of the new namespace; dumpable and the
-/// parent-death signal come after, because a change of credentials resets them.
+/// parent-death signal come after, because a change of credentials resets them. Signals are queued
+/// before RLIMIT_SIGPENDING may be too low for them.
 pub const PARTS: &[&dyn Part] = &[
     &signals::Actions,
     &itimers::Intervals,
@@ -184,13 +226,17 @@ pub const PARTS: &[&dyn Part] = &[
     &thread::AltStack,
     &thread::Name,
     &schedule::Schedule,
+    &keyrings::Keyrings,
     &attributes::Files,
+    &signals::Pending,
     &limits::Limits,
     &attributes::Process,
+    &switches::OfMemory,
+    &switches::OfThread,
     &directory::OwnDirectory,
     &creds::Creds,
     &attributes::AfterCreds,
-    &signals::Pending,
+    &switches::Barriers,
     &thread::Rseq,
 ];
 

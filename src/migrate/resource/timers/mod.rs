@@ -16,8 +16,11 @@ use super::itimers::{ask_boot_time, boot_time, time, words};
 use super::{blocker, decode, encode, pause, raw, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Time;
 use crate::capabilities::Capability;
+use crate::control::Finding;
+use crate::migrate::settle::sleeps_on_cpu_time;
 use crate::migrate::skeleton::coarse_tick;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
+use crate::tracer::memory::read_proc;
 
 pub(crate) use pending::dequeue;
 pub use pending::{is_unmeasured, join, measure, Overdue};
@@ -252,11 +255,14 @@ impl Part for Posix {
 
     fn capabilities(&self) -> &'static [Capability] {
         const {
-            &[Capability::moves(
-                Time,
-                "posix-timers",
-                "POSIX timers: clocks, ways of notification, overruns",
-            )]
+            &[
+                Capability::moves(
+                    Time,
+                    "posix-timers",
+                    "POSIX timers: clocks, ways of notification, overruns",
+                ),
+                Capability::moves(Time, "cpu-timers", "timers on CPU time: still with the job"),
+            ]
         }
     }
 
@@ -325,16 +331,38 @@ impl Part for OnThread {
 
     fn capabilities(&self) -> &'static [Capability] {
         const {
-            &[Capability::moves(
-                Time,
-                "timers-thread",
-                "POSIX timers that tell a thread, also one that has ended",
-            )]
+            &[
+                Capability::moves(
+                    Time,
+                    "timers-thread",
+                    "POSIX timers that tell a thread, also one that has ended",
+                ),
+                Capability::refused(
+                    Time,
+                    "cpu-sleep",
+                    "sleeps on a clock of CPU time (clock_nanosleep(2))",
+                    "VOS-TIMER",
+                ),
+            ]
         }
     }
 
     fn scope(&self) -> Scope {
         Scope::Thread
+    }
+    fn check(&self, view: &View) -> Vec<Finding> {
+        // That of a frozen thread is judged by its registers.
+        if !view.field("State:").starts_with('S') {
+            return Vec::new();
+        }
+        let path = format!("/proc/{}/task/{}/syscall", view.pid, view.tid);
+        let text = read_proc(&path).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let nr = words.next().and_then(|word| word.parse().ok());
+        let clock = words.next().and_then(|word| word.strip_prefix("0x"));
+        let clock = clock.and_then(|word| u64::from_str_radix(word, 16).ok());
+        let sleeps = nr.zip(clock).is_some_and(|(nr, clock)| sleeps_on_cpu_time(nr, clock));
+        sleeps.then(|| sleeper(view.job_tid)).into_iter().collect()
     }
     fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
         let timers: Vec<Timer> = match view.number("Threads:") {
@@ -354,6 +382,17 @@ impl Part for OnThread {
     fn tell(&self, _state: &[u8], _to: &Told, _program: &mut Program) -> Result<(), PartError> {
         Ok(())
     }
+}
+
+/// The refusal of a thread that sleeps on a clock of CPU time.
+#[must_use]
+pub fn sleeper(tid: i32) -> Finding {
+    blocker(
+        "VOS-TIMER",
+        format!("thread {tid}"),
+        "it sleeps on a clock of CPU time, which begins anew at the target",
+        "move it when that sleep is over",
+    )
 }
 
 /// More ids than this are not counted up by making and deleting timers.

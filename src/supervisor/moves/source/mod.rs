@@ -26,6 +26,7 @@ use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::ipc::Id;
+use crate::migrate::resource::keyrings;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
@@ -293,6 +294,7 @@ impl Mover {
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
         local.findings.extend(self.choose_ipc(&pids, false).err());
+        local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
         }
@@ -695,8 +697,12 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
+        let mut job = frozen?;
+        // What a launched job makes is seen.
+        let keys = self.sup.job.meta.attached || self.sup.session.handles.has_keys();
+        job.processes.iter_mut().for_each(|process| process.keys = keys);
         let mut frozen = Frozen {
-            job: frozen?,
+            job,
             states: Vec::new(),
             new_home: false,
             ipc: Vec::new(),

@@ -21,6 +21,7 @@ use crate::migrate::preflight;
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
+use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
 use crate::migrate::terminals::Terminal;
@@ -349,9 +350,10 @@ impl Mover {
         let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
         let skeleton = a.skeleton.take().context("no frame")?;
         let mut processes = Vec::with_capacity(restoring.len());
+        let missed = Missed::default();
         let places = skeleton.processes.iter().map(|place| place.pid);
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
-            let threads = restoring.finish(&image, program.as_deref())?;
+            let threads = restoring.finish(&image, program.as_deref(), &missed)?;
             verify(pid, &image)?;
             processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
@@ -365,7 +367,8 @@ impl Mover {
         wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
         let renames = std::mem::take(&mut a.renames);
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived })
+        let missed = missed.into_all();
+        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived, missed })
     }
 }
 

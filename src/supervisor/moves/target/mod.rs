@@ -204,6 +204,8 @@ struct Prepared {
     renames: Renames,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
+    /// What it does not get here; a sentence each.
+    missed: Vec<String>,
 }
 
 impl Mover {

@@ -108,8 +108,15 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { mut processes, skeleton, annotations, signals_taken, renames, arrived } =
-            prepared;
+        let Prepared {
+            mut processes,
+            skeleton,
+            annotations,
+            signals_taken,
+            renames,
+            arrived,
+            missed,
+        } = prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -123,7 +130,7 @@ impl Mover {
             tracing::error!("{e:#}");
         }
         reached("owned");
-        let lost = take_locks(&mut processes);
+        let lost = [missed, take_locks(&mut processes)].concat();
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let home = self.is_home();
         self.agent = None;
@@ -164,8 +171,10 @@ impl Mover {
         self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns, lost }, &[]);
-        self.note(self.own_report(id, peer, &processes, statuses, arrived));
+        let report = self.own_report(id, peer, &processes, arrived);
+        let report = MoveReport { processes: statuses.clone(), lost: lost.clone(), ..report };
+        self.send(key, &Msg::Done { processes: statuses, resumed_ns, lost }, &[]);
+        self.note(report);
         self.note_restored();
         self.stop_again(root.image.stopped, home)
     }
@@ -208,7 +217,6 @@ impl Mover {
         id: MoveId,
         peer: &(NodeId, String),
         restored: &[Restored],
-        processes: Vec<ProcessStatus>,
         arrived: Instant,
     ) -> MoveReport {
         let ms = arrived.elapsed().as_secs_f64() * 1e3;
@@ -225,7 +233,8 @@ impl Mover {
             parts: Vec::new(),
             bytes_memory: restored.iter().map(|p| p.image.memory.data_bytes()).sum(),
             bytes_wire: 0,
-            processes,
+            processes: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
