@@ -5,6 +5,8 @@
 //! `placed/root/PLACE`; arguments choose cells by substrings.
 
 mod common;
+#[path = "moves/soak.rs"]
+mod soak;
 #[path = "moves/table.rs"]
 mod table;
 
@@ -890,6 +892,8 @@ fn cells() -> Vec<Cell> {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
         }
+        let run = move |w: &mut Worker| soak::soak(Start::Launched, who, w);
+        cells.push(Cell::new(format!("soak/{word}/tree"), run).limit(3 * soak::seconds() + 300));
         let run = move |w: &mut Worker| fork_shares_pages(who, w);
         cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
         let run = move |w: &mut Worker| foreign_segment(who, w);

@@ -302,6 +302,8 @@ pub struct Remote {
     deferred: Vec<i32>,
     /// No `int3`: it would reset an ignored SIGTRAP.
     steps: bool,
+    /// Its process has no other thread, once that was asked.
+    alone: Option<bool>,
     open: bool,
 }
 
@@ -325,7 +327,15 @@ impl Remote {
     /// As [`Remote::open`].
     pub fn open_with(tid: i32, regs: Regs, mask: u64, ignores_sigtrap: bool) -> Result<Self> {
         trace(tid, "set signal mask", raw::set_sigmask(tid, u64::MAX))?;
-        Ok(Self { tid, regs, mask, deferred: Vec::new(), steps: ignores_sigtrap, open: true })
+        Ok(Self {
+            tid,
+            regs,
+            mask,
+            deferred: Vec::new(),
+            steps: ignores_sigtrap,
+            alone: None,
+            open: true,
+        })
     }
 
     /// The thread.
@@ -357,9 +367,11 @@ impl Remote {
         let tid = self.tid;
         loop {
             trace(tid, "resume", resume(tid))?;
-            match trace(tid, "wait", stop::await_status(tid))?.stop {
+            let alone = *self.alone.get_or_insert_with(|| stop::is_alone(tid));
+            match trace(tid, "wait", stop::await_status_of(tid, alone))?.stop {
                 s if wanted(s) => return Ok(()),
-                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) => {}
+                Stop::Clone(_) => self.alone = None,
+                Stop::Interrupt | Stop::Group(_) => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
                 Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),
                 stop => return Err(InjectError::Unexpected { tid, stop }),
