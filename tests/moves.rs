@@ -193,6 +193,7 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    guest("tree_stops").proves(&["stopped"]),
     launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
     launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
     guest("posix_timer_clocks"),

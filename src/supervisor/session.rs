@@ -173,7 +173,13 @@ impl Session {
     /// Is the whole first process in group-stop, and by which signal?
     #[must_use]
     pub fn root_in_stop(&self) -> Option<i32> {
-        let mut threads = self.tasks.values().filter(|t| t.pid == self.root).map(|t| t.state);
+        self.in_stop(self.root)
+    }
+
+    /// Is a whole process in group-stop, and by which signal?
+    #[must_use]
+    pub fn in_stop(&self, pid: i32) -> Option<i32> {
+        let mut threads = self.tasks.values().filter(|t| t.pid == pid).map(|t| t.state);
         let signal = |state| match state {
             TaskState::Group(signal) => Some(signal),
             TaskState::Running => None,

@@ -269,16 +269,19 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    /// Lets all threads go, once nothing more can fail.
+    /// Lets all threads go, once nothing more can fail. Those of stopped processes come to their
+    /// stop before the others run: SIGCONT would take a stop away that is on its way, and the
+    /// parent would wait for a continued child (WCONTINUED of waitpid(2)) that never was stopped.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
-        let mut ways = Vec::new();
+        let (mut stopped, mut others) = (Vec::new(), Vec::new());
         for process in processes {
             if let Some(signal) = process.image.stopped {
                 raw::kill(process.pid, signal).context("stopping the job as it was")?;
             }
             for thread in &process.threads {
                 raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
-                ways.push((thread, self.way_of(thread)?));
+                let to = if process.image.stopped.is_some() { &mut stopped } else { &mut others };
+                to.push((thread, self.way_of(thread)?));
             }
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
@@ -286,6 +289,16 @@ impl Mover {
                 tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
             }
         }
+        if !stopped.is_empty() {
+            self.resume(stopped)?;
+            let stopped = processes.iter().filter(|process| process.image.stopped.is_some());
+            let pids: Vec<i32> = stopped.map(|process| process.pid).collect();
+            self.pump_until(|session| pids.iter().all(|pid| session.in_stop(*pid).is_some()))?;
+        }
+        self.resume(others)
+    }
+
+    fn resume(&mut self, ways: Vec<(&NewThread, Way)>) -> Result<()> {
         for (thread, way) in ways {
             let resumed = self.sup.session.go(thread.host_tid, way);
             resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
