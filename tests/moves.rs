@@ -7,6 +7,8 @@
 mod common;
 #[path = "moves/said.rs"]
 mod said;
+#[path = "moves/soak.rs"]
+mod soak;
 #[path = "moves/table.rs"]
 mod table;
 
@@ -210,6 +212,7 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    guest("tree_stops").proves(&["stopped"]),
     guest("pdeathsig").proves(&["parent-death"]),
     guest("subreaper").proves(&["subreaper"]),
     guest("posix_timer_clocks"),
@@ -910,6 +913,8 @@ fn cells() -> Vec<Cell> {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
         }
+        let run = move |w: &mut Worker| soak::soak(Start::Launched, who, w);
+        cells.push(Cell::new(format!("soak/{word}/tree"), run).limit(3 * soak::seconds() + 300));
         let run = move |w: &mut Worker| fork_shares_pages(who, w);
         cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
         let run = move |w: &mut Worker| foreign_segment(who, w);

@@ -8,6 +8,7 @@ use std::io;
 
 use super::apart::Common;
 use super::freeze::{Frozen, FrozenProcess};
+use super::gone;
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
 use super::raw::{compare_tasks, Shared};
@@ -37,9 +38,37 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
     move |source| PartError::Io { what, source }
 }
 
-/// Captures everything of a process but the pages of its memory. `table` are its descriptors,
-/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze, `sets`
-/// the job's semaphores, `common` what all threads of the job have.
+/// What a capture of processes is told of their job.
+pub struct Capturing<'a> {
+    /// Device and inode of the job's descriptions.
+    pub identities: &'a [(u64, u64)],
+    /// The clocks at the freeze.
+    pub scheduler_now: &'a settle::SchedulerClocks,
+    pub running: &'a Running,
+    /// The job's semaphores.
+    pub sets: &'a [undo::Asked],
+    /// Keeps the caller and whom it asks on one CPU, if it lives.
+    pub near: Option<&'a Near>,
+    /// What all threads of the job have.
+    pub common: &'a Common,
+    parents: Parents,
+}
+
+impl<'a> Capturing<'a> {
+    /// Without semaphores and anywhere.
+    #[must_use]
+    pub fn new(
+        identities: &'a [(u64, u64)],
+        scheduler_now: &'a settle::SchedulerClocks,
+        running: &'a Running,
+        common: &'a Common,
+    ) -> Self {
+        let parents = Parents::default();
+        Self { identities, scheduler_now, running, sets: &[], near: None, common, parents }
+    }
+}
+
+/// Captures everything of a process but the pages of its memory. `table` are its descriptors.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
@@ -47,32 +76,26 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 pub fn capture(
     frozen: &mut FrozenProcess,
     table: &[Slot],
-    identities: &[(u64, u64)],
-    scheduler_now: &settle::SchedulerClocks,
-    running: &Running,
-    sets: &[undo::Asked],
-    common: &Common,
+    of: &mut Capturing<'_>,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0, identities)?;
+    let mut memory = memory::capture(pid, 0, of.identities)?;
     let insn = syscall_insn(pid, &memory)?;
     let mut threads: Vec<Asked> = Vec::with_capacity(frozen.threads.len());
     for thread in &mut frozen.threads {
         let mut view = View::read(pid, thread.tid)
             .map_err(io_error(format!("status of thread {}", thread.tid)))?;
         (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
-        may_move(&view, common)?;
-        threads.push(Asked::open(view, thread, scheduler_now, running, insn)?);
+        may_move(&view, of.common)?;
+        threads.push(Asked::open(view, thread, of.scheduler_now, of.running, insn)?);
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
             thread.stop = Stop::Interrupt;
         }
     }
-    let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
-    let near = Near::stay();
-    let outcome = ask(&mut threads, insn, near.as_ref(), sets);
+    let sets = if of.sets.is_empty() || !may_undo(frozen)? { &[] } else { of.sets };
+    let outcome = ask(&mut threads, insn, of.near, sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
-    drop(near);
     let ((asked, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = asked.brk;
@@ -83,7 +106,7 @@ pub fn capture(
         _ => None,
     });
     let mut image = ProcessImage {
-        ids: ids(leader)?,
+        ids: of.parents.ids(leader)?,
         memory,
         table: table.to_vec(),
         locks: Vec::new(),
@@ -97,6 +120,30 @@ pub fn capture(
     Ok(image)
 }
 
+/// Parents that were asked for the numbers of their children: how many numbers each has, and which
+/// in the innermost namespace.
+#[derive(Debug, Default)]
+pub struct Parents(BTreeMap<i32, Option<(usize, i32)>>);
+
+impl Parents {
+    /// As [`ids`]; each parent is asked once.
+    ///
+    /// # Errors
+    /// As [`ids`].
+    pub fn ids(&mut self, leader: &View) -> Result<Ids, PartError> {
+        let pid = leader.number("PPid:") as i32;
+        let parent = *self.0.entry(pid).or_insert_with(|| {
+            View::read_process(pid).ok().map(|parent| (depth(&parent), parent.job_pid))
+        });
+        ids_below(leader, parent)
+    }
+}
+
+/// In how many pid namespaces it has a number.
+fn depth(view: &View) -> usize {
+    view.field("NSpid:").split_whitespace().count()
+}
+
 /// Numbers of the process as the job sees them. A session that is led from outside of the pid
 /// namespace has no number there (0); on the target it can have no terminal, so one that has is
 /// led by pid 1 from the move on. Pid 1 is also the parent from then on of a process in such a
@@ -105,17 +152,16 @@ pub fn capture(
 /// # Errors
 /// When its status has none.
 pub fn ids(leader: &View) -> Result<Ids, PartError> {
+    Parents::default().ids(leader)
+}
+
+fn ids_below(leader: &View, parent: Option<(usize, i32)>) -> Result<Ids, PartError> {
     let last = |name: &str| -> Result<i32, PartError> {
         let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
         word.ok_or(PartError::State("ids of /proc status"))
     };
     // PPid is of our namespace; the parent's own status tells its number inside.
-    let parent = View::read_process(leader.number("PPid:") as i32);
-    let depth = |view: &View| view.field("NSpid:").split_whitespace().count();
-    let ppid = match parent {
-        Ok(parent) if depth(&parent) >= depth(leader) => parent.job_pid,
-        _ => 0,
-    };
+    let ppid = parent.filter(|(deep, _)| *deep >= depth(leader)).map_or(0, |(_, number)| number);
     let (mut pgid, mut sid) = (last("NSpgid:")?, last("NSsid:")?);
     if sid == 0 && has_terminal(leader.number("Pid:") as i32) {
         (pgid, sid) = (pgid.max(1), 1);
@@ -358,6 +404,7 @@ fn ask(
     near: Option<&Near>,
     sets: &[undo::Asked],
 ) -> Result<(Answers, Vec<Undo>), PartError> {
+    threads[0].fetched = near.and_then(|near| near.fetch(threads[0].view.tid));
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
     // What expires during these questions is seen by those that follow.
     let asked = ask_undo(&mut threads[0], &stub, sets)
@@ -553,10 +600,13 @@ pub fn check_shared_memory(pids: &[i32]) -> io::Result<Vec<crate::control::Findi
         }
         // Of others one may not see everything.
         let Ok(maps) = proc_memory::maps(other) else { continue };
-        for (id, _) in memory::nameless(&maps) {
-            let found = ours.remove(&id).map(|held| memory::shared_outside(&held, other));
-            findings.extend(found);
+        let common: Vec<_> =
+            memory::nameless(&maps).map(|(id, _)| id).filter(|id| ours.contains_key(id)).collect();
+        if common.is_empty() || !gone::is_stranger(other) {
+            continue;
         }
+        let held = common.iter().filter_map(|id| ours.remove(id));
+        findings.extend(held.map(|held| memory::shared_outside(&held, other)));
     }
     Ok(findings)
 }

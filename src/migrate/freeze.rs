@@ -101,6 +101,14 @@ pub enum FreezeError {
 
 type Result<T> = std::result::Result<T, FreezeError>;
 
+/// As [`tids`], of a process of which so many threads stand still: none when it has no others.
+fn tids_beside(pid: i32, frozen: u64) -> io::Result<Vec<i32>> {
+    match frozen > 0 && stop::threads(pid)? == frozen {
+        true => Ok(Vec::new()),
+        false => tids(pid),
+    }
+}
+
 /// tids of a process, in the order of /proc.
 fn tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut all = Vec::new();
@@ -173,9 +181,12 @@ impl Freezing<'_> {
                     self.watched.release(&thread);
                 }
             }
+            let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
+            self.frozen.values().for_each(|(pid, _)| *counts.entry(*pid).or_default() += 1);
             for pid in self.watched.processes() {
+                let frozen = counts.get(&pid).copied().unwrap_or(0);
                 // One that has just ended is reported where its threads are waited for.
-                for tid in tids(pid).unwrap_or_default() {
+                for tid in tids_beside(pid, frozen).unwrap_or_default() {
                     if !self.frozen.contains_key(&tid) && !busy.contains(&tid) {
                         self.ask(pid, tid)?;
                     }

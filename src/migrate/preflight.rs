@@ -26,7 +26,8 @@ use super::resource::{blocker, directory, schedule, View};
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
-use crate::tracer::memory;
+use crate::tracer::memory::{self, read_proc};
+use crate::tracer::stop;
 
 /// Which descriptions are relayed to the home: by device and inode.
 pub type Forwarded = HashSet<(u64, u64)>;
@@ -206,10 +207,11 @@ fn check_process(pid: i32, pids: &[i32], common: &Common) -> io::Result<Vec<Find
     }
     let Some(leader) = threads.first() else { return Ok(findings) };
     let object = format!("process {}", leader.job_pid);
-    findings.extend(strangers(pid, pids).map(|(child, name)| {
+    findings.extend(strangers(pid, pids).map(|child| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
         blocker(
             "VOS-CHILDREN",
-            format!("{object}, child {child} {name}"),
+            format!("{object}, child {child} {}", name.trim()),
             "its child is not traced by vosrun",
             "wait until the child has ended, or attach again",
         )
@@ -230,17 +232,8 @@ pub fn leader_ended(pid: i32) -> Option<Finding> {
 }
 
 /// Children that live and are none of the job's processes.
-fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_ {
-    // One that was made just now is traced before the supervisor has heard of it.
-    let traced = |pid| {
-        let own = u64::from(std::process::id());
-        View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own)
-    };
-    // One that has ended is traced no more, so that is asked last.
-    let stranger = move |(pid, _): &(i32, String)| {
-        !pids.contains(pid) && !traced(*pid) && !gone::is_ending(*pid)
-    };
-    children(pid).into_iter().filter(stranger)
+fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = i32> + '_ {
+    children(pid).into_iter().filter(|pid| !pids.contains(pid) && gone::is_stranger(*pid))
 }
 
 /// Has the process ended, and waits for its parent (proc_pid_stat(5))?
@@ -286,19 +279,18 @@ pub fn shared_tasks(pids: &[i32]) -> Vec<Finding> {
     findings
 }
 
-/// Children of all threads: pid and name, zombies included.
+/// Pids of the children of all threads, zombies included.
 #[must_use]
-pub fn children(pid: i32) -> Vec<(i32, String)> {
-    let mut all = Vec::new();
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    for task in tasks {
-        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in list.split_whitespace().filter_map(|w| w.parse::<i32>().ok()) {
-            let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            all.push((child, comm.trim().to_owned()));
-        }
+pub fn children(pid: i32) -> Vec<i32> {
+    let of = |tid: i32| {
+        let list = read_proc(&format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>()
+    };
+    if stop::is_alone(pid) {
+        return of(pid);
     }
-    all
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).flat_map(of).collect()
 }
 
 /// The executable's ELF class (elf(5)) says 32 bits.

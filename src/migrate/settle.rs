@@ -31,7 +31,7 @@ use super::cpus;
 use super::image::Restart;
 use super::resource::View;
 use crate::tracer::inject::{read_exact, sigbit, word};
-use crate::tracer::memory::read_proc;
+use crate::tracer::memory::{read_proc, read_record};
 use crate::tracer::raw::{self, Regs};
 
 const ERESTARTSYS: i64 = -512;
@@ -238,12 +238,15 @@ impl Asleep {
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let before = last_run(&dir)?;
-        let call = match read_proc(&format!("{dir}/syscall")) {
-            Ok(text) => Some(call_with_timeout(&text, &dir)?),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
-            Err(_) => return None,
+        let call = || match read_record(&format!("{dir}/syscall")) {
+            Ok(text) => call_with_timeout(&text, &dir).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Some(None),
+            Err(_) => None,
         };
+        // Most have no timeout.
+        call()?;
+        let before = last_run(&dir)?;
+        let call = call()?;
         let cpu = last_cpu(&dir)?;
         // One that was woken in between may have another CPU already, and no time yet.
         let (since, switches) = last_run(&dir).filter(|now| *now == before)?;
@@ -262,7 +265,7 @@ impl Asleep {
 /// clock is 0 between a wake-up on another CPU and the first run there
 /// (migrate_task_rq_fair, kernel/sched/fair.c), which tells nothing.
 fn last_run(dir: &str) -> Option<(u64, u64)> {
-    let sched = read_proc(&format!("{dir}/sched")).ok()?;
+    let sched = read_record(&format!("{dir}/sched")).ok()?;
     let since = (sched_field(&sched, "se.exec_start")? * 1e6) as u64;
     let switches = sched_field(&sched, "nr_voluntary_switches")? as u64;
     (since > 0).then_some((since, switches))
@@ -270,7 +273,7 @@ fn last_run(dir: &str) -> Option<(u64, u64)> {
 
 /// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
 fn last_cpu(dir: &str) -> Option<usize> {
-    let stat = read_proc(&format!("{dir}/stat")).ok()?;
+    let stat = read_record(&format!("{dir}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
 }
 
@@ -290,7 +293,7 @@ pub fn scheduler_clocks<'a>(sleepers: impl Iterator<Item = &'a Asleep>) -> Sched
 /// sleep.
 fn scheduler_clock() -> io::Result<u64> {
     cpus::nap();
-    let text = read_proc("/proc/thread-self/sched")?;
+    let text = read_record("/proc/thread-self/sched")?;
     sched_field(&text, "se.exec_start")
         .map(|ms| (ms * 1e6) as u64)
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))

@@ -1,7 +1,7 @@
 //! One job, one supervisor, one event loop.
 //!
 //! ```text
-//!            ┌── signalfd ── SIGCHLD: wait4 until empty ─► Session (or a foreign owner)
+//!            ┌── signalfd ── SIGCHLD ─► Waits ─► wait4 ─► Session (or a foreign owner)
 //!            │          └─── others ─► Signals: has the job it? ─► forward
 //! poll ─► step ── ctl.sock ─► clients ─► `pending`
 //!            └── registered by others ─► `ready`
@@ -17,14 +17,15 @@ pub mod serve;
 pub mod session;
 pub mod signals;
 pub mod status;
+mod waits;
 mod waker;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mio::net::UnixListener;
@@ -41,6 +42,7 @@ use serve::{Client, ClientKey, Clients};
 use session::Session;
 use signals::{Arrived, Reach, Signals};
 use status::CpuMeter;
+use waits::Waits;
 use waker::Waker;
 
 /// Clients served at the same time; more are turned away.
@@ -144,6 +146,7 @@ pub struct Supervisor {
     listener: UnixListener,
     clients: Clients,
     cpu: CpuMeter,
+    waits: Waits,
     /// Woken for the control socket while the job is stopped.
     pub(crate) woken: bool,
 }
@@ -187,6 +190,7 @@ impl Supervisor {
             listener,
             clients: Clients::new(),
             cpu: CpuMeter::new(),
+            waits: Waits::new(),
             woken: false,
         };
         supervisor.watch_own().context("registering with epoll")?;
@@ -251,6 +255,7 @@ impl Supervisor {
     /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
     pub fn step(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(64));
+        let timeout = self.waits.timeout().into_iter().chain(timeout).min();
         let polled = self.poll.poll(&mut events, timeout);
         let ready: Vec<Ready> = events.iter().map(readiness).collect();
         self.events = Some(events);
@@ -260,7 +265,8 @@ impl Supervisor {
             }
             _ => {}
         }
-        ready.into_iter().try_for_each(|r| self.dispatch(r))
+        ready.into_iter().try_for_each(|r| self.dispatch(r))?;
+        self.take_waits()
     }
 
     fn dispatch(&mut self, ready: Ready) -> Result<()> {
@@ -280,18 +286,65 @@ impl Supervisor {
     /// # Errors
     /// When wait4(2) or ptrace(2) fail for another reason than that a thread is gone.
     pub fn drain_waits(&mut self) -> Result<()> {
-        while self.end.is_none() {
-            match stop::wait(-1, false) {
-                Ok(Some(wait)) => self.take_wait(wait).context("ptrace")?,
-                Ok(None) => break,
-                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
-                Err(e) => return Err(e).context("wait4"),
-            }
+        self.waits.doubt();
+        self.take_waits()
+    }
+
+    /// Takes the wait statuses of threads that have said so, and, when it is time for that, of all
+    /// others; see [`waits`].
+    fn take_waits(&mut self) -> Result<()> {
+        for tid in self.waits.candidates(self.session.tasks.len()) {
+            while self.take_one(tid)?.is_some() {}
+        }
+        if self.waits.is_due(self.session.tasks.len()) {
+            self.look_at_all()?;
         }
         Ok(())
     }
 
+    /// Takes what any thread has to tell. When many have, each is asked: a wait for any begins at
+    /// the first one each time.
+    fn look_at_all(&mut self) -> Result<()> {
+        const MANY: usize = 16;
+        let (mut begin, mut found) = (Instant::now(), BTreeSet::new());
+        while let Some(tid) = self.take_one(-1)? {
+            found.insert(tid);
+            if found.len() > MANY {
+                found.clear();
+                for tid in self.session.tasks.keys().copied().collect::<Vec<_>>() {
+                    while self.take_one(tid)?.is_some() {}
+                }
+            }
+            begin = Instant::now();
+        }
+        self.waits.looked_at_all(begin);
+        Ok(())
+    }
+
+    /// Takes one wait status of a thread (-1: of any), if there is one; which thread it was.
+    fn take_one(&mut self, tid: i32) -> Result<Option<i32>> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        match stop::wait(tid, false) {
+            Ok(Some(wait)) => {
+                self.take_wait(wait).context("ptrace")?;
+                Ok(Some(wait.tid))
+            }
+            Ok(None) => Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            Err(e) => Err(e).context("wait4"),
+        }
+    }
+
     fn take_wait(&mut self, wait: Wait) -> io::Result<()> {
+        match wait.stop {
+            Stop::Exited(_) => self.waits.gone(wait.tid),
+            _ => self.waits.active(wait.tid),
+        }
+        if let Stop::Clone(new) | Stop::Fork(new) | Stop::Vfork(new) = wait.stop {
+            self.waits.active(new);
+        }
         if Some(wait.tid) == self.signals.witness() {
             self.signals.witness_stopped(wait.tid, wait.stop);
             return Ok(());
@@ -318,7 +371,8 @@ impl Supervisor {
     /// Whatever reads the signalfd may take a SIGCHLD, so the waits are taken each time.
     fn read_signals(&mut self) -> Result<Vec<Arrived>> {
         let arrived = self.signals.read().context("signalfd")?;
-        self.drain_waits()?;
+        self.signals.take_children().for_each(|pid| self.waits.heard(pid));
+        self.take_waits()?;
         Ok(arrived)
     }
 
@@ -350,7 +404,7 @@ impl Supervisor {
     pub(crate) fn stop_with_job(&mut self) -> Result<()> {
         let again = self.woken && self.clients.is_empty();
         let stopped = self.session.root_stopped.take();
-        let Some(signal) = stopped.or(self.session.root_in_stop().filter(|_| again)) else {
+        let Some(signal) = stopped.or_else(|| self.session.root_in_stop().filter(|_| again)) else {
             return Ok(());
         };
         if self.mode != Mode::Launched || self.end.is_some() {

@@ -223,9 +223,11 @@ impl Session {
         }
         self.note(tid, stop);
         let answered = self.resume(tid, stop);
-        if let (Stop::Group(signal), Some(_)) = (stop, self.root_in_stop()) {
+        if let Stop::Group(signal) = stop {
             let of_root = self.tasks.get(&tid).is_some_and(|t| t.pid == self.root);
-            self.root_stopped = self.root_stopped.or(of_root.then_some(signal));
+            if of_root && self.root_in_stop().is_some() {
+                self.root_stopped = self.root_stopped.or(Some(signal));
+            }
         }
         forgive(answered)
     }
@@ -252,7 +254,7 @@ impl Session {
         let running = self.running_restarts();
         let mut ways = Vec::new();
         for thread in threads {
-            match self.way_on(thread, now, &running) {
+            match self.way_on(thread, now, running.get(&thread.tid)) {
                 Ok(way) => ways.push((thread.tid, way)),
                 Err(e) => {
                     tracing::error!("thread {} goes on, but not its call: {e}", thread.tid);
@@ -282,7 +284,7 @@ impl Session {
         &mut self,
         thread: &Frozen,
         scheduler_now: &SchedulerClocks,
-        running: &Running,
+        again: Option<&Again>,
     ) -> io::Result<Way> {
         let tid = thread.tid;
         let signal = match Way::as_stopped(thread.stop) {
@@ -293,7 +295,6 @@ impl Session {
             }
         };
         let pid = self.tasks.get(&tid).map_or(tid, |t| t.pid);
-        let again = running.get(&tid);
         let restart = settle::judge_stopped(pid, thread, scheduler_now, again)?;
         let regs = raw::regs(tid)?;
         let Some(restart) = restart else { return self.way_with(tid, signal, &regs) };
@@ -397,9 +398,9 @@ impl Session {
             }
         })?;
         let now = settle::scheduler_clocks(thread.asleep.iter());
-        let running = self.running_restarts();
+        let again = self.in_flight.get(&pid).map(InFlight::again);
         let worked = run_in(pid, work);
-        let way = self.way_on(&thread, &now, &running)?;
+        let way = self.way_on(&thread, &now, again.as_ref())?;
         self.go(pid, way)?;
         worked
     }
@@ -570,8 +571,8 @@ impl Session {
         let regs = raw::regs(tid)?;
         if settle::cut_short(&regs) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
-            let running = self.running_restarts();
-            let way = self.way_on(&thread, &SchedulerClocks::new(), &running)?;
+            let again = self.in_flight.get(&tid).map(InFlight::again);
+            let way = self.way_on(&thread, &SchedulerClocks::new(), again.as_ref())?;
             return self.go(tid, way);
         }
         let way = self.way_with(tid, signal, &regs)?;

@@ -150,6 +150,9 @@ impl Handles {
     /// when there is nothing to say of it.
     #[must_use]
     pub fn annotation(&self, host_pid: i32, fd: i32) -> Option<Vec<u8>> {
+        if self.records.is_empty() {
+            return None;
+        }
         let watches = self.watches(host_pid, fd, &live_watches(host_pid, fd));
         if watches.is_empty() {
             return None;

@@ -386,6 +386,8 @@ pub struct Remote {
     steps: bool,
     /// Where its calls go, if not to the kernel.
     dispatch: Option<Dispatch>,
+    /// Its process has no other thread, once that was asked.
+    alone: Option<bool>,
     open: bool,
 }
 
@@ -412,8 +414,16 @@ impl Remote {
         // Kernels before Linux 6.4 do not tell.
         let dispatch = raw::dispatch(tid).unwrap_or_default();
         let deferred = Vec::new();
-        let remote =
-            Self { tid, regs, mask, deferred, steps: ignores_sigtrap, dispatch, open: true };
+        let remote = Self {
+            tid,
+            regs,
+            mask,
+            deferred,
+            steps: ignores_sigtrap,
+            dispatch,
+            alone: None,
+            open: true,
+        };
         if dispatch.is_some() {
             trace(tid, "stop the dispatch of calls", raw::set_dispatch(tid, None))?;
         }
@@ -455,10 +465,12 @@ impl Remote {
         let tid = self.tid;
         loop {
             trace(tid, "resume", resume(tid))?;
-            match trace(tid, "wait", stop::await_status(tid))?.stop {
+            let alone = *self.alone.get_or_insert_with(|| stop::is_alone(tid));
+            match trace(tid, "wait", stop::await_status_of(tid, alone))?.stop {
                 s if wanted(s) => return Ok(()),
+                Stop::Clone(_) => self.alone = None,
                 // A call that the supervisor observes is stopped here as well.
-                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) | Stop::Seccomp => {}
+                Stop::Interrupt | Stop::Group(_) | Stop::Seccomp => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
                 Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),
                 stop => return Err(InjectError::Unexpected { tid, stop }),

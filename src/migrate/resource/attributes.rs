@@ -12,9 +12,10 @@ use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
 use crate::migrate::image::ProcessImage;
 use crate::tracer::inject::{Arg, Program};
+use crate::tracer::memory::read_record;
 
 fn text(path: &str) -> Option<String> {
-    fs::read_to_string(path).ok().map(|t| t.trim().to_owned())
+    read_record(path).ok().map(|t| t.trim().to_owned())
 }
 
 /// Values of the process that are files below `/proc/PID`.

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::tracer::inject::{InjectError, Outcome, Program};
-use crate::tracer::memory::read_proc;
+use crate::tracer::memory::read_record;
 use crate::tracer::raw::Dispatch;
 
 /// Whose state a part is.
@@ -61,7 +61,7 @@ pub struct View {
     /// Where its calls go when it is not borrowed.
     pub dispatch: Option<Dispatch>,
     status: String,
-    /// Its lines, sorted by name: begin of the name, of the value, end of the line.
+    /// Its lines: begin of the name, of the value, end of the line.
     lines: Vec<(usize, usize, usize)>,
 }
 
@@ -71,7 +71,7 @@ impl View {
     /// # Errors
     /// When the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
+        let status = read_record(&format!("/proc/{pid}/task/{tid}/status"))?;
         let lines = index(&status);
         let mut view = Self {
             pid,
@@ -100,8 +100,8 @@ impl View {
     /// A line of the status, without its name and outer blanks; empty when missing.
     #[must_use]
     pub fn field(&self, name: &str) -> &str {
-        let at = self.lines.binary_search_by(|&(from, to, _)| self.status[from..to].cmp(name));
-        at.map_or("", |at| self.status[self.lines[at].1..self.lines[at].2].trim())
+        let is_it = |(from, to, _): &&(usize, usize, usize)| self.status[*from..*to] == *name;
+        self.lines.iter().find(is_it).map_or("", |(_, from, to)| self.status[*from..*to].trim())
     }
 
     /// A line that is one hexadecimal number (masks and capability sets).
@@ -127,7 +127,7 @@ impl View {
     }
 }
 
-/// The lines of a status file by name, the colon included.
+/// The lines of a status file; the colon belongs to the name.
 fn index(status: &str) -> Vec<(usize, usize, usize)> {
     let mut lines = Vec::with_capacity(64);
     let mut from = 0;
@@ -136,7 +136,6 @@ fn index(status: &str) -> Vec<(usize, usize, usize)> {
         lines.extend(line.find(':').map(|colon| (from, from + colon + 1, end)));
         from = end;
     }
-    lines.sort_unstable_by(|a, b| status[a.0..a.1].cmp(&status[b.0..b.1]));
     lines
 }
 

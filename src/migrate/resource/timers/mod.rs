@@ -178,7 +178,7 @@ fn parse(text: &str) -> Option<Vec<Timer>> {
 /// Ids of a process's POSIX timers.
 #[must_use]
 pub fn ids(pid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+    let text = read_proc(&format!("/proc/{pid}/timers")).unwrap_or_default();
     parse(&text).unwrap_or_default().iter().map(|timer| timer.id).collect()
 }
 
@@ -236,8 +236,7 @@ impl Timer {
 fn read(view: &View) -> Result<Vec<Timer>, PartError> {
     let path = format!("/proc/{}/timers", view.pid);
     // The file is there with CONFIG_CHECKPOINT_RESTORE and CONFIG_POSIX_TIMERS only.
-    let text =
-        std::fs::read_to_string(&path).map_err(|source| PartError::Io { what: path, source })?;
+    let text = read_proc(&path).map_err(|source| PartError::Io { what: path, source })?;
     let mut timers = parse(&text).ok_or(PartError::State("posix timers"))?;
     for timer in timers.iter_mut().filter(|timer| timer.thread != 0) {
         match View::read(view.pid, timer.thread) {

@@ -283,7 +283,9 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    /// Lets all threads go, once nothing more can fail.
+    /// Lets all threads go, once nothing more can fail. Those of stopped processes come to their
+    /// stop before the others run: SIGCONT would take a stop away that is on its way, and the
+    /// parent would wait for a continued child (WCONTINUED of waitpid(2)) that never was stopped.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
         let mut all: Vec<Ways> = Vec::with_capacity(processes.len());
         for process in processes {
