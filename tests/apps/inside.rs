@@ -17,6 +17,7 @@ type Turn<'a> = &'a dyn Fn(&mut Terminal, usize) -> Result<()>;
 
 const TMUX: &str = "set -g status off
 set -g escape-time 0
+set -g assume-paste-time 0
 set -g default-command 'PS1=ready: exec sh'
 ";
 
@@ -138,7 +139,8 @@ pub fn redis_saves(hosts: &Hosts, start: Start) -> Result<()> {
         "set -e; cd \"$1\"
         serve() {{
             '{server}' --port 0 --unixsocket s --dir . --save '' --dbfilename dump.rdb \\
-                --enable-debug-command yes --loglevel warning --rdb-key-save-delay $1 &
+                --enable-debug-command yes --loglevel warning --rdb-key-save-delay $1 \
+                >/dev/null 2>&1 &
             until [ \"$(ask ping)\" = PONG ]; do sleep 0.05; done
         }}
         ask() {{ '{client}' -s s \"$@\" 2>/dev/null; }}
