@@ -76,9 +76,9 @@ pub fn choose(known: &Known, all: Vec<Listed>) -> Result<Vec<Chosen>, Finding> {
     let (segments, others): (Vec<&Listed>, Vec<&Listed>) =
         all.iter().partition(|listed| listed.kind == Kind::Memory);
     // Each process is asked: not without need.
-    let attached = match segments.is_empty() {
-        true => BTreeMap::new(),
-        false => attachments(&known.pids).map_err(unknown)?,
+    let attached = match segments.iter().any(|listed| listed.attached > 0) {
+        true => attachments(&known.pids).map_err(unknown)?,
+        false => BTreeMap::new(),
     };
     let waited = match others.is_empty() {
         true => BTreeSet::new(),
