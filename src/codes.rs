@@ -24,8 +24,13 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-AIO",
-        title: "an AIO context",
-        text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel may be working on requests in it, and the number of the context cannot be given to another one.\nWay out: let the program destroy the context (io_destroy(2)), or start it so that it does without (databases have an option for it)."
+        title: "an AIO context of which not everything is known",
+        text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel does not tell whether it works on requests of it: vosrun knows if it has seen all that were submitted, which it does in a program that it has started, as long as its supervisor lives. A child also has the rings of its parent's contexts in its memory, until it executes a program.\nWay out: start the program with vosrun, or let it destroy the context (io_destroy(2)).",
+    },
+    Code {
+        code: "VOS-AIO-BUSY",
+        title: "requests of an AIO context are under way",
+        text: "The kernel works on requests that the program has submitted (io_submit(2)), and cannot hand them over. The move has waited for them for a second.\nWay out: try again when the program has less to read or write. Requests that wait for something to come (IOCB_CMD_POLL) end when it has come, or when the program cancels them.",
     },
     Code {
         code: "VOS-ASYNC",

@@ -72,6 +72,9 @@ impl Guest {
     }
 }
 
+/// Why a guest cannot be attached to.
+const UNSEEN: &str = "what it asked for before has not been seen";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -192,6 +195,8 @@ const GUESTS: &[Guest] = &[
         &[Who::Root, Who::User],
         "the paths of watches made before are not known",
     ),
+    launched_only("aio_contexts", &[Who::Root, Who::User], UNSEEN).proves(&["aio"]),
+    launched_only("aio_direct", &[Who::Root, Who::User], UNSEEN).proves(&["aio"]),
     guest("unix_pair").proves(&["unix-pair"]),
     guest("unix_stream_queue").proves(&["unix-queue"]),
     guest("unix_seqpacket"),

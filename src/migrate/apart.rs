@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::raw::{is_apart, Shared};
+use super::resource::aio::Submitted;
 use super::resource::{blocker, View, PARTS};
 use crate::control::Finding;
 
@@ -53,13 +54,27 @@ pub struct Common {
     /// Seccomp filters that are vosrun's own.
     filters: u64,
     namespaces: Namespaces,
+    /// What is known of its AIO contexts.
+    submitted: Submitted,
 }
 
 impl Common {
     /// Of a job with so many filters of vosrun's own, in the namespaces of the process `like`.
     #[must_use]
     pub fn new(filters: u64, like: i32) -> Self {
-        Self { filters, namespaces: Namespaces::of(like, like) }
+        Self { filters, namespaces: Namespaces::of(like, like), submitted: Submitted::new() }
+    }
+
+    /// With what is known of its AIO contexts.
+    #[must_use]
+    pub fn with_submitted(self, submitted: Submitted) -> Self {
+        Self { submitted, ..self }
+    }
+
+    /// What is known of its AIO contexts.
+    #[must_use]
+    pub fn submitted(&self) -> &Submitted {
+        &self.submitted
     }
 
     /// What hinders a thread from moving, of its own state and of what it has apart; what is lost

@@ -12,6 +12,7 @@ use super::gone;
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
 use super::raw::{compare_tasks, Shared};
+use super::resource::aio;
 use super::resource::fd::Slot;
 use super::resource::ipc::choose::refusal;
 use super::resource::ipc::undo::{self, Undo};
@@ -79,7 +80,7 @@ pub fn capture(
     of: &mut Capturing<'_>,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0, of.identities)?;
+    let mut memory = memory::capture(pid, 0, of.identities, of.common.submitted())?;
     let insn = syscall_insn(pid, &memory)?;
     let mut threads: Vec<Asked> = Vec::with_capacity(frozen.threads.len());
     for thread in &mut frozen.threads {
@@ -571,10 +572,15 @@ pub fn views(pid: i32) -> io::Result<Vec<View>> {
 ///
 /// # Errors
 /// When the process is gone.
-pub fn check_memory(pid: i32) -> io::Result<Vec<crate::control::Finding>> {
+pub fn check_memory(
+    pid: i32,
+    submitted: &aio::Submitted,
+) -> io::Result<Vec<crate::control::Finding>> {
     let mappings = proc_memory::vmas(pid)?;
-    let findings = mappings.iter().filter_map(memory::check_vma);
-    Ok(findings.chain(memory::check_exe(pid)?).collect())
+    let mut findings = aio::check(pid, &mappings, submitted)?;
+    findings.extend(mappings.iter().filter_map(memory::check_vma));
+    findings.extend(memory::check_exe(pid)?);
+    Ok(findings)
 }
 
 /// Shared memory without a name in the file system that processes outside of the job map, too,

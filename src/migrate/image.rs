@@ -24,7 +24,7 @@ use crate::control::MoveReport;
 use crate::ids::JobId;
 
 /// Version of [`JobImage`]; nodes of other versions refuse each other.
-pub const IMAGE_VERSION: u32 = 3;
+pub const IMAGE_VERSION: u32 = 4;
 
 /// A whole frozen job, without the pages of its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]

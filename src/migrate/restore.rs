@@ -15,6 +15,7 @@ use std::os::fd::RawFd;
 use super::building::Built;
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
+use super::resource::aio;
 use super::resource::memory::{read_range, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
@@ -188,6 +189,7 @@ impl Restoring {
         if !vdso.is_like(&image.memory) {
             redirect(&mut runner, pid, &image.memory, vdso)?;
         }
+        aio::restore(&mut leader, &stub, &image.memory, |len| free.take(len).ok())?;
         Ok(Self { pid, leader, stub })
     }
 
@@ -378,7 +380,7 @@ fn make_mappings(
         let flags = mmap_flags(m);
         let prot = first_prot(m) as u64;
         let fd = match &m.backing {
-            Backing::Special(_) => continue,
+            Backing::Special(_) | Backing::Ring(_) => continue,
             Backing::Anonymous { .. } => u64::MAX,
             Backing::File(index) => *descriptor(&built.paths, *index)? as u64,
             Backing::Object(index) => match anonymous.get(&place(m, *index, image)) {

@@ -182,6 +182,7 @@ mod tests {
                 mappings,
                 files: Vec::new(),
                 objects: vec![object],
+                rings: Vec::new(),
                 layout: Layout::default(),
                 auxv: Vec::new(),
                 exe: 0,

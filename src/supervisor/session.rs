@@ -161,6 +161,7 @@ impl Session {
     /// The code of a process is another one than before.
     fn has_new_code(&mut self, pid: i32) {
         self.insns.remove(&pid);
+        self.handles.forget_contexts(pid);
         match vdso(pid) {
             Some(at) => self.vdsos.insert(pid, at),
             None => self.vdsos.remove(&pid),
@@ -534,6 +535,7 @@ impl Session {
         self.in_flight.remove(&tid);
         self.vdsos.remove(&tid);
         self.insns.remove(&tid);
+        self.handles.forget_contexts(tid);
         if tid == self.root {
             self.ended = Some(exit);
         }

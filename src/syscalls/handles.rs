@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::migrate::resource::aio::Submitted;
 use crate::migrate::resource::ipc::Id;
 use crate::state;
 
@@ -76,6 +77,9 @@ pub struct Handles {
     ipc: BTreeSet<Id>,
     /// The job has made keys or keyrings.
     keys: bool,
+    /// What AIO contexts of the job were asked for. Not kept for a next supervisor: without one
+    /// nobody sees what they are asked for.
+    submitted: Submitted,
     /// Entries in the file, to know when it is worth writing anew.
     entries: usize,
 }
@@ -92,7 +96,9 @@ impl Handles {
             other => other?,
         };
         let (path, records, ipc) = (path.to_owned(), BTreeMap::new(), BTreeSet::new());
-        let mut handles = Self { path, file: None, records, ipc, keys: false, entries: 0 };
+        let submitted = Submitted::new();
+        let mut handles =
+            Self { path, file: None, records, ipc, keys: false, submitted, entries: 0 };
         decode(&bytes).into_iter().for_each(|change| handles.apply(change));
         if !bytes.is_empty() {
             handles.rewrite()?;
@@ -138,6 +144,32 @@ impl Handles {
     #[must_use]
     pub fn has_keys(&self) -> bool {
         self.keys
+    }
+
+    /// Process `pid` has a new AIO context (io_setup(2)), or one whose ring is full up to place
+    /// `tail` and that nothing is under way in.
+    pub fn add_context(&mut self, pid: i32, at: u64, tail: u64) {
+        self.submitted.insert((pid, at), tail);
+    }
+
+    /// Process `pid` has submitted so many requests to the context at `at`.
+    pub fn add_submitted(&mut self, pid: i32, at: u64, requests: u64) {
+        if let Some(all) = self.submitted.get_mut(&(pid, at)) {
+            *all += requests;
+        }
+    }
+
+    /// The contexts of a process have gone: it has ended, or executes another program.
+    pub fn forget_contexts(&mut self, pid: i32) {
+        if !self.submitted.is_empty() {
+            self.submitted.retain(|(of, _), _| *of != pid);
+        }
+    }
+
+    /// What is known of AIO contexts; some may be gone.
+    #[must_use]
+    pub fn submitted(&self) -> &Submitted {
+        &self.submitted
     }
 
     /// The objects that the job has asked for; some may be gone.

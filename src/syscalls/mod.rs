@@ -28,6 +28,10 @@ pub enum AtExit {
     Ipc(Kind),
     /// add_key(2), and keyctl(2) that makes a keyring.
     Keys,
+    /// io_setup(2), which writes the context there.
+    Setup { at: u64 },
+    /// io_submit(2) to this context.
+    Submit { context: u64 },
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -45,6 +49,8 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
         Some("semget") => Some(AtExit::Ipc(Kind::Semaphores)),
         Some("msgget") => Some(AtExit::Ipc(Kind::Queue)),
         Some("add_key") => Some(AtExit::Keys),
+        Some("io_setup") => Some(AtExit::Setup { at: regs.rsi }),
+        Some("io_submit") => Some(AtExit::Submit { context: regs.rdi }),
         Some("keyctl") if makes_keyring(&regs) => Some(AtExit::Keys),
         _ => None,
     })
@@ -91,6 +97,15 @@ impl AtExit {
             Self::RemoveWatch { fd, wd } if result >= 0 => handles.remove(pid, fd, wd),
             Self::Ipc(kind) if result >= 0 => handles.add_ipc((kind, result as i32)),
             Self::Keys if result >= 0 => handles.add_keys(),
+            Self::Setup { at } if result == 0 => {
+                let mut context = [0; 8];
+                if raw::read_memory(tid, at, &mut context).is_ok_and(|got| got == context.len()) {
+                    handles.add_context(pid, u64::from_le_bytes(context), 0);
+                }
+            }
+            Self::Submit { context } if result > 0 => {
+                handles.add_submitted(pid, context, result.unsigned_abs());
+            }
             _ => {}
         }
         Ok(())

@@ -2,10 +2,12 @@
  * socket without one. Its moves are refused, and it goes on. */
 #include "guest.h"
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/fanotify.h>
@@ -216,6 +218,18 @@ static void aio(void)
     unsigned long context = 0;
     may_lack(syscall(SYS_io_setup, 4, &context), "no AIO");
 }
+static void aio_busy(void)
+{
+    /* It polls a pipe into which nobody writes. */
+    static struct iocb request = {.aio_lio_opcode = IOCB_CMD_POLL, .aio_buf = POLLIN};
+    struct iocb *list = &request;
+    aio_context_t context = 0;
+    int ends[2];
+    SYS(pipe(ends));
+    request.aio_fildes = (uint32_t)ends[0];
+    SYS(syscall(SYS_io_setup, 8, &context));
+    CHECK_EQ(SYS(syscall(SYS_io_submit, context, 1L, &list)), 1, "io_submit");
+}
 
 static volatile pid_t sleeper;
 static void *sleep_on_cpu_time(void *unused)
@@ -273,7 +287,7 @@ static const struct {
     {"namespaces", namespaces}, {"thread-files", thread_files},
     {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
-    {"aio", aio}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
+    {"aio", aio}, {"aio-busy", aio_busy}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
 };
 
 static void go_on(void)

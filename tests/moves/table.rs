@@ -38,6 +38,7 @@ const HELD: &[&str] = &[
     "directory-gone",
     "exe-gone",
     "aio",
+    "aio-busy",
     "fanotify",
     "file-unlinked",
     "inotify",

@@ -93,6 +93,7 @@ fn memory() -> MmImage {
             held: false,
             segment: None,
         }],
+        rings: Vec::new(),
         layout: Layout::default(),
         auxv: vec![3; 320],
         exe: 0,

@@ -12,10 +12,11 @@ use procfs::process::Stat;
 use procfs::FromRead;
 use serde::{Deserialize, Serialize};
 
+use super::aio::{self, is_ring, Ring, Submitted};
 use super::ipc::choose::is_segment;
 use super::{blocker, raw, PartError};
 use crate::capabilities::Area::{Descriptors, Ipc, Memory, Processes};
-use crate::capabilities::Capability;
+use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
 use crate::tracer::memory::{self, PageMap, Pages, VmFlags, Vma};
 
@@ -29,6 +30,8 @@ pub enum Backing {
     /// An object without a name on a file system: MAP_SHARED | MAP_ANONYMOUS, a memfd or a
     /// deleted file; an index into [`MmImage::objects`].
     Object(u32),
+    /// The ring of an AIO context, of [`MmImage::rings`].
+    Ring(u32),
     /// `[vdso]`, `[vvar]`, `[vvar_vclock]`: made by the kernel.
     Special(String),
 }
@@ -136,6 +139,7 @@ pub struct MmImage {
     pub mappings: Vec<Mapping>,
     pub files: Vec<FileId>,
     pub objects: Vec<SharedObject>,
+    pub rings: Vec<Ring>,
     pub layout: Layout,
     /// What is yet to be mapped is locked (mlockall(2), MCL_FUTURE); true: only as it is touched
     /// (MCL_ONFAULT).
@@ -187,6 +191,10 @@ impl MmImage {
                 Backing::Object(index) if !within(index, self.objects.len()) => {
                     return Err("a mapping of no object");
                 }
+                Backing::Ring(index) => {
+                    let ring = self.rings.get(index as usize).ok_or("a mapping of no ring")?;
+                    ring.check(m.len())?;
+                }
                 _ => {}
             }
         }
@@ -197,6 +205,14 @@ impl MmImage {
             return Err("data of no range");
         }
         Ok(())
+    }
+
+    /// Rings of AIO contexts, with their addresses.
+    pub fn rings(&self) -> impl Iterator<Item = (u64, &Ring)> + '_ {
+        self.mappings.iter().filter_map(|m| match m.backing {
+            Backing::Ring(index) => Some((m.start, self.rings.get(index as usize)?)),
+            _ => None,
+        })
     }
 
     /// Bytes of all pages that follow.
@@ -252,7 +268,19 @@ pub const CAPABILITIES: &[Capability] = &[
         "an executable that has been removed or replaced",
         "VOS-EXE",
     ),
-    Capability::refused(Descriptors, "aio", "AIO contexts (io_setup(2))", "VOS-AIO"),
+    Capability::moves(
+        Descriptors,
+        "aio",
+        "AIO contexts (io_setup(2)) in which nothing is under way",
+    )
+    .attached(Support::Refused("VOS-AIO")),
+    Capability::refused(
+        Descriptors,
+        "aio-busy",
+        "AIO contexts whose requests are under way for longer than a second",
+        "VOS-AIO-BUSY",
+    )
+    .attached(Support::Refused("VOS-AIO")),
     Capability::moves(Ipc, "sysv-shm", "System V shared memory"),
 ];
 
@@ -269,7 +297,7 @@ pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String
 
 /// System V segments have ids; rings of AIO belong to the kernel.
 fn is_of_kernel(path: &str) -> bool {
-    path.starts_with("/SYSV") || path.starts_with("/[aio]")
+    path.starts_with("/SYSV") || is_ring(path)
 }
 
 /// Why memory that process `outsider` maps, too, does not move.
@@ -287,14 +315,6 @@ pub fn shared_outside((pid, name): &(i32, String), outsider: i32) -> Finding {
 #[must_use]
 pub fn check_vma(vma: &Vma) -> Option<Finding> {
     let f = vma.flags;
-    if vma.path.starts_with("/[aio]") {
-        return Some(blocker(
-            "VOS-AIO",
-            object_name(vma),
-            "the kernel may be working on requests of this AIO context (io_setup(2))",
-            "let the program destroy the context, or let it finish",
-        ));
-    }
     let cause = if f.contains(VmFlags::HUGETLB) {
         "memory from the hugetlb pool does not move"
     } else if f.contains(VmFlags::SHADOW_STACK) {
@@ -332,6 +352,7 @@ struct Backings<'a> {
     held: &'a [(u64, u64)],
     files: Vec<FileId>,
     objects: Vec<SharedObject>,
+    rings: Vec<Ring>,
     /// Files already asked: path and inode to index.
     known: BTreeMap<(String, u64), u32>,
 }
@@ -377,6 +398,11 @@ impl Backings<'_> {
         at as u32
     }
 
+    fn ring(&mut self, ring: Ring) -> Backing {
+        self.rings.push(ring);
+        Backing::Ring(self.rings.len() as u32 - 1)
+    }
+
     fn of(&mut self, pid: i32, vma: &Vma) -> Backing {
         if is_special(vma) {
             return Backing::Special(vma.path.clone());
@@ -410,11 +436,16 @@ fn key(vma: &Vma) -> (u64, u64) {
 
 /// Captures the address space of a frozen process, but not its pages. `brk` is what brk(0)
 /// answered inside; `held` are the objects (device, inode) behind its descriptors, whose
-/// content travels with them.
+/// content travels with them; `submitted` is what its AIO contexts were asked for.
 ///
 /// # Errors
 /// The first mapping that cannot move, or what of /proc could not be read.
-pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartError> {
+pub fn capture(
+    pid: i32,
+    brk: u64,
+    held: &[(u64, u64)],
+    submitted: &Submitted,
+) -> Result<MmImage, PartError> {
     let io = |what: &'static str| {
         move |source| PartError::Io { what: format!("{what} of process {pid}"), source }
     };
@@ -426,8 +457,14 @@ pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartE
     let pagemap = PageMap::open(pid).map_err(io("pagemap"))?;
     let mut backings = Backings { held, ..Backings::default() };
     let exe = exe(pid, &mut backings)?;
-    let known: Vec<(Backing, bool)> =
-        vmas.iter().map(|vma| (backings.of(pid, vma), backings.holds(vma))).collect();
+    let mut known: Vec<(Backing, bool)> = Vec::with_capacity(vmas.len());
+    for vma in &vmas {
+        let backing = match is_ring(&vma.path) {
+            true => backings.ring(aio::capture(pid, vma, submitted)?),
+            false => backings.of(pid, vma),
+        };
+        known.push((backing, backings.holds(vma)));
+    }
     let contents = contents(pid, &pagemap, &vmas, &known).map_err(io("pagemap"))?;
     let ranges: Vec<(u64, u64)> = vmas.iter().map(|vma| (vma.start, vma.end)).collect();
     let guards = pagemap.scan_each(&ranges, Pages::Guard).map_err(io("pagemap"))?;
@@ -457,6 +494,7 @@ pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartE
         mappings,
         files: backings.files,
         objects: backings.objects,
+        rings: backings.rings,
         layout: layout(pid, brk)?,
         auxv: memory::read_binary(&format!("/proc/{pid}/auxv")).map_err(io("auxv"))?,
         exe,
@@ -518,7 +556,7 @@ enum Content {
 impl Content {
     fn of(vma: &Vma, backing: &Backing, held: bool) -> Self {
         match backing {
-            Backing::Special(_) => Self::Nothing,
+            Backing::Special(_) | Backing::Ring(_) => Self::Nothing,
             Backing::File(_) if vma.shared => Self::Nothing,
             Backing::File(_) => Self::Private,
             Backing::Object(_) if held && vma.shared => Self::Nothing,

@@ -7,6 +7,7 @@
 //! Descriptors have an interface of their own ([`fd`]), memory is in [`memory`], registers
 //! in [`registers`]. To add a kind: one file and one line in [`PARTS`].
 
+pub mod aio;
 pub mod attributes;
 pub mod creds;
 pub mod directory;

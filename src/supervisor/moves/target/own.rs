@@ -144,6 +144,7 @@ impl Mover {
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
         }
+        self.take_up_contexts(&processes);
         for process in &processes {
             let insn = capture::syscall_insn(process.pid, &process.image.memory);
             insn.into_iter().for_each(|at| self.sup.session.note_insn(process.pid, at));
@@ -177,6 +178,18 @@ impl Mover {
         self.note(report);
         self.note_restored();
         self.stop_again(root.image.stopped, home)
+    }
+
+    /// What AIO contexts are asked for from here on is seen if the job has the filter.
+    fn take_up_contexts(&mut self, processes: &[Restored]) {
+        if !self.sup.job.meta.filtered {
+            return;
+        }
+        for process in processes {
+            let handles = &mut self.sup.session.handles;
+            let rings = process.image.memory.rings();
+            rings.for_each(|(at, ring)| handles.add_context(process.pid, at, ring.tail.into()));
+        }
     }
 
     /// Until the calls that are started again are under way. A thread whose supervisor dies while
