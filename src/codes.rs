@@ -258,9 +258,14 @@ pub const CODES: &[Code] = &[
         text: "A descriptor of fsopen(2) or fspick(2) is open. It configures a file system of this machine.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
+        code: "VOS-MQ-BUSY",
+        title: "messages in a queue that is to tell of the next one",
+        text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)), and messages wait in it already. They cannot be looked at without using the notification up. The move has waited for a second for the program to take them.\nWay out: let the program take all its messages when it is told of one, then move it.",
+    },
+    Code {
         code: "VOS-MQ-NOTIFY",
-        title: "a notification of messages",
-        text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)). The kernel does not show with which value.\nWay out: let the program wait in mq_receive(3) or poll(2) instead, or move it when the notification has come.",
+        title: "a notification of messages with an unknown value",
+        text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)). The kernel does not show with which value: vosrun knows it of a program that it has started, as long as its supervisor lives. One that begins a thread (SIGEV_THREAD) goes through a netlink socket, which stays.\nWay out: start the program with vosrun, let it wait in mq_receive(3) or poll(2) instead, or move it when the notification has come.",
     },
     Code {
         code: "VOS-MQUEUE",

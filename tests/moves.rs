@@ -242,6 +242,7 @@ const GUESTS: &[Guest] = &[
     guest("sysv_sem_waiter"),
     guest("sysv_msg").proves(&["sysv-msg"]),
     guest("posix_mq").proves(&["posix-mq"]),
+    launched_only("mq_notify", &[Who::Root, Who::User], UNSEEN).proves(&["posix-mq-notify"]),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),

@@ -1,6 +1,6 @@
 //! What a new process can be told only when all else is there: to whom its descriptors send
-//! signals, because that may be a thread; and its locks, because the copy at the source holds
-//! them until the move is decided.
+//! signals, because that may be a thread; which message queues notify it, because that is its own
+//! call; and its locks, because the copy at the source holds them until the move is decided.
 //!
 //! ```text
 //! target  threads made ─► drive, take (what nobody holds) ─► READY ─► OWN ─► take the rest ─► run
@@ -13,6 +13,7 @@ use std::io;
 use super::capture::syscall_insn;
 use super::image::{FdImage, ProcessImage};
 use super::resource::fd::lock::Lock;
+use super::resource::fd::mqueue::Registration;
 use super::resource::{PartError, View};
 use crate::tracer::inject::{Outcome, Program, Remote, Stub, STUB_LEN};
 
@@ -24,19 +25,27 @@ const BATCH: usize = 512;
 /// A lock that was not taken, and why.
 pub type Missed = (Lock, io::Error);
 
-/// Lets the descriptors of stopped processes (host pids) send signals as they did. Each
-/// description is told once.
+/// Lets the descriptors of stopped processes (host pids) send signals as they did, and message
+/// queues notify them. Each description and queue is told once.
 ///
 /// # Errors
 /// The call that failed.
 pub fn drive(processes: &[(i32, &ProcessImage)], files: &FdImage) -> Result<()> {
-    let mut told = BTreeSet::new();
+    let (mut told, mut queues) = (BTreeSet::new(), BTreeSet::new());
     for (pid, image) in processes {
         let mut program = Program::default();
         for slot in &image.table {
             let Some(object) = files.objects.get(slot.object as usize) else { continue };
             if let Some(signals) = object.signals.filter(|_| told.insert(slot.object)) {
                 signals.tell(slot.fd, object.flags, &mut program);
+            }
+            let registration = Registration::of(object).map_err(|e| PartError::Io {
+                what: format!("descriptor {} of process {pid}", slot.fd),
+                source: io::Error::other(e),
+            })?;
+            let own = registration.filter(|r| r.pid == image.ids.pid && queues.insert(r.queue));
+            if let Some(registration) = own {
+                registration.tell(slot.fd, &mut program);
             }
             if program.len() > BATCH {
                 run(*pid, image, std::mem::take(&mut program))?.all_ok()?;

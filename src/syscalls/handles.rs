@@ -38,6 +38,25 @@ pub struct Watch {
     pub mask: u32,
 }
 
+/// What a process has asked a POSIX message queue to tell it with (mq_notify(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notification {
+    /// `sigev_value` as a number.
+    pub value: u64,
+    pub signal: i32,
+    /// SIGEV_SIGNAL, SIGEV_NONE or SIGEV_THREAD.
+    pub kind: i32,
+}
+
+/// What the table knows of a descriptor, as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Annotation {
+    /// Of an inotify instance.
+    Watches(Vec<Watch>),
+    /// Of a message queue: the last registration.
+    Notification(Notification),
+}
+
 /// Where a watch was added: process, descriptor, watch descriptor.
 type Key = (i32, i32, i32);
 
@@ -80,6 +99,8 @@ pub struct Handles {
     /// What AIO contexts of the job were asked for. Not kept for a next supervisor: without one
     /// nobody sees what they are asked for.
     submitted: Submitted,
+    /// The last registration with each message queue, by device and inode; not kept either.
+    notifications: BTreeMap<(u64, u64), Notification>,
     /// Entries in the file, to know when it is worth writing anew.
     entries: usize,
 }
@@ -96,9 +117,17 @@ impl Handles {
             other => other?,
         };
         let (path, records, ipc) = (path.to_owned(), BTreeMap::new(), BTreeSet::new());
-        let submitted = Submitted::new();
-        let mut handles =
-            Self { path, file: None, records, ipc, keys: false, submitted, entries: 0 };
+        let (submitted, notifications) = Default::default();
+        let mut handles = Self {
+            path,
+            file: None,
+            records,
+            ipc,
+            keys: false,
+            submitted,
+            notifications,
+            entries: 0,
+        };
         decode(&bytes).into_iter().for_each(|change| handles.apply(change));
         if !bytes.is_empty() {
             handles.rewrite()?;
@@ -178,10 +207,23 @@ impl Handles {
         &self.ipc
     }
 
-    /// The watches of a descriptor that still exist, as postcard of `Vec<Watch>`; `None`
-    /// when there is nothing to say of it.
+    /// Process `pid` has registered with the message queue behind its descriptor `fd`.
+    pub fn add_notification(&mut self, pid: i32, fd: i32, notification: Notification) {
+        if let Some(queue) = identity(pid, fd) {
+            self.notifications.insert(queue, notification);
+        }
+    }
+
+    /// Postcard of an [`Annotation`] of a descriptor, of watches that still exist; `None` when
+    /// there is nothing to say of it.
     #[must_use]
     pub fn annotation(&self, host_pid: i32, fd: i32) -> Option<Vec<u8>> {
+        if !self.notifications.is_empty() {
+            let queue = identity(host_pid, fd).and_then(|id| self.notifications.get(&id));
+            if let Some(notification) = queue {
+                return postcard::to_stdvec(&Annotation::Notification(*notification)).ok();
+            }
+        }
         if self.records.is_empty() {
             return None;
         }
@@ -189,7 +231,7 @@ impl Handles {
         if watches.is_empty() {
             return None;
         }
-        postcard::to_stdvec(&watches).ok()
+        postcard::to_stdvec(&Annotation::Watches(watches.into_iter().cloned().collect())).ok()
     }
 
     /// What is known of the watches that exist.
@@ -205,9 +247,14 @@ impl Handles {
         live.iter().filter_map(find).collect()
     }
 
-    /// Takes up watches that were made anew for descriptor `fd` of process `pid`.
-    pub fn take_up(&mut self, pid: i32, fd: i32, watches: Vec<Watch>) {
-        watches.into_iter().for_each(|watch| self.add(pid, fd, watch));
+    /// Takes up what was made anew for descriptor `fd` of process `pid`.
+    pub fn take_up(&mut self, pid: i32, fd: i32, annotation: Annotation) {
+        match annotation {
+            Annotation::Watches(watches) => {
+                watches.into_iter().for_each(|watch| self.add(pid, fd, watch));
+            }
+            Annotation::Notification(notification) => self.add_notification(pid, fd, notification),
+        }
     }
 
     fn change(&mut self, change: Change) {
@@ -285,6 +332,12 @@ fn live_watches(pid: i32, fd: i32) -> Vec<Live> {
     fdinfo.lines().filter_map(parse_watch).collect()
 }
 
+/// Device and inode of what is behind a descriptor.
+fn identity(pid: i32, fd: i32) -> Option<(u64, u64)> {
+    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
 /// The inode that a watch's path leads to.
 fn inode(watch: &Watch) -> io::Result<u64> {
     let path = Path::new(OsStr::from_bytes(&watch.path));
@@ -336,7 +389,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("handles");
         let mut handles = Handles::open(&file).unwrap();
-        handles.take_up(7, 3, vec![watch(1, "/"), watch(2, "/proc"), watch(3, "/dev")]);
+        let watches = vec![watch(1, "/"), watch(2, "/proc"), watch(3, "/dev")];
+        handles.take_up(7, 3, Annotation::Watches(watches));
         handles.remove(7, 3, 2);
         let handles = Handles::open(&file).unwrap();
         let exist = [live(1, "/"), live(3, "/dev"), live(9, "/proc")];

@@ -11,8 +11,9 @@ pub mod table;
 use std::io;
 
 use crate::migrate::resource::ipc::Kind;
+use crate::tracer::inject::word;
 use crate::tracer::raw;
-use handles::{Handles, Watch};
+use handles::{Handles, Notification, Watch};
 
 /// Longest path the kernel takes (PATH_MAX with its NUL, limits.h).
 const PATH_MAX: usize = 4096;
@@ -32,6 +33,8 @@ pub enum AtExit {
     Setup { at: u64 },
     /// io_submit(2) to this context.
     Submit { context: u64 },
+    /// mq_notify(2) that registers.
+    Notify { fd: i32, notification: Notification },
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -49,6 +52,9 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
         Some("semget") => Some(AtExit::Ipc(Kind::Semaphores)),
         Some("msgget") => Some(AtExit::Ipc(Kind::Queue)),
         Some("add_key") => Some(AtExit::Keys),
+        Some("mq_notify") => {
+            notification(tid, regs.rsi).map(|notification| AtExit::Notify { fd, notification })
+        }
         Some("io_setup") => Some(AtExit::Setup { at: regs.rsi }),
         Some("io_submit") => Some(AtExit::Submit { context: regs.rdi }),
         Some("keyctl") if makes_keyring(&regs) => Some(AtExit::Keys),
@@ -77,6 +83,16 @@ pub fn answer(tid: i32, errno: i32) -> io::Result<()> {
     raw::set_regs(tid, &regs)
 }
 
+/// A `struct sigevent` (sigevent(3type)); none when there is none, or it cannot be read: the kernel
+/// will refuse the call as well.
+fn notification(tid: i32, at: u64) -> Option<Notification> {
+    let mut event = [0; 16];
+    let got = (at != 0).then(|| raw::read_memory(tid, at, &mut event).ok()).flatten()?;
+    let int = |from: usize| Some(i32::from_le_bytes(event[from..from + 4].try_into().ok()?));
+    (got == event.len()).then_some(())?;
+    Some(Notification { value: word(&event, 0), signal: int(8)?, kind: int(12)? })
+}
+
 /// None when the path cannot be read: the kernel will refuse the call as well.
 fn add_watch(tid: i32, fd: i32, path: u64, mask: u32) -> Option<AtExit> {
     let path = handles::resolve(tid, &read_path(tid, path)?);
@@ -102,6 +118,9 @@ impl AtExit {
                 if raw::read_memory(tid, at, &mut context).is_ok_and(|got| got == context.len()) {
                     handles.add_context(pid, u64::from_le_bytes(context), 0);
                 }
+            }
+            Self::Notify { fd, notification } if result == 0 => {
+                handles.add_notification(pid, fd, notification);
             }
             Self::Submit { context } if result > 0 => {
                 handles.add_submitted(pid, context, result.unsigned_abs());

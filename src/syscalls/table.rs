@@ -287,7 +287,7 @@ pub const TABLE: &[Row] = &[
     row(241, "mq_unlink",               Native,          ""),
     row(242, "mq_timedsend",            Native,          ""),
     row(243, "mq_timedreceive",         Native,          ""),
-    row(244, "mq_notify",               Native,          ""),
+    row(244, "mq_notify",               Observe,         "the value of a registration is nowhere to be asked"),
     row(245, "mq_getsetattr",           Native,          ""),
     row(246, "kexec_load",              Native,          ""),
     row(247, "waitid",                  Native,          ""),

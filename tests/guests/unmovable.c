@@ -7,6 +7,7 @@
 #include <linux/filter.h>
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
+#include <mqueue.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -218,6 +219,28 @@ static void aio(void)
     unsigned long context = 0;
     may_lack(syscall(SYS_io_setup, 4, &context), "no AIO");
 }
+static mqd_t new_queue(void)
+{
+    char name[64];
+    struct mq_attr attr = {.mq_maxmsg = 2, .mq_msgsize = 8};
+    snprintf(name, sizeof(name), "/guest.%d.%d", (int)getuid(), getpid());
+    mqd_t queue = SYS(mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, &attr));
+    SYS(mq_unlink(name));
+    return queue;
+}
+static void mq_busy(void)
+{
+    mqd_t queue = new_queue();
+    SYS(mq_send(queue, "x", 1, 0));
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    SYS(mq_notify(queue, &event));
+}
+static void on_message(union sigval value) { (void)value; }
+static void mq_thread(void)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = on_message};
+    SYS(mq_notify(new_queue(), &event));
+}
 static void aio_busy(void)
 {
     /* It polls a pipe into which nobody writes. */
@@ -287,7 +310,8 @@ static const struct {
     {"namespaces", namespaces}, {"thread-files", thread_files},
     {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
-    {"aio", aio}, {"aio-busy", aio_busy}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
+    {"aio", aio}, {"aio-busy", aio_busy},
+    {"posix-mq-thread", mq_thread}, {"posix-mq-busy", mq_busy}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
 };
 
 static void go_on(void)

@@ -58,6 +58,8 @@ const HELD: &[&str] = &[
     "namespaces",
     "netlink",
     "perf",
+    "posix-mq-busy",
+    "posix-mq-thread",
     "pidfd-outside",
     "proc-outside",
     "pty-master",

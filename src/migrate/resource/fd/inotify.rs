@@ -12,12 +12,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
-use serde::{Deserialize, Serialize};
-
 use super::content::as_path;
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::{Capability, Support};
+use crate::syscalls::handles::{Annotation, Watch};
 
 const NAME: &str = "inotify";
 
@@ -27,14 +26,6 @@ const BURN_LIMIT: i32 = 1 << 17;
 /// Bits that fdinfo does not show and that count only when a watch is made.
 const ASKED: u32 =
     libc::IN_ONLYDIR | libc::IN_DONT_FOLLOW | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
-
-/// A watch as the handle table noted it, and as the state of the kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Watch {
-    wd: i32,
-    path: Vec<u8>,
-    mask: u32,
-}
 
 /// A watch as fdinfo shows it.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,10 +104,11 @@ fn watches(view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<Watch>, FdError> {
     let refuse = |cause: String| {
         view.refuse("VOS-INOTIFY", cause, "start the program under vosrun instead of attaching")
     };
-    let noted: Vec<Watch> = cx
-        .annotation(view)
-        .map_or(Ok(Vec::new()), postcard::from_bytes)
-        .map_err(|_| FdError::State(NAME))?;
+    let noted = match cx.annotation(view).map(postcard::from_bytes).transpose() {
+        Ok(Some(Annotation::Watches(watches))) => watches,
+        Ok(None) => Vec::new(),
+        _ => return Err(FdError::State(NAME)),
+    };
     let noted: HashMap<i32, Watch> = noted.into_iter().map(|watch| (watch.wd, watch)).collect();
     let mut found = Vec::new();
     let mut next = 1;
@@ -237,7 +229,7 @@ mod tests {
     }
 
     fn here(setup: &Setup) -> Here {
-        let annotation = Some(encode(&setup.noted).expect("encode"));
+        let annotation = Some(encode(&Annotation::Watches(setup.noted.clone())).expect("encode"));
         let mut here = Here::of(&[&setup.fd]);
         here.annotation = annotation;
         here

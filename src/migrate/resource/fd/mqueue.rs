@@ -2,8 +2,12 @@
 //!
 //! Messages cannot be peeked at. They are received and sent again at once, in their order, which
 //! the queue then has again; while the job is frozen and no other process has the queue open
-//! nobody sees the moment in between. A registration for notification would be used up by that,
-//! and the kernel does not tell its value: it is refused.
+//! nobody sees the moment in between.
+//!
+//! A registration for notification (mq_notify(3)) belongs to a process, which makes it anew when all
+//! else is there ([`crate::migrate::late`]). The kernel does not tell its value, the handle table
+//! does. It would be used up when the first message is sent again: where messages wait, the program
+//! is about to take them as a rule.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::fs::File;
@@ -15,10 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, reopen, set_mode};
 use super::pipe::is_open_outside;
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx};
 use crate::capabilities::Area::Ipc;
-use crate::capabilities::Capability;
+use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
+use crate::migrate::resource::View;
+use crate::syscalls::handles::{Annotation, Notification};
+use crate::tracer::inject::{Arg, Program};
 
 const NAME: &str = "mqueue";
 /// Type of the file system (mqueue, ipc/mqueue.c).
@@ -42,7 +49,21 @@ struct State {
     /// the queue but the first.
     messages: Vec<(u32, Vec<u8>)>,
     flags: i32,
+    registration: Option<Registration>,
 }
+
+/// Who is notified of the next message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The queue, as the state has it.
+    pub queue: (u64, u64),
+    /// The process, as the job sees it.
+    pub pid: i32,
+    how: Notification,
+}
+
+/// A move waits for a queue that says this.
+pub const PASSING: &str = "VOS-MQ-BUSY";
 
 /// A queue that was made anew: its identity at the source, and a descriptor.
 pub(super) type Queues = HashMap<(u64, u64), OwnedFd>;
@@ -64,12 +85,25 @@ impl FdKind for MQueue {
                     "POSIX message queues that processes outside of the job have open",
                     "VOS-MQUEUE",
                 ),
-                Capability::refused(
+                Capability::moves(
                     Ipc,
                     "posix-mq-notify",
-                    "POSIX message queues that notify a process (mq_notify(3))",
+                    "POSIX message queues that notify a process by a signal (mq_notify(3))",
+                )
+                .attached(Support::Refused("VOS-MQ-NOTIFY")),
+                Capability::refused(
+                    Ipc,
+                    "posix-mq-thread",
+                    "POSIX message queues that notify a process by a thread (SIGEV_THREAD)",
                     "VOS-MQ-NOTIFY",
                 ),
+                Capability::refused(
+                    Ipc,
+                    "posix-mq-busy",
+                    "POSIX message queues that notify a process though messages wait in them",
+                    "VOS-MQ-BUSY",
+                )
+                .attached(Support::Refused("VOS-MQ-NOTIFY")),
             ]
         }
     }
@@ -86,7 +120,7 @@ impl FdKind for MQueue {
     }
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
-        let queue = movable(view, cx)?;
+        let (queue, registration) = movable(view, cx)?;
         let (most, size, count) =
             raw::mq_attributes(queue.as_raw_fd()).map_err(view.failed("mq_getattr"))?;
         let first = cx.all().iter().find(|v| (v.dev, v.ino) == (view.dev, view.ino));
@@ -108,6 +142,7 @@ impl FdKind for MQueue {
             size,
             messages,
             flags: view.flags,
+            registration,
         })
     }
 
@@ -132,8 +167,8 @@ impl FdKind for MQueue {
     }
 }
 
-/// A description of its own of a queue that can move.
-fn movable(view: &FdView, cx: &dyn CaptureCx) -> Result<File, FdError> {
+/// A description of its own of a queue that can move, and who is notified of its next message.
+fn movable(view: &FdView, cx: &dyn CaptureCx) -> Result<(File, Option<Registration>), FdError> {
     let close = "let the program close the queue, or let it finish here";
     let flags = libc::O_RDWR | libc::O_NONBLOCK;
     let queue = match open_at(&view.proc_path(), flags, 0) {
@@ -143,23 +178,90 @@ fn movable(view: &FdView, cx: &dyn CaptureCx) -> Result<File, FdError> {
         }
         other => File::from(other?),
     };
-    let mut text = String::new();
-    (&queue).read_to_string(&mut text).map_err(view.failed("read the state"))?;
-    if owner_of_notification(&text) != Some(0) {
-        let cause = "a process has asked to be notified of messages (mq_notify(3))";
-        let remedy = "let the program wait in mq_receive(3) or poll(2) instead";
-        return Err(view.refuse("VOS-MQ-NOTIFY", cause, remedy));
-    }
+    let registration = registration(view, &queue, cx)?;
     if is_open_outside(view, &cx.job_pids()).map_err(view.failed("look for other holders"))? {
         let cause = "a process outside of the job has the queue open";
         return Err(view.refuse("VOS-MQUEUE", cause, close));
     }
-    Ok(queue)
+    Ok((queue, registration))
 }
 
-/// NOTIFY_PID of what a queue says when it is read; 0 if nobody.
-fn owner_of_notification(text: &str) -> Option<i32> {
-    text.split_whitespace().find_map(|word| word.strip_prefix("NOTIFY_PID:")?.parse().ok())
+/// Who is notified of the next message of a queue, if anybody.
+fn registration(
+    view: &FdView,
+    queue: &File,
+    cx: &dyn CaptureCx,
+) -> Result<Option<Registration>, FdError> {
+    let refuse = |code, cause: &str| {
+        let remedy = "let the program wait in mq_receive(3) or poll(2) instead";
+        Err(view.refuse(code, cause, remedy))
+    };
+    let mut text = String::new();
+    (&*queue).read_to_string(&mut text).map_err(view.failed("read the state"))?;
+    let shown = |name| shown(&text, name);
+    let host = match shown("NOTIFY_PID:") {
+        Some(0) => return Ok(None),
+        Some(host) if cx.job_pids().contains(&host) => host,
+        _ => {
+            let cause = "a process outside of the job is notified of its messages (mq_notify(3))";
+            return refuse("VOS-MQ-NOTIFY", cause);
+        }
+    };
+    let known = match cx.annotation(view).map(postcard::from_bytes) {
+        Some(Ok(Annotation::Notification(known))) => Some(known),
+        _ => None,
+    };
+    let is_it = |n: &Notification| {
+        Some(n.kind) == shown("NOTIFY:")
+            && (n.kind == libc::SIGEV_NONE || Some(n.signal) == shown("SIGNO:"))
+    };
+    let Some(how) = known.filter(is_it) else {
+        let cause =
+            "a process is notified of its messages (mq_notify(3)) with a value that is not known";
+        return refuse("VOS-MQ-NOTIFY", cause);
+    };
+    if how.kind == libc::SIGEV_THREAD {
+        return refuse(
+            "VOS-MQ-NOTIFY",
+            "a thread is to begin with its next message (SIGEV_THREAD)",
+        );
+    }
+    let (.., count) = raw::mq_attributes(queue.as_raw_fd()).map_err(view.failed("mq_getattr"))?;
+    if count > 0 {
+        let cause = "messages wait in it, and a process is to be notified of the first after them";
+        return refuse(PASSING, cause);
+    }
+    let owner = View::read_process(host).map_err(view.failed("look at who is notified"))?;
+    Ok(Some(Registration { queue: (view.dev, view.ino), pid: owner.job_pid, how }))
+}
+
+/// A number of what a queue says when it is read.
+fn shown(text: &str, name: &str) -> Option<i32> {
+    text.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok())
+}
+
+impl Registration {
+    /// That of an object, if it is a queue and has one.
+    ///
+    /// # Errors
+    /// When the state does not decode.
+    pub fn of(object: &Object) -> Result<Option<Self>, FdError> {
+        match object.kind == NAME {
+            true => Ok(decode::<State>(NAME, &object.state)?.registration),
+            false => Ok(None),
+        }
+    }
+
+    /// Puts the call into `program` with which its process registers through descriptor `fd`.
+    pub fn tell(&self, fd: i32, program: &mut Program) {
+        // struct sigevent: value, signal, kind, and room (sigevent(3type)).
+        let mut event = [0; 64];
+        event[..8].copy_from_slice(&self.how.value.to_le_bytes());
+        event[8..12].copy_from_slice(&self.how.signal.to_le_bytes());
+        event[12..16].copy_from_slice(&self.how.kind.to_le_bytes());
+        let at = Arg::Data(program.data(&event));
+        program.call(libc::SYS_mq_notify, "mq_notify", &[Arg::Num(fd as u64), at]);
+    }
 }
 
 /// The messages of a queue, which it has again afterwards.
@@ -257,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_is_refused() {
+    fn a_notification_that_nobody_has_seen_is_refused() {
         let name = name("notify");
         let queue = File::from(raw::mq_create(&name, 0o600, 2, 8).expect("mq_open"));
         raw::mq_unlink(&name).expect("mq_unlink");
@@ -276,6 +378,29 @@ mod tests {
             other => panic!("{other:?}"),
         }
         here.capture(&queue);
+    }
+
+    #[test]
+    fn one_that_was_seen_comes_along_when_nothing_waits() {
+        let name = name("seen");
+        let queue = File::from(raw::mq_create(&name, 0o600, 2, 8).expect("mq_open"));
+        raw::mq_unlink(&name).expect("mq_unlink");
+        let how = Notification { value: 7, signal: 0, kind: libc::SIGEV_NONE };
+        let known = |how| Some(encode(&Annotation::Notification(how)).expect("encode"));
+        let mut here = Here::of(&[&queue]);
+        here.annotation = known(how);
+        raw::mq_notify_none(queue.as_raw_fd()).expect("mq_notify");
+        let object = here.capture(&queue);
+        let found = Registration::of(&object).expect("state").expect("registration");
+        assert_eq!((found.pid, found.how), (std::process::id() as i32, how));
+        // Another one than was seen.
+        here.annotation = known(Notification { kind: libc::SIGEV_SIGNAL, ..how });
+        raw::mq_notify_none(queue.as_raw_fd()).expect("mq_notify");
+        assert_eq!(here.refusal(&queue), "VOS-MQ-NOTIFY");
+        here.annotation = known(how);
+        fill(&queue, &[(0, b"x".to_vec())]).expect("send");
+        raw::mq_notify_none(queue.as_raw_fd()).expect("mq_notify");
+        assert_eq!(here.refusal(&queue), PASSING);
     }
 
     #[test]

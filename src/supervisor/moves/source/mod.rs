@@ -21,6 +21,7 @@ use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
+use crate::migrate::resource::fd::mqueue::PASSING as MQ_BUSY;
 use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
@@ -42,12 +43,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, requests end, and ptys and their sessions change: these are waited for.
-const PASSING: [&str; 6] = [
+/// followed by the others, requests end, messages are taken, and ptys and their sessions change: these are waited for.
+const PASSING: [&str; 7] = [
     "VOS-AIO-BUSY",
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
     "VOS-LEASE-BREAK",
+    MQ_BUSY,
     "VOS-PROC-FD",
     PTY_BUSY,
 ];

@@ -151,8 +151,8 @@ impl Mover {
         }
         for (index, fd, annotation) in annotations {
             let holder = processes.get(index as usize);
-            if let (Some(holder), Ok(watches)) = (holder, postcard::from_bytes(&annotation)) {
-                self.sup.session.handles.take_up(holder.pid, fd, watches);
+            if let (Some(holder), Ok(annotation)) = (holder, postcard::from_bytes(&annotation)) {
+                self.sup.session.handles.take_up(holder.pid, fd, annotation);
             }
         }
         self.join_relays(home, key, peer);
