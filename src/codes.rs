@@ -305,7 +305,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-PIDFD",
         title: "a pidfd of a process outside of the job",
-        text: "The descriptor stands for a process that is not of the job, and would stand for nobody at the target; or for a thread that is not the first of its process. Those of the job's own processes move, dead ones included.\nWay out: let the program close it, or let it finish here.",
+        text: "The descriptor stands for a process that is not of the job, and would stand for nobody at the target; or for a single thread (PIDFD_THREAD), and several processes have it or an epoll watches it. All others of the job's own processes and threads move, dead ones included.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-PIPE",

@@ -177,6 +177,7 @@ const GUESTS: &[Guest] = &[
     guest("lock_waiters"),
     guest("pidfd_self_child").proves(&["pidfd"]),
     guest("pidfd_dead"),
+    guest("pidfd_thread").proves(&["pidfd-thread"]),
     guest("fd_proc").proves(&["proc"]),
     guest("fd_async_owner").proves(&["async-owner"]),
     guest("epoll_nested"),

@@ -53,6 +53,9 @@ impl CaptureCx for Files {
         }
         self.holders(view).find_map(|at| self.annotations.get(&at)).map(Vec::as_slice)
     }
+    fn is_shared(&self, view: &FdView) -> bool {
+        self.is_carried(view) || self.holders(view).any(|(pid, _)| pid != view.host_pid)
+    }
     fn job_pids(&self) -> Vec<i32> {
         self.processes.keys().copied().collect()
     }

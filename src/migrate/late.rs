@@ -1,9 +1,10 @@
 //! What a new process can be told only when all else is there: to whom its descriptors send
 //! signals, because that may be a thread; which message queues notify it, because that is its own
-//! call; and its locks, because the copy at the source holds them until the move is decided.
+//! call; pidfds of threads; and its locks, because the copy at the source holds them until the move
+//! is decided.
 //!
 //! ```text
-//! target  threads made ─► drive, take (what nobody holds) ─► READY ─► OWN ─► take the rest ─► run
+//! target  threads made ─► finish, drive, take (what nobody holds) ─► READY ─► OWN ─► take the rest ─► run
 //! source  frozen with its locks ──────────────────────────── COMMIT ─► release
 //! ```
 
@@ -14,8 +15,9 @@ use super::capture::syscall_insn;
 use super::image::{FdImage, ProcessImage};
 use super::resource::fd::lock::Lock;
 use super::resource::fd::mqueue::Registration;
+use super::resource::fd::{pidfd, FdError};
 use super::resource::{PartError, View};
-use crate::tracer::inject::{Outcome, Program, Remote, Stub, STUB_LEN};
+use crate::tracer::inject::{Arg, Outcome, Program, Remote, Stub, STUB_LEN};
 
 type Result<T> = std::result::Result<T, PartError>;
 
@@ -25,24 +27,19 @@ const BATCH: usize = 512;
 /// A lock that was not taken, and why.
 pub type Missed = (Lock, io::Error);
 
-/// Lets the descriptors of stopped processes (host pids) send signals as they did, and message
-/// queues notify them. Each description and queue is told once.
+/// Makes in new processes (host pids) what needs all their threads and descriptors: pidfds of threads,
+/// and registrations with message queues.
 ///
 /// # Errors
 /// The call that failed.
-pub fn drive(processes: &[(i32, &ProcessImage)], files: &FdImage) -> Result<()> {
-    let (mut told, mut queues) = (BTreeSet::new(), BTreeSet::new());
+pub fn finish(processes: &[(i32, &ProcessImage)], files: &FdImage) -> Result<()> {
+    let mut queues = BTreeSet::new();
     for (pid, image) in processes {
+        open_threads(*pid, image, files)?;
         let mut program = Program::default();
         for slot in &image.table {
             let Some(object) = files.objects.get(slot.object as usize) else { continue };
-            if let Some(signals) = object.signals.filter(|_| told.insert(slot.object)) {
-                signals.tell(slot.fd, object.flags, &mut program);
-            }
-            let registration = Registration::of(object).map_err(|e| PartError::Io {
-                what: format!("descriptor {} of process {pid}", slot.fd),
-                source: io::Error::other(e),
-            })?;
+            let registration = Registration::of(object).map_err(|e| broken(slot.object, e))?;
             let own = registration.filter(|r| r.pid == image.ids.pid && queues.insert(r.queue));
             if let Some(registration) = own {
                 registration.tell(slot.fd, &mut program);
@@ -56,6 +53,64 @@ pub fn drive(processes: &[(i32, &ProcessImage)], files: &FdImage) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Lets the descriptors of stopped processes (host pids) send signals as they did. Each
+/// description is told once.
+///
+/// # Errors
+/// The call that failed.
+pub fn drive(processes: &[(i32, &ProcessImage)], files: &FdImage) -> Result<()> {
+    let mut told = BTreeSet::new();
+    for (pid, image) in processes {
+        let mut program = Program::default();
+        for slot in &image.table {
+            let Some(object) = files.objects.get(slot.object as usize) else { continue };
+            if let Some(signals) = object.signals.filter(|_| told.insert(slot.object)) {
+                signals.tell(slot.fd, object.flags, &mut program);
+            }
+            if program.len() > BATCH {
+                run(*pid, image, std::mem::take(&mut program))?.all_ok()?;
+            }
+        }
+        if !program.is_empty() {
+            run(*pid, image, program)?.all_ok()?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the pidfds of threads in their places in a stopped process (host pid).
+fn open_threads(pid: i32, image: &ProcessImage, files: &FdImage) -> Result<()> {
+    let mut wanted = Vec::new();
+    let mut program = Program::default();
+    for (index, object) in (0..).zip(&files.objects) {
+        let slots = || image.table.iter().filter(|slot| slot.object == index);
+        let tid = pidfd::thread_of(object).map_err(|e| broken(index, e))?;
+        if let Some(tid) = tid.filter(|_| slots().next().is_some()) {
+            let row = pidfd::open_thread(tid, object.flags, &mut program);
+            wanted.push((row, slots().copied().collect::<Vec<_>>()));
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let opened = run(pid, image, program)?;
+    let mut program = Program::default();
+    for (row, slots) in wanted {
+        let made = Arg::Num(opened.get(row)?);
+        for slot in slots {
+            let flags = if slot.cloexec { libc::O_CLOEXEC } else { 0 };
+            let args = [made, Arg::Num(slot.fd as u64), Arg::Num(flags as u64)];
+            program.call(libc::SYS_dup3, "dup3", &args);
+        }
+        program.call(libc::SYS_close, "close", &[made]);
+    }
+    Ok(run(pid, image, program)?.all_ok()?)
+}
+
+fn broken(object: u32, e: FdError) -> PartError {
+    PartError::Io { what: format!("open file description {object}"), source: io::Error::other(e) }
 }
 
 /// Takes locks in a stopped process (host pid). Gives those that it did not get.

@@ -293,6 +293,28 @@ static void exe_gone(char **argv)
     SYS(execl(path, argv[0], argv[1], path, (char *)NULL));
 }
 
+static volatile pid_t second;
+static void *pause_for_ever(void *unused)
+{
+    second = gettid();
+    for (;;)
+        pause();
+    return unused;
+}
+static void pidfd_thread_shared(void)
+{
+    pthread_t thread;
+    CHECK(!pthread_create(&thread, NULL, pause_for_ever, NULL), "thread");
+    while (!second)
+        usleep(500);
+    /* PIDFD_THREAD */
+    may_lack(syscall(SYS_pidfd_open, second, O_EXCL), "no pidfds of threads");
+    child = SYS(fork());
+    if (!child)
+        for (;;)
+            pause();
+}
+
 static const struct {
     const char *name;
     void (*hold)(void);
@@ -310,7 +332,7 @@ static const struct {
     {"namespaces", namespaces}, {"thread-files", thread_files},
     {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
-    {"aio", aio}, {"aio-busy", aio_busy},
+    {"aio", aio}, {"aio-busy", aio_busy}, {"pidfd-thread-shared", pidfd_thread_shared},
     {"posix-mq-thread", mq_thread}, {"posix-mq-busy", mq_busy}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
 };
 

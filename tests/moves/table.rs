@@ -61,6 +61,7 @@ const HELD: &[&str] = &[
     "posix-mq-busy",
     "posix-mq-thread",
     "pidfd-outside",
+    "pidfd-thread-shared",
     "proc-outside",
     "pty-master",
     "seccomp",

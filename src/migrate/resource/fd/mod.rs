@@ -34,7 +34,7 @@ mod memfd;
 pub mod mqueue;
 mod opath;
 mod owner;
-mod pidfd;
+pub mod pidfd;
 mod pipe;
 pub mod place;
 pub mod pty;
@@ -93,6 +93,10 @@ pub trait CaptureCx {
     fn all(&self) -> &[FdView];
     /// Annotations of the handle table for this descriptor (e.g. inotify watches), postcard.
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
+    /// Have several processes of the job, or a message on its way, this description?
+    fn is_shared(&self, _view: &FdView) -> bool {
+        false
+    }
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
     /// The bytes of a pty, which have been taken for this capture ([`pty::take_queues`]).

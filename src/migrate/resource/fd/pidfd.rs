@@ -3,16 +3,21 @@
 //! The processes of a job have their old numbers at the target, and all are there before the
 //! descriptors are made. One that has been reaped has no number any more: a process that ends
 //! the same way stands for it.
+//!
+//! A single thread (PIDFD_THREAD, Linux 6.9) is made after the descriptors. Until then another pidfd
+//! has the number, and then makes room ([`crate::migrate::late`]): what refers to the description
+//! itself, another process or an epoll, would go on with the other one.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Object};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::migrate::preflight::is_zombie;
 use crate::migrate::resource::View;
+use crate::tracer::inject::{Arg, Program};
 
 const NAME: &str = "pidfd";
 
@@ -25,6 +30,8 @@ enum State {
     Process { pid: i32, thread: bool },
     /// Of one that has been reaped, with its status as wait(2) gave it.
     Reaped { status: i32, thread: bool },
+    /// Of a thread that is not the first of its process.
+    Thread(i32),
 }
 
 pub(super) struct PidFd;
@@ -38,10 +45,21 @@ impl FdKind for PidFd {
         const {
             &[
                 Capability::moves(Descriptors, "pidfd", "pidfds of the job's processes"),
+                Capability::moves(
+                    Descriptors,
+                    "pidfd-thread",
+                    "pidfds of single threads (PIDFD_THREAD)",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "pidfd-thread-shared",
+                    "pidfds of single threads that processes share or that an epoll watches",
+                    "VOS-PIDFD",
+                ),
                 Capability::refused(
                     Descriptors,
                     "pidfd-outside",
-                    "pidfds of other processes, or of single threads",
+                    "pidfds of other processes",
                     "VOS-PIDFD",
                 ),
             ]
@@ -72,7 +90,12 @@ impl FdKind for PidFd {
             return refuse(format!("it stands for process {host}, outside of the job"));
         };
         if !is_leader(host) {
-            return refuse(format!("it stands for thread {pid}, which is not its process's first"));
+            if cx.is_shared(view) || is_watched(view, cx) {
+                return refuse(format!(
+                    "it stands for thread {pid} alone, and processes share it or an epoll watches it"
+                ));
+            }
+            return encode(&State::Thread(pid));
         }
         encode(&State::Process { pid, thread })
     }
@@ -84,8 +107,38 @@ impl FdKind for PidFd {
                 .map_err(failed(format!("pidfd_open of process {pid}"))),
             State::Reaped { status, thread } => raw::pidfd_of_reaped(status, flags(thread))
                 .map_err(failed("make a pidfd of a process that has ended")),
+            State::Thread(_) => {
+                let own = std::process::id() as i32;
+                raw::pidfd(own, flags(false)).map_err(failed("make a pidfd for the time being"))
+            }
         }
     }
+}
+
+/// The thread that is still to be put into an object, if it is a pidfd of one.
+///
+/// # Errors
+/// When the state does not decode.
+pub fn thread_of(object: &Object) -> Result<Option<i32>, FdError> {
+    match (object.kind == NAME).then(|| decode(NAME, &object.state)).transpose()? {
+        Some(State::Thread(tid)) => Ok(Some(tid)),
+        _ => Ok(None),
+    }
+}
+
+/// Puts the call into `program` that makes the pidfd of a thread, in a process whose descriptor is to
+/// have the status flags `flags`. Gives its row.
+pub fn open_thread(tid: i32, flags: i32, program: &mut Program) -> usize {
+    let flags = (THREAD | flags & libc::O_NONBLOCK) as u64;
+    program.call(libc::SYS_pidfd_open, "pidfd_open", &[Arg::Num(tid as u64), Arg::Num(flags)])
+}
+
+/// Does an epoll of the job watch it?
+fn is_watched(view: &FdView, cx: &dyn CaptureCx) -> bool {
+    let ino = format!("ino:{:x}", view.ino);
+    let watches =
+        |line: &str| line.starts_with("tfd:") && line.split_whitespace().any(|w| w == ino);
+    cx.all().iter().any(|other| other.fdinfo.lines().any(watches))
 }
 
 /// The last number of a line of fdinfo.

@@ -358,6 +358,7 @@ impl Mover {
             processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
         let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
+        late::finish(&all, &image.files)?;
         late::drive(&all, &image.files)?;
         processes.iter_mut().try_for_each(take_locks)?;
         self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
