@@ -339,8 +339,13 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-SECCOMP",
-        title: "the program has put a seccomp filter on itself",
-        text: "A filter may forbid the very calls by which the job is rebuilt at the target, and only a privileged process may read it back or step around it.\nWay out: run the program without its sandbox (many have an option for that), or move it with CAP_SYS_ADMIN on both nodes.",
+        title: "seccomp filters of the program that cannot move",
+        text: "The program has put seccomp filters on itself. They move if they let all calls pass that vosrun makes in the program's place during a move (memory, signals, prctl(2), clocks); if no other process is asked for answers (SECCOMP_RET_USER_NOTIF); if the program could install them again (no_new_privs or CAP_SYS_ADMIN); and if the threads of a process have them all in common, or each for itself.\nWay out: start the program with its sandbox switched off (many have an option like --no-sandbox), or let it finish.",
+    },
+    Code {
+        code: "VOS-SECCOMP-UNSEEN",
+        title: "seccomp filters that vosrun has not seen",
+        text: "The program has put seccomp filters on itself, which the kernel does not give out again to everybody. Vosrun sees those that a program installs which it has started, as long as its supervisor lives.\nWay out: start the program with vosrun, or with its sandbox switched off (many have an option like --no-sandbox), or let it finish.",
     },
     Code {
         code: "VOS-SECRETMEM",

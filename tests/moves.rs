@@ -140,6 +140,13 @@ const GUESTS: &[Guest] = &[
     guest("tsc").proves(&["tsc"]),
     guest("membarrier").proves(&["membarrier"]),
     guest("switches").proves(&["memory-switches", "thread-switches"]),
+    launched_only("seccomp_filter", &[Who::Root, Who::User], UNSEEN).proves(&["seccomp"]),
+    Guest { args: &["tsync"], ..launched_only("seccomp_filter", &[Who::Root, Who::User], UNSEEN) },
+    Guest { args: &["exec"], ..launched_only("seccomp_filter", &[Who::Root, Who::User], UNSEEN) },
+    Guest {
+        args: &["privileged"],
+        ..launched_only("seccomp_filter", &[Who::Root, Who::User], UNSEEN)
+    },
     guest("keyrings").proves(&["keyrings"]),
     guest("cpu_timers").proves(&["cpu-timers"]),
     guest("own_ids").proves(&["ids"]),

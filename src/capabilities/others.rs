@@ -56,12 +56,26 @@ pub const ROWS: &[Capability] = &[
     )
     .attached(Support::Lost),
     Capability::refused(Processes, "abi-32", "32-bit programs", "VOS-ABI-32"),
-    Capability::refused(
+    Capability::moves(
         Processes,
         "seccomp",
-        "seccomp filters of the program's own",
+        "seccomp filters of the program's own that let pass what a move needs",
+    )
+    .attached(Support::Refused("VOS-SECCOMP-UNSEEN")),
+    Capability::refused(
+        Processes,
+        "seccomp-narrow",
+        "seccomp filters that stop calls which a move needs",
         "VOS-SECCOMP",
-    ),
+    )
+    .attached(Support::Refused("VOS-SECCOMP-UNSEEN")),
+    Capability::refused(
+        Processes,
+        "seccomp-listener",
+        "seccomp filters that ask another process (SECCOMP_RET_USER_NOTIF)",
+        "VOS-SECCOMP",
+    )
+    .attached(Support::Refused("VOS-SECCOMP-UNSEEN")),
     Capability::moves(Ipc, "sysv-sem", "System V semaphores"),
     Capability::moves(Ipc, "sysv-msg", "System V message queues"),
     Capability::refused(

@@ -6,9 +6,11 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::raw::{is_apart, Shared};
 use super::resource::aio::Submitted;
+use super::resource::filters::{self, Chains, Filter};
 use super::resource::{blocker, View, PARTS};
 use crate::control::Finding;
 
@@ -56,19 +58,28 @@ pub struct Common {
     namespaces: Namespaces,
     /// What is known of its AIO contexts.
     submitted: Submitted,
+    /// Seccomp filters of its own.
+    chains: Chains,
 }
 
 impl Common {
     /// Of a job with so many filters of vosrun's own, in the namespaces of the process `like`.
     #[must_use]
     pub fn new(filters: u64, like: i32) -> Self {
-        Self { filters, namespaces: Namespaces::of(like, like), submitted: Submitted::new() }
+        let (submitted, chains) = Default::default();
+        Self { filters, namespaces: Namespaces::of(like, like), submitted, chains }
     }
 
-    /// With what is known of its AIO contexts.
+    /// With what is known of its AIO contexts and seccomp filters.
     #[must_use]
-    pub fn with_submitted(self, submitted: Submitted) -> Self {
-        Self { submitted, ..self }
+    pub fn knowing(self, submitted: Submitted, chains: Chains) -> Self {
+        Self { submitted, chains, ..self }
+    }
+
+    /// The seccomp filters of a thread (host tid) that are its own.
+    #[must_use]
+    pub fn chain(&self, tid: i32) -> &[Arc<Filter>] {
+        self.chains.get(&tid).map_or(&[], Vec::as_slice)
     }
 
     /// What is known of its AIO contexts.
@@ -84,22 +95,10 @@ impl Common {
     /// When kcmp(2) fails otherwise than by not being there; see [`is_apart`].
     pub fn check(&self, view: &View) -> io::Result<Vec<Finding>> {
         let mut found: Vec<Finding> = PARTS.iter().flat_map(|part| part.check(view)).collect();
-        found.extend(self.filtered(view));
+        found.extend(filters::check(view, self.filters, self.chain(view.tid)));
         found.extend(self.elsewhere(view));
         found.extend(own_table(view)?);
         Ok(found)
-    }
-
-    fn filtered(&self, view: &View) -> Option<Finding> {
-        let own = view.number("Seccomp:") != 0 && view.number("Seccomp_filters:") != self.filters;
-        own.then(|| {
-            blocker(
-                "VOS-SECCOMP",
-                who(view),
-                "the program has put seccomp filters on itself, which cannot be read out again",
-                "start it with its sandbox switched off, or let it finish",
-            )
-        })
     }
 
     fn elsewhere(&self, view: &View) -> Option<Finding> {
@@ -132,7 +131,8 @@ fn own_table(view: &View) -> io::Result<Option<Finding>> {
     }
 }
 
-fn who(view: &View) -> String {
+/// What findings call a thread.
+pub(super) fn who(view: &View) -> String {
     match view.pid == view.tid {
         true => format!("process {}", view.job_pid),
         false => format!("process {}, thread {}", view.job_pid, view.job_tid),

@@ -14,6 +14,7 @@ use super::near::{Fetched, Near};
 use super::raw::{compare_tasks, Shared};
 use super::resource::aio;
 use super::resource::fd::Slot;
+use super::resource::filters;
 use super::resource::ipc::choose::refusal;
 use super::resource::ipc::undo::{self, Undo};
 use super::resource::memory;
@@ -88,12 +89,16 @@ pub fn capture(
             .map_err(io_error(format!("status of thread {}", thread.tid)))?;
         (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
         may_move(&view, of.common)?;
-        threads.push(Asked::open(view, thread, of.scheduler_now, of.running, insn)?);
+        let mut asked = Asked::open(view, thread, of.scheduler_now, of.running, insn)?;
+        let chain = of.common.chain(thread.tid);
+        asked.image.filters = chain.iter().map(|filter| (**filter).clone()).collect();
+        threads.push(asked);
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
             thread.stop = Stop::Interrupt;
         }
     }
+    check_filters(&threads)?;
     let sets = if of.sets.is_empty() || !may_undo(frozen)? { &[] } else { of.sets };
     let outcome = ask(&mut threads, insn, of.near, sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
@@ -270,6 +275,7 @@ impl Asked {
             registers: Registers { general: general.to_vec(), extended, mask },
             restart,
             parts: Vec::new(),
+            filters: Vec::new(),
         };
         let signal = match thread.stop {
             Stop::Signal(_) => {
@@ -340,6 +346,13 @@ fn may_move(view: &View, common: &Common) -> Result<(), PartError> {
     let found = common.check(view).map_err(io_error(what))?;
     let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
     blocker.map_or(Ok(()), |finding| Err(PartError::Refused(Box::new(finding))))
+}
+
+/// Can the threads share their seccomp filters again?
+fn check_filters(threads: &[Asked]) -> Result<(), PartError> {
+    let chains: Vec<_> = threads.iter().map(|thread| &thread.image.filters[..]).collect();
+    let no_new_privs = threads.iter().map(|thread| thread.view.number("NoNewPrivs:") != 0);
+    filters::check_shared(threads[0].view.job_pid, &chains, &no_new_privs.collect::<Vec<_>>())
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::resource::fd;
+use super::resource::filters::Filter;
 use super::resource::ipc::undo::Undo;
 use super::resource::ipc::IpcImage;
 use super::resource::memory::MmImage;
@@ -123,6 +124,9 @@ impl ProcessImage {
         if self.table.iter().any(|slot| slot.object as usize >= files.objects.len()) {
             return Err("a descriptor of no open file description");
         }
+        if !self.threads.iter().flat_map(|thread| &thread.filters).all(Filter::is_sound) {
+            return Err("a seccomp filter of no size");
+        }
         self.memory.check()
     }
 }
@@ -170,6 +174,8 @@ pub struct ThreadImage {
     pub registers: Registers,
     pub restart: Option<Restart>,
     pub parts: Vec<PartState>,
+    /// Its own seccomp filters, in their order.
+    pub filters: Vec<Filter>,
 }
 
 /// An interrupted system call that the kernel of the target cannot restart by itself,

@@ -16,7 +16,7 @@ use super::image::{FdImage, ProcessImage};
 use super::resource::fd::lock::Lock;
 use super::resource::fd::mqueue::Registration;
 use super::resource::fd::{pidfd, FdError};
-use super::resource::{PartError, View};
+use super::resource::{filters, PartError, View};
 use crate::tracer::inject::{Arg, Outcome, Program, Remote, Stub, STUB_LEN};
 
 type Result<T> = std::result::Result<T, PartError>;
@@ -113,6 +113,46 @@ fn broken(object: u32, e: FdError) -> PartError {
     PartError::Io { what: format!("open file description {object}"), source: io::Error::other(e) }
 }
 
+/// Gives the threads (host tids, in the order of the image) of a new process their own seccomp
+/// filters, to which all further calls in them are subject.
+///
+/// # Errors
+/// The call that failed, or a thread that has not the filters it should have.
+pub fn install_filters(pid: i32, image: &ProcessImage, tids: &[i32], own: u64) -> Result<()> {
+    let insn = syscall_insn(pid, &image.memory)?;
+    for (filters, tid) in filters::missing(image).zip(tids) {
+        if filters.is_empty() {
+            continue;
+        }
+        let mut remote = Remote::open(*tid, view_of(pid, *tid)?.ignores(libc::SIGTRAP))?;
+        let stub = Stub::map(&mut remote, insn, None)?;
+        for (all, filter) in filters {
+            let mut program = Program::default();
+            filter.tell(all, stub.data(), &mut program);
+            remote.run(&stub, program)?.all_ok()?;
+        }
+        unmap(remote, insn, &stub)?;
+    }
+    for (thread, tid) in image.threads.iter().zip(tids) {
+        let installed = view_of(pid, *tid)?.number("Seccomp_filters:");
+        if !thread.filters.is_empty() && installed != own + thread.filters.len() as u64 {
+            return Err(PartError::State("seccomp filters"));
+        }
+    }
+    Ok(())
+}
+
+fn view_of(pid: i32, tid: i32) -> Result<View> {
+    let what = format!("status of thread {tid}");
+    View::read(pid, tid).map_err(|source| PartError::Io { what, source })
+}
+
+fn unmap(mut remote: Remote, insn: u64, stub: &Stub) -> Result<()> {
+    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
+    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+    Ok(remote.close()?)
+}
+
 /// Takes locks in a stopped process (host pid). Gives those that it did not get.
 ///
 /// # Errors
@@ -157,13 +197,9 @@ fn each(
 /// Runs calls in the first thread of a stopped process, which stays as it was.
 pub(super) fn run(pid: i32, image: &ProcessImage, program: Program) -> Result<Outcome> {
     let insn = syscall_insn(pid, &image.memory)?;
-    let view = View::read_process(pid)
-        .map_err(|source| PartError::Io { what: format!("status of process {pid}"), source })?;
-    let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
+    let mut remote = Remote::open(pid, view_of(pid, pid)?.ignores(libc::SIGTRAP))?;
     let stub = Stub::map(&mut remote, insn, None)?;
     let outcome = remote.run(&stub, program);
-    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-    remote.close()?;
+    unmap(remote, insn, &stub)?;
     Ok(outcome?)
 }

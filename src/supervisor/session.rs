@@ -244,6 +244,7 @@ impl Session {
         self.ended = None;
         self.root_stopped = None;
         self.handles.forget_keys();
+        self.handles.forget_seen();
     }
 
     /// How all threads go on, for [`Session::go`]. One that cannot be asked goes on as the kernel
@@ -491,7 +492,7 @@ impl Session {
                 self.set_vfork(tid, Some(new));
             }
             Stop::VforkDone => self.set_vfork(tid, None),
-            Stop::Exec(_) => self.executed(tid),
+            Stop::Exec(former) => self.executed(tid, former),
             _ => {}
         }
     }
@@ -507,6 +508,7 @@ impl Session {
         if self.early_dead.remove(&new) {
             return;
         }
+        self.handles.inherit_filters(creator, new);
         let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
         if let Some(task) = self.tasks.get_mut(&new) {
             task.announced = true;
@@ -524,7 +526,14 @@ impl Session {
     }
 
     /// After execve the process has one thread, under the tgid, whoever called.
-    fn executed(&mut self, pid: i32) {
+    fn executed(&mut self, pid: i32, caller: i32) {
+        if caller != pid {
+            self.handles.forget_filters(caller, Some(pid));
+        }
+        for gone in self.tasks.values().filter(|t| t.pid == pid && ![pid, caller].contains(&t.tid))
+        {
+            self.handles.forget_filters(gone.tid, None);
+        }
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
         self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
@@ -536,6 +545,7 @@ impl Session {
         self.vdsos.remove(&tid);
         self.insns.remove(&tid);
         self.handles.forget_contexts(tid);
+        self.handles.forget_filters(tid, None);
         if tid == self.root {
             self.ended = Some(exit);
         }

@@ -20,10 +20,12 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::migrate::resource::aio::Submitted;
+use crate::migrate::resource::filters::{Chains, Filter};
 use crate::migrate::resource::ipc::Id;
 use crate::state;
 
@@ -101,6 +103,9 @@ pub struct Handles {
     submitted: Submitted,
     /// The last registration with each message queue, by device and inode; not kept either.
     notifications: BTreeMap<(u64, u64), Notification>,
+    /// Seccomp filters of the job's threads, and the number of the next one; not kept either.
+    filters: Chains,
+    next_filter: u64,
     /// Entries in the file, to know when it is worth writing anew.
     entries: usize,
 }
@@ -126,6 +131,8 @@ impl Handles {
             keys: false,
             submitted,
             notifications,
+            filters: Chains::new(),
+            next_filter: 1,
             entries: 0,
         };
         decode(&bytes).into_iter().for_each(|change| handles.apply(change));
@@ -158,6 +165,58 @@ impl Handles {
         if !self.keys {
             self.change(Change::Keys);
         }
+    }
+
+    /// Thread `tid` of process `pid` has installed a filter; in all threads if `all`.
+    pub fn add_filter(&mut self, tid: i32, pid: i32, all: bool, filter: Filter) {
+        let mut chain = self.filters.get(&tid).cloned().unwrap_or_default();
+        chain.push(Arc::new(Filter { id: self.next_filter, ..filter }));
+        self.next_filter += 1;
+        if all {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            for other in tasks.filter_map(|t| t.file_name().to_str()?.parse::<i32>().ok()) {
+                self.filters.insert(other, chain.clone());
+            }
+        }
+        self.filters.insert(tid, chain);
+    }
+
+    /// A restored thread has these filters.
+    pub fn take_up_filters(&mut self, tid: i32, filters: &[Filter]) {
+        let last = filters.iter().map(|filter| filter.id).max().unwrap_or(0);
+        self.next_filter = self.next_filter.max(last.saturating_add(1));
+        if !filters.is_empty() {
+            self.filters.insert(tid, filters.iter().cloned().map(Arc::new).collect());
+        }
+    }
+
+    /// A new thread or process has the filters of its creator. One that has installed some before its
+    /// creator's event came has more than are known here, which the kernel's count tells.
+    pub fn inherit_filters(&mut self, creator: i32, new: i32) {
+        if let Some(chain) = self.filters.get(&creator).cloned() {
+            self.filters.entry(new).or_insert(chain);
+        }
+    }
+
+    /// A thread has ended, or goes on under the number `to`.
+    pub fn forget_filters(&mut self, tid: i32, to: Option<i32>) {
+        let chain = self.filters.remove(&tid);
+        if let (Some(chain), Some(to)) = (chain, to) {
+            self.filters.insert(to, chain);
+        }
+    }
+
+    /// The filters of the job's threads.
+    #[must_use]
+    pub fn filters(&self) -> &Chains {
+        &self.filters
+    }
+
+    /// The job has left: nothing that was seen of its processes counts any more.
+    pub fn forget_seen(&mut self) {
+        self.submitted.clear();
+        self.notifications.clear();
+        self.filters.clear();
     }
 
     /// The job has left its keys behind.

@@ -10,11 +10,14 @@ pub mod table;
 
 use std::io;
 
+use crate::migrate::resource::filters::Filter;
 use crate::migrate::resource::ipc::Kind;
-use crate::tracer::inject::word;
+use crate::tracer::inject::{read_exact, word};
 use crate::tracer::raw;
 use handles::{Handles, Notification, Watch};
 
+/// Of seccomp(2).
+const SECCOMP_SET_MODE_FILTER: u64 = 1;
 /// Longest path the kernel takes (PATH_MAX with its NUL, limits.h).
 const PATH_MAX: usize = 4096;
 
@@ -35,6 +38,8 @@ pub enum AtExit {
     Submit { context: u64 },
     /// mq_notify(2) that registers.
     Notify { fd: i32, notification: Notification },
+    /// seccomp(2) or prctl(2) that installs a filter; the number is given later.
+    Install(Filter),
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -52,6 +57,17 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
         Some("semget") => Some(AtExit::Ipc(Kind::Semaphores)),
         Some("msgget") => Some(AtExit::Ipc(Kind::Queue)),
         Some("add_key") => Some(AtExit::Keys),
+        Some("seccomp") if regs.rdi == SECCOMP_SET_MODE_FILTER => {
+            filter(tid, regs.rdx).map(|program| {
+                AtExit::Install(Filter { id: 0, flags: regs.rsi, by_prctl: false, program })
+            })
+        }
+        Some("prctl")
+            if fd == libc::PR_SET_SECCOMP && regs.rsi == u64::from(libc::SECCOMP_MODE_FILTER) =>
+        {
+            filter(tid, regs.rdx)
+                .map(|program| AtExit::Install(Filter { id: 0, flags: 0, by_prctl: true, program }))
+        }
         Some("mq_notify") => {
             notification(tid, regs.rsi).map(|notification| AtExit::Notify { fd, notification })
         }
@@ -81,6 +97,16 @@ pub fn answer(tid: i32, errno: i32) -> io::Result<()> {
     regs.orig_rax = u64::MAX;
     regs.rax = i64::from(-errno) as u64;
     raw::set_regs(tid, &regs)
+}
+
+/// The program of a `struct sock_fprog` (seccomp(2)).
+fn filter(tid: i32, at: u64) -> Option<Vec<u8>> {
+    let mut prog = [0; 16];
+    read_exact(tid, at, &mut prog).ok()?;
+    let len = u16::from_le_bytes([prog[0], prog[1]]);
+    let mut program = vec![0; usize::from(len) * size_of::<libc::sock_filter>()];
+    read_exact(tid, word(&prog, 8), &mut program).ok()?;
+    Some(program)
 }
 
 /// A `struct sigevent` (sigevent(3type)); none when there is none, or it cannot be read: the kernel
@@ -118,6 +144,15 @@ impl AtExit {
                 if raw::read_memory(tid, at, &mut context).is_ok_and(|got| got == context.len()) {
                     handles.add_context(pid, u64::from_le_bytes(context), 0);
                 }
+            }
+            // Another positive number is a thread that could not follow (SECCOMP_FILTER_FLAG_TSYNC).
+            Self::Install(filter)
+                if result == 0
+                    || (result > 0
+                        && filter.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0) =>
+            {
+                let all = filter.flags & libc::SECCOMP_FILTER_FLAG_TSYNC != 0;
+                handles.add_filter(tid, pid, all, filter);
             }
             Self::Notify { fd, notification } if result == 0 => {
                 handles.add_notification(pid, fd, notification);

@@ -1,8 +1,8 @@
 //! Every system call of x86-64 and what vosrun does with it: the one place that decides.
 //!
 //! The filter (`tracer::filter`) is made from this table. A policy depends on the number
-//! alone, never on an argument, so that the kernel's bitmap of constant actions answers
-//! for the calls that are let through. A trapped call fails with ENOSYS when its tracer is
+//! alone and, but for prctl(2), never on an argument, so that the kernel's bitmap of constant
+//! actions answers for the calls that are let through. A trapped call fails with ENOSYS when its tracer is
 //! gone (seccomp(2), SECCOMP_RET_TRACE): observe as few as possible.
 
 use libc::ENOSYS;
@@ -14,6 +14,8 @@ pub enum Policy {
     Native,
     /// The thread stops at entry and the supervisor may look, then at exit if it asks.
     Observe,
+    /// As `Observe`, if its first argument is this number (its low 32 bits).
+    ObserveIf(u32),
     /// Fails with this errno without a stop.
     Refuse(i32),
 }
@@ -38,7 +40,7 @@ pub fn find(nr: u64) -> Option<&'static Row> {
     TABLE.binary_search_by_key(&nr, |row| row.nr.into()).ok().map(|at| &TABLE[at])
 }
 
-use Policy::{Native, Observe, Refuse};
+use Policy::{Native, Observe, ObserveIf, Refuse};
 
 /// All calls, ascending by number.
 #[rustfmt::skip]
@@ -200,7 +202,7 @@ pub const TABLE: &[Row] = &[
     row(154, "modify_ldt",              Native,          ""),
     row(155, "pivot_root",              Native,          ""),
     row(156, "_sysctl",                 Native,          ""),
-    row(157, "prctl",                   Native,          ""),
+    row(157, "prctl",                   ObserveIf(22),   "PR_SET_SECCOMP: a filter cannot be read out again"),
     row(158, "arch_prctl",              Native,          ""),
     row(159, "adjtimex",                Native,          ""),
     row(160, "setrlimit",               Native,          ""),
@@ -360,7 +362,7 @@ pub const TABLE: &[Row] = &[
     row(314, "sched_setattr",           Native,          ""),
     row(315, "sched_getattr",           Native,          ""),
     row(316, "renameat2",               Native,          ""),
-    row(317, "seccomp",                 Native,          ""),
+    row(317, "seccomp",                 Observe,         "a filter cannot be read out again"),
     row(318, "getrandom",               Native,          ""),
     row(319, "memfd_create",            Native,          ""),
     row(320, "kexec_file_load",         Native,          ""),

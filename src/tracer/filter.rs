@@ -4,6 +4,7 @@
 //! ld  arch        other than x86-64 (i386)             ─► ALLOW
 //! ld  nr
 //! jeq each call that is not native                     ─► TRACE or ERRNO
+//!     some with one first argument only                ─► TRACE, else ALLOW
 //!     all others, x32 among them (bit 30 of nr is set) ─► ALLOW
 //! ```
 
@@ -22,6 +23,8 @@ pub const MARK: u32 = 0x766f;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
+/// Low half of the first argument.
+const FIRST: u32 = 16;
 
 fn statement(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
@@ -45,11 +48,16 @@ fn if_other(k: u32) -> sock_filter {
     sock_filter { jt: 1, ..statement(BPF_JMP | BPF_JEQ | BPF_K, k) }
 }
 
-fn action(policy: Policy) -> Option<u32> {
+/// What is done with a call that is not native.
+fn answer(policy: Policy) -> Vec<sock_filter> {
+    let trace = give(SECCOMP_RET_TRACE | MARK);
     match policy {
-        Policy::Native => None,
-        Policy::Observe => Some(SECCOMP_RET_TRACE | MARK),
-        Policy::Refuse(errno) => Some(SECCOMP_RET_ERRNO | errno as u32),
+        Policy::Native => Vec::new(),
+        Policy::Observe => vec![trace],
+        Policy::ObserveIf(first) => {
+            vec![load(FIRST), if_equal(first), trace, give(SECCOMP_RET_ALLOW)]
+        }
+        Policy::Refuse(errno) => vec![give(SECCOMP_RET_ERRNO | errno as u32)],
     }
 }
 
@@ -58,8 +66,10 @@ fn action(policy: Policy) -> Option<u32> {
 pub fn program(table: &[Row]) -> Vec<sock_filter> {
     let mut code = vec![load(ARCH), if_other(AUDIT_ARCH_X86_64), give(SECCOMP_RET_ALLOW), load(NR)];
     for row in table {
-        if let Some(action) = action(row.policy) {
-            code.extend([if_equal(row.nr), give(action)]);
+        let answer = answer(row.policy);
+        if !answer.is_empty() {
+            code.push(sock_filter { jf: answer.len() as u8, ..if_equal(row.nr) });
+            code.extend(answer);
         }
     }
     code.push(give(SECCOMP_RET_ALLOW));
@@ -82,31 +92,32 @@ pub fn bytes(program: &[sock_filter]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::syscalls::table::TABLE;
+    use crate::tracer::bpf::answers;
 
-    /// Runs the four instructions the filter is made of.
-    fn run(code: &[sock_filter], nr: u32, arch: u32) -> u32 {
-        let (mut at, mut loaded) = (0, 0);
-        loop {
-            let op = code[at];
-            at += 1;
-            match u32::from(op.code) {
-                c if c == BPF_LD | BPF_W | BPF_ABS => loaded = [nr, arch][op.k as usize / 4],
-                c if c == BPF_JMP | BPF_JEQ | BPF_K => {
-                    at += usize::from(if loaded == op.k { op.jt } else { op.jf });
-                }
-                c if c == BPF_RET | BPF_K => return op.k,
-                c => panic!("unknown instruction {c:#x}"),
-            }
-        }
+    fn run(code: &[sock_filter], nr: u32, arch: u32, first: u32) -> u32 {
+        let known =
+            |at| [(NR, nr), (ARCH, arch), (FIRST, first)].iter().find(|w| w.0 == at).map(|w| w.1);
+        let all = answers(code, known).expect("answers");
+        assert_eq!(all.len(), 1, "call {nr}");
+        all.into_iter().next().expect("an answer")
     }
 
     #[test]
     fn does_what_the_table_says_for_every_number() {
         let code = program(TABLE);
+        let trace = SECCOMP_RET_TRACE | MARK;
         for nr in 0..1024 {
-            let listed = TABLE.iter().find(|r| r.nr == nr).and_then(|r| action(r.policy));
-            let want = listed.unwrap_or(SECCOMP_RET_ALLOW);
-            assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64), want, "call {nr}");
+            let policy = TABLE.iter().find(|r| r.nr == nr).map_or(Policy::Native, |r| r.policy);
+            let (want, with) = match policy {
+                Policy::Native => (SECCOMP_RET_ALLOW, 22),
+                Policy::Observe => (trace, 0),
+                Policy::ObserveIf(first) => (trace, first),
+                Policy::Refuse(errno) => (SECCOMP_RET_ERRNO | errno as u32, 0),
+            };
+            assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, with), want, "call {nr}");
+            if let Policy::ObserveIf(first) = policy {
+                assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, first + 1), SECCOMP_RET_ALLOW);
+            }
         }
     }
 
@@ -115,9 +126,9 @@ mod tests {
         let code = program(TABLE);
         for nr in 0..1024 {
             for arch in [0x4000_0003, 0xC000_00B7, 0] {
-                assert_eq!(run(&code, nr, arch), SECCOMP_RET_ALLOW);
+                assert_eq!(run(&code, nr, arch, 22), SECCOMP_RET_ALLOW);
             }
-            assert_eq!(run(&code, nr | 0x4000_0000, AUDIT_ARCH_X86_64), SECCOMP_RET_ALLOW);
+            assert_eq!(run(&code, nr | 0x4000_0000, AUDIT_ARCH_X86_64, 22), SECCOMP_RET_ALLOW);
         }
     }
 

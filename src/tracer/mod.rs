@@ -10,6 +10,7 @@
 //! block of this module.
 
 pub mod attach;
+pub mod bpf;
 pub mod filter;
 pub mod inject;
 pub mod launch;

@@ -148,12 +148,24 @@ static void chrooted(void)
     guest_stop_path = "/stop";
     SYS(chdir("/"));
 }
-static void seccomp(void)
+/* Answers one call with ACTION. */
+static void filter(int nr, unsigned action, unsigned flags)
 {
-    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog program = {1, &allow};
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)nr, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, action),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {COUNT(code), code};
     SYS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-    SYS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+    SYS(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
+}
+static void seccomp(void) { filter(SYS_swapon, SECCOMP_RET_ERRNO | EPERM, 0); }
+static void seccomp_narrow(void) { filter(SYS_mincore, SECCOMP_RET_ERRNO | EPERM, 0); }
+static void seccomp_listener(void)
+{
+    filter(SYS_swapon, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER);
 }
 static int idle(void *unused)
 {
@@ -329,6 +341,7 @@ static const struct {
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
+    {"seccomp-narrow", seccomp_narrow}, {"seccomp-listener", seccomp_listener},
     {"namespaces", namespaces}, {"thread-files", thread_files},
     {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},

@@ -65,6 +65,8 @@ const HELD: &[&str] = &[
     "proc-outside",
     "pty-master",
     "seccomp",
+    "seccomp-listener",
+    "seccomp-narrow",
     "secretmem",
     "socket-other",
     "tcp",

@@ -125,6 +125,7 @@ fn parcel() -> Parcel {
         registers: Registers { general: vec![5; 27], extended: vec![6; 832], mask: 1 },
         restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
         parts: vec![part("rseq"), part("sigaltstack")],
+        filters: Vec::new(),
     };
     let object =
         |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };

@@ -12,6 +12,7 @@ pub mod attributes;
 pub mod creds;
 pub mod directory;
 pub mod fd;
+pub mod filters;
 pub mod ipc;
 pub mod itimers;
 pub mod keyrings;

@@ -26,6 +26,7 @@ use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
+use crate::migrate::resource::filters::UNSEEN as UNSEEN_FILTERS;
 use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::keyrings;
 use crate::migrate::resource::memory::FileId;
@@ -44,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
 /// followed by the others, requests end, messages are taken, and ptys and their sessions change: these are waited for.
-const PASSING: [&str; 7] = [
+const PASSING: [&str; 8] = [
     "VOS-AIO-BUSY",
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
@@ -52,6 +53,7 @@ const PASSING: [&str; 7] = [
     MQ_BUSY,
     "VOS-PROC-FD",
     PTY_BUSY,
+    UNSEEN_FILTERS,
 ];
 /// Compilers and sort(1) make files that they remove again.
 const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
@@ -312,8 +314,9 @@ impl Mover {
     /// What all threads of the job have.
     fn common(&self) -> Common {
         let like = self.init.unwrap_or(std::process::id() as i32);
+        let handles = &self.sup.session.handles;
         Common::new(u64::from(self.sup.job.meta.filtered), like)
-            .with_submitted(self.sup.session.handles.submitted().clone())
+            .knowing(handles.submitted().clone(), handles.filters().clone())
     }
 
     /// Host pids of the job's processes, the first one first.

@@ -361,6 +361,10 @@ impl Mover {
         late::finish(&all, &image.files)?;
         late::drive(&all, &image.files)?;
         processes.iter_mut().try_for_each(take_locks)?;
+        for process in &processes {
+            let own = u64::from(image.job.filtered);
+            late::install_filters(process.pid, &process.image, &process.host_tids(), own)?;
+        }
         self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;

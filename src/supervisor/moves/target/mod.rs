@@ -186,6 +186,12 @@ struct Restored {
 }
 
 impl Restored {
+    /// Tids here of the image's threads, in their order; 0 for one that is missing.
+    fn host_tids(&self) -> Vec<i32> {
+        let here = |tid| self.threads.iter().find(|t| t.tid == tid).map_or(0, |t| t.host_tid);
+        self.image.threads.iter().map(|thread| here(thread.tid)).collect()
+    }
+
     /// Tids here of its threads.
     fn tids(&self) -> impl Iterator<Item = i32> + '_ {
         self.threads.iter().map(|thread| thread.host_tid)

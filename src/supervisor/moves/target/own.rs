@@ -144,7 +144,7 @@ impl Mover {
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
         }
-        self.take_up_contexts(&processes);
+        self.take_up_seen(&processes);
         for process in &processes {
             let insn = capture::syscall_insn(process.pid, &process.image.memory);
             insn.into_iter().for_each(|at| self.sup.session.note_insn(process.pid, at));
@@ -180,8 +180,9 @@ impl Mover {
         self.stop_again(root.image.stopped, home)
     }
 
-    /// What AIO contexts are asked for from here on is seen if the job has the filter.
-    fn take_up_contexts(&mut self, processes: &[Restored]) {
+    /// What AIO contexts are asked for from here on, and filters that are installed, are seen if the
+    /// job has vosrun's filter.
+    fn take_up_seen(&mut self, processes: &[Restored]) {
         if !self.sup.job.meta.filtered {
             return;
         }
@@ -189,6 +190,9 @@ impl Mover {
             let handles = &mut self.sup.session.handles;
             let rings = process.image.memory.rings();
             rings.for_each(|(at, ring)| handles.add_context(process.pid, at, ring.tail.into()));
+            for (thread, tid) in process.image.threads.iter().zip(process.host_tids()) {
+                handles.take_up_filters(tid, &thread.filters);
+            }
         }
     }
 
