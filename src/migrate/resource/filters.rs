@@ -155,26 +155,24 @@ fn common(chains: &[&[Filter]]) -> usize {
     others.iter().map(same).min().unwrap_or(first.len())
 }
 
-/// Can the threads of a frozen process `pid` get their filters again so that they share what they
-/// share? `no_new_privs` tells of each whether it has that.
+/// Can the threads of a frozen process get their filters again so that they share what they share?
 ///
 /// # Errors
 /// [`PartError::Refused`].
-pub fn check_shared(
-    pid: i32,
-    chains: &[&[Filter]],
-    no_new_privs: &[bool],
-) -> Result<(), PartError> {
-    let common = common(chains);
+pub fn check_shared(threads: &[View], filters: &[Vec<Filter>]) -> Result<(), PartError> {
+    let chains: Vec<&[Filter]> = filters.iter().map(Vec::as_slice).collect();
+    let common = common(&chains);
     let mut seen = BTreeMap::new();
     for filter in chains.iter().flat_map(|chain| chain.iter().skip(common)) {
         *seen.entry(filter.id).or_insert(0) += 1;
     }
-    let mixed = common > 0 && no_new_privs.windows(2).any(|pair| pair[0] != pair[1]);
+    let no_new_privs = |view: &View| view.number("NoNewPrivs:");
+    let mixed =
+        common > 0 && threads.windows(2).any(|p| no_new_privs(&p[0]) != no_new_privs(&p[1]));
     if mixed || seen.values().any(|threads| *threads > 1) {
         return Err(PartError::Refused(Box::new(blocker(
             "VOS-SECCOMP",
-            format!("process {pid}"),
+            format!("process {}", threads.first().map_or(0, |view| view.job_pid)),
             "some of its threads share seccomp filters that others have not",
             "let it finish here",
         ))));
@@ -267,6 +265,24 @@ mod tests {
         let kills = filter(&[(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS)]);
         assert!(kills.hinders().is_some());
         assert!(Filter { program: Vec::new(), ..kills }.hinders().is_some());
+    }
+
+    #[test]
+    fn threads_have_filters_in_common_or_alone() {
+        let of = |id| Filter { id, ..denies(libc::SYS_mkdir, libc::SECCOMP_RET_ERRNO) };
+        let own = std::process::id() as i32;
+        let check = |chains: &[&[u64]]| {
+            let views: Vec<View> =
+                chains.iter().map(|_| View::read_process(own).expect("view")).collect();
+            let filters: Vec<Vec<Filter>> =
+                chains.iter().map(|chain| chain.iter().map(|id| of(*id)).collect()).collect();
+            check_shared(&views, &filters).is_ok()
+        };
+        assert!(check(&[&[1, 2], &[1, 2], &[1, 2]]));
+        assert!(check(&[&[1], &[1, 2], &[1, 3]]));
+        assert!(check(&[&[], &[1]]));
+        assert!(!check(&[&[1], &[1, 2], &[1, 2]]));
+        assert!(!check(&[&[], &[1], &[1]]));
     }
 
     #[test]

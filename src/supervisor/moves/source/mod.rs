@@ -44,14 +44,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, requests end, messages are taken, and ptys and their sessions change: these are waited for.
-const PASSING: [&str; 8] = [
+/// followed by the others, requests end, messages are taken, connections are accepted, and ptys and
+/// their sessions change: these are waited for.
+const PASSING: [&str; 9] = [
     "VOS-AIO-BUSY",
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
     "VOS-LEASE-BREAK",
     MQ_BUSY,
     "VOS-PROC-FD",
+    "VOS-UNIX-BACKLOG",
     PTY_BUSY,
     UNSEEN_FILTERS,
 ];
