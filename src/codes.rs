@@ -338,6 +338,11 @@ pub const CODES: &[Code] = &[
         text: "vosrun does not know this kind of kernel object and will not guess.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
+        code: "VOS-TRANSLATE",
+        title: "no namespaces at the target",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+    },
+    Code {
         code: "VOS-UNREACHABLE",
         title: "the node does not answer",
         text: "It is known, but no connection to its address came about: it is down, its daemon is not running, or a firewall is in between. The job was not touched.\nWay out: start vosrun node there, check the address with vosrun nodes, then try again.",
@@ -350,7 +355,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-USERNS",
         title: "the target allows no namespaces",
-        text: "Without root, a job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to ordinary users.\nWay out: on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
+        text: "A job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to its node's user. Without them a job can only have the user that the node runs as (see VOS-TRANSLATE), and this one has another.\nWay out: run the target's node as the job's user; or on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
     },
     Code {
         code: "VOS-VFORK",

@@ -244,6 +244,29 @@ fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) ->
     check_output(guest, &job.finish()?)
 }
 
+/// Moves between nodes that make no namespaces, because they may not or are not to.
+fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
+        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
+    }
+    let program = guest.program()?;
+    let hosts = match who {
+        Who::Root => worker.hosts(who)?,
+        Who::User => worker.refusing_hosts()?,
+    };
+    let mut job = Job::start(hosts, start, program)?;
+    job.translate = who == Who::Root;
+    job.await_ready()?;
+    for (turn, to) in [1, 2, 0, 1, 2, 1].into_iter().enumerate() {
+        job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;
+        if turn % 3 != 0 {
+            job.await_progress(2).with_context(|| format!("after move {turn}"))?;
+        }
+    }
+    job.await_progress(3)?;
+    check_output(guest, &job.finish()?)
+}
+
 /// The lines of stdout: none lost, none twice, none out of order.
 fn check_output(guest: Guest, out: &str) -> Result<()> {
     let lines: Vec<&str> = out.lines().collect();
@@ -774,6 +797,8 @@ fn cells() -> Vec<Cell> {
         for who in [Who::Root, Who::User] {
             let run = move |w: &mut Worker| native(guest, who, w);
             cells.push(Cell::new(format!("native/{}/{name}", who.word()), run));
+            let run = move |w: &mut Worker| translated(guest, Start::Launched, who, w);
+            cells.push(Cell::new(format!("translated/{}/{name}", who.word()), run));
         }
         let ways = [
             ("still/user", Start::Launched, Who::User, Way::Still),

@@ -15,6 +15,7 @@ use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::signals;
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
@@ -89,7 +90,7 @@ pub fn capture(
 pub fn ids(leader: &View) -> Result<Ids, PartError> {
     let last = |name: &str| -> Result<i32, PartError> {
         let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
-        word.ok_or(PartError::State("ids of /proc status"))
+        word.map(numbers::to_job).ok_or(PartError::State("ids of /proc status"))
     };
     // PPid is of our namespace; the parent's own status tells its number inside.
     let parent = View::read_process(leader.number("PPid:") as i32);

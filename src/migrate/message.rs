@@ -31,7 +31,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -142,8 +142,8 @@ pub enum Msg {
     /// Host: the job has ended and all its output was sent.
     Exited(Exit),
     ExitTaken,
-    /// Home agent: a person at home wants the job moved.
-    PleaseMove(String),
+    /// Home agent: a person at home wants the job moved to that node, without namespaces if so.
+    PleaseMove(String, bool),
     /// Host: how far that move is.
     Progress(Box<MoveEvent>),
     /// Host: that move has failed, and where the job runs.
@@ -163,6 +163,10 @@ pub struct Hello {
     pub epoch: Epoch,
     /// Only judge, nothing will follow (`vosrun check --to`).
     pub dry: bool,
+    /// Without namespaces, also where the target could make them (`vosrun migrate --translate`).
+    pub translate: bool,
+    /// What stands in the way of a target without namespaces.
+    pub untranslated: Vec<Finding>,
     pub source: String,
     /// The node whose agent holds the job's relays: id and name.
     pub home: (NodeId, String),

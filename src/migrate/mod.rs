@@ -13,6 +13,7 @@ pub mod near;
 pub mod newborn;
 pub mod preflight;
 pub mod raw;
+mod reexec;
 pub mod resource;
 pub mod restore;
 pub mod settle;

@@ -17,7 +17,7 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::Clocks;
 use super::resource::creds::User;
-use super::skeleton::{coarse_tick, offsets, pair, receive, send, Plan, Request, Word};
+use super::skeleton::{coarse_tick, offsets, pair, receive, send, Footing, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
 use super::{building, raw};
 use crate::tracer::raw::{kill, set_default, wait4};
@@ -32,6 +32,7 @@ struct Ends {
     held: Option<UnixStream>,
     /// The other end of that, of pid 1.
     watched: Option<UnixStream>,
+    footing: Footing,
 }
 
 impl Ends {
@@ -62,18 +63,21 @@ pub(super) fn start(
     now: Clocks,
     control: OwnedFd,
     tty: Option<RawFd>,
+    footing: Footing,
 ) -> ! {
     let mut keep = vec![control.as_raw_fd()];
     keep.extend(tty);
     close_others(&keep);
     let tty = tty.map(raw::own);
-    let mut ends = Ends { control, tty, held: None, watched: None };
+    let mut ends = Ends { control, tty, held: None, watched: None, footing };
     ends.must("SIGCHLD", quiet_children());
-    ends.must("namespaces", unshare(plan.user));
-    ends.must("clock offsets", set_clocks(plan, now));
-    ends.must("host name", nix::unistd::sethostname(&plan.nodename));
-    if !plan.domainname.is_empty() {
-        ends.must("domain name", raw::set_domain_name(&plan.domainname));
+    if footing == Footing::Namespaces {
+        ends.must("namespaces", unshare(plan.user));
+        ends.must("clock offsets", set_clocks(plan, now));
+        ends.must("host name", nix::unistd::sethostname(&plan.nodename));
+        if !plan.domainname.is_empty() {
+            ends.must("domain name", raw::set_domain_name(&plan.domainname));
+        }
     }
     let outside = plan.root().is_some_and(parent_is_outside);
     if outside || tree.guardian.is_some() {
@@ -180,14 +184,25 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
 /// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
 /// job comes from; a session or group of 0 is led by nobody in the namespace.
 fn init(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
+    let without_proc = match ends.footing {
+        Footing::Namespaces => mount_proc(&ends),
+        Footing::Translated => {
+            ends.must("PR_SET_CHILD_SUBREAPER", raw::set_subreaper(true));
+            false
+        }
+    };
+    ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
+    let node = grow(plan, tree, &mut ends, 0);
+    wait_as(tree, ends, node)
+}
+
+/// A /proc of the namespace's own. True: that cannot be.
+fn mount_proc(ends: &Ends) -> bool {
     let none: Option<&str> = None;
     let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
     ends.must("mount propagation", slave);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let without_proc = mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err();
-    ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
-    let node = grow(plan, tree, &mut ends, 0);
-    wait_as(tree, ends, node)
+    mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err()
 }
 
 /// Does the steps of a process of the plan. Answers which process this is now: the same, or
@@ -234,7 +249,8 @@ fn fork(ends: &Ends, tree: &Tree, node: usize) -> Option<i32> {
     let child = &tree.nodes[node];
     // Who ends only with pid 1 is no child for which anybody waits.
     let silent = matches!(child.role, Role::Leader | Role::GroupLeader);
-    let pid = ends.must(&format!("fork of process {}", child.pid), raw::fork_as(child.pid, silent));
+    let number = (ends.footing == Footing::Namespaces).then_some(child.pid);
+    let pid = ends.must(&format!("fork of process {}", child.pid), raw::fork_as(number, silent));
     if pid == 0 {
         return None;
     }
@@ -265,13 +281,17 @@ fn wait_for(pid: i32) -> io::Result<()> {
 /// The rest of a process's life in the frame.
 fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
     let guards = tree.guardian == Some(node);
+    let role = tree.nodes[node].role;
+    if ends.footing == Footing::Translated {
+        stand_alone(&ends, role, node);
+    }
     let held = ends.held.take().filter(|_| guards);
-    match tree.nodes[node].role {
+    match role {
         Role::Carrier => raw::exit_now(0),
         Role::Init | Role::Leader => {
             let control = ends.born(node);
             let house = House {
-                init: tree.nodes[node].role == Role::Init,
+                init: role == Role::Init,
                 settled: false,
                 control: Some(control),
                 watched: ends.watched.take(),
@@ -286,6 +306,20 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
             raw::exit_now(0)
         }
         Role::Member(_) | Role::Ghost => newborn(ends, node),
+    }
+}
+
+/// What the end of pid 1, and its being immune to signals, does in a pid namespace.
+fn stand_alone(ends: &Ends, role: Role, node: usize) {
+    if matches!(role, Role::Leader | Role::GroupLeader) {
+        ends.must("PR_SET_PDEATHSIG", nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
+    }
+    if role == Role::Init {
+        ends.must("signal mask", SigSet::all().thread_block());
+    }
+    if matches!(role, Role::Parent | Role::GroupLeader) {
+        let word = Word::StandIn(node as u32);
+        ends.must("birth", send(ends.control.as_fd(), &word, &[]));
     }
 }
 

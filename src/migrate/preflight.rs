@@ -20,6 +20,7 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
+use super::skeleton::Footing;
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -292,6 +293,7 @@ pub struct Move<'a> {
     pub job: JobInfo,
     pub epoch: Epoch,
     pub dry: bool,
+    pub translate: bool,
     pub source: &'a str,
     pub home: (NodeId, String),
     pub history: Vec<crate::control::MoveReport>,
@@ -330,6 +332,8 @@ pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
         job: of.job,
         epoch: of.epoch,
         dry: of.dry,
+        translate: of.translate,
+        untranslated: pids.iter().flat_map(|pid| untranslated(*pid)).collect(),
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
@@ -458,14 +462,58 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     } else if !user.is_givable() {
         verdict.ok.push(format!("uid {} as {}", user.uid, own.uid));
     }
-    if let Err(e) = super::skeleton::try_namespaces(user) {
+    let refused = super::skeleton::try_namespaces(user).err();
+    if refused.is_none() && !hello.translate {
+        return;
+    }
+    if !user.is_givable() {
+        let why = refused.map_or_else(|| "not wanted".to_owned(), |e| e.to_string());
         verdict.findings.push(blocker(
             "VOS-USERNS",
-            format!("namespaces of user {}: {e}", own.uid),
-            "the target does not let the user that its node runs as make them",
-            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
+            format!("namespaces for user {}: {why}", user.uid),
+            "the target's node runs as another user and makes none",
+            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as \
+             the user of the job, or as root",
         ));
+        return;
     }
+    let why = refused.map_or_else(|| "--translate".to_owned(), |e| e.to_string());
+    verdict.findings.push(warning(
+        "VOS-TRANSLATE",
+        format!("no namespaces ({why})"),
+        "the job's calls that carry process numbers, clocks, paths or the host name are stopped \
+         and translated, some 10 µs each",
+        "allow user namespaces on the target for full speed (vosrun explain VOS-TRANSLATE)",
+    ));
+    verdict.findings.extend(hello.untranslated.iter().cloned());
+}
+
+/// How the job will live here: in namespaces, or without where they cannot be made or are not
+/// wanted.
+#[must_use]
+pub fn footing(hello: &Hello) -> Footing {
+    let user = hello.user.unwrap_or_else(User::own);
+    match hello.translate || super::skeleton::try_namespaces(user).is_err() {
+        true => Footing::Translated,
+        false => Footing::Namespaces,
+    }
+}
+
+/// What of a process cannot be where numbers are translated.
+fn untranslated(pid: i32) -> Vec<Finding> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let signalfd = entries.filter(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[signalfd]")
+    });
+    let finding = |entry: fs::DirEntry| {
+        blocker(
+            "VOS-TRANSLATE",
+            format!("fd {} → signalfd", entry.file_name().to_string_lossy()),
+            "who sent a signal is read from it, by a number that nobody can translate",
+            "allow user namespaces on the target",
+        )
+    };
+    signalfd.map(finding).collect()
 }
 
 /// Features that programs ask for; the kernel's own (synthetic flags, mitigations) do not count.

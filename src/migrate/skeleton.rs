@@ -36,6 +36,7 @@ use super::resource::creds::User;
 use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw};
 use crate::control::Finding;
+use crate::syscalls::translate::numbers;
 
 /// What the frame of a job needs before its image arrives.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +61,15 @@ impl Plan {
     }
 }
 
+/// What a frame is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Footing {
+    /// Namespaces in which each has its old number.
+    Namespaces,
+    /// Plain processes with other numbers, which are translated.
+    Translated,
+}
+
 /// A process that waits for what the supervisor asks of it.
 #[derive(Debug)]
 pub struct NewProcess {
@@ -78,6 +88,10 @@ pub struct Skeleton {
     pub init: i32,
     /// proc could not be mounted: `/proc/PID` in the job shows the host's numbers.
     pub host_proc: bool,
+    /// Without namespaces: by how much the job's clocks are ahead of those here, nanoseconds.
+    pub ahead: Option<Clocks>,
+    /// Stand-ins that are asked for nothing, where they do not end with pid 1.
+    standins: Vec<i32>,
     /// The living processes of the job, in the order of the plan's members.
     pub processes: Vec<NewProcess>,
     pub(super) frame: Frame,
@@ -123,6 +137,8 @@ pub(super) enum Word {
     Born(u32),
     /// What was asked is done.
     Ready,
+    /// From a stand-in that is asked for nothing, by its place in the plan.
+    StandIn(u32),
     /// From P: some of the descriptors that it hands out, or it wants more of those it is given.
     More,
     Built(Built),
@@ -283,28 +299,37 @@ impl Skeleton {
     ///
     /// # Errors
     /// The step that failed, in words.
-    pub fn spawn(plan: &Plan, tty: Option<BorrowedFd>) -> Result<Self> {
+    pub fn spawn(plan: &Plan, tty: Option<BorrowedFd>, footing: Footing) -> Result<Self> {
         let tree = tree::plan(&plan.members).map_err(SkeletonError::Refused)?;
         make_room(tree.nodes.len() as u64)?;
         let (control, theirs) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
         let now = own_clocks().map_err(io_error("clock_gettime"))?;
+        match footing {
+            Footing::Namespaces => numbers::end(),
+            Footing::Translated => numbers::begin(),
+        }
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, &tree, now, theirs, tty.map(|fd| fd.as_raw_fd()));
+            newborn::start(plan, &tree, now, theirs, tty.map(|fd| fd.as_raw_fd()), footing);
         }
         drop(theirs);
         let mut found = Found::default();
-        let all = found.collect(&tree, control.as_fd());
+        let all = found.collect(&tree, control.as_fd(), footing);
         if all.is_err() && found.init != 0 {
             kill(found.init);
+            // Without namespaces the others end when their sockets do.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(found.init), None);
         }
         if all.is_err() || !plan.root().is_some_and(tree::parent_is_outside) {
             // H ends as soon as pid 1 is there, or has failed.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
         }
-        all.map(|()| found.skeleton(plan, tree))
+        let ahead = match footing {
+            Footing::Namespaces => None,
+            Footing::Translated => Some(ahead(plan, now)?),
+        };
+        all.map(|()| Self { ahead, ..found.skeleton(plan, tree) })
     }
 
     /// Gives a process its descriptors, by its place among [`Skeleton::processes`]. `fds` stand for
@@ -335,6 +360,7 @@ impl Skeleton {
         let leader = leader.and_then(|node| self.at(node));
         let leader = leader
             .ok_or_else(|| SkeletonError::Step("the session's leader is not there".into()))?;
+        let foreground = numbers::to_host(foreground);
         ask(leader, &Request::Terminal(foreground), &[tty.as_raw_fd()])
     }
 
@@ -344,10 +370,30 @@ impl Skeleton {
         living.or_else(|| self.frame.rest.get(&node))
     }
 
-    /// Ends everything in the namespace.
+    /// Ends all processes.
     pub fn kill(&self) {
+        if self.ahead.is_some() {
+            let rest = self.frame.rest.values();
+            let known = self.processes.iter().chain(rest).map(|process| process.pid);
+            known.chain(self.standins.iter().copied()).for_each(kill);
+            numbers::end();
+        }
         kill(self.init);
     }
+}
+
+/// By how much the clocks of the plan are ahead of those here, and one tick more, as with a time
+/// namespace.
+fn ahead(plan: &Plan, now: Clocks) -> Result<Clocks> {
+    let tick = coarse_tick().map_err(io_error("clock_getres"))?;
+    let of = |theirs: i128, now: i128| {
+        let ahead = theirs.checked_sub(now).and_then(|ahead| ahead.checked_add(tick));
+        ahead.ok_or_else(|| SkeletonError::Step("clocks of the job".into()))
+    };
+    Ok(Clocks {
+        monotonic: of(plan.clocks.monotonic, now.monotonic)?,
+        boottime: of(plan.clocks.boottime, now.boottime)?,
+    })
 }
 
 fn kill(init: i32) {
@@ -390,22 +436,36 @@ struct Found {
     init: i32,
     host_proc: bool,
     born: BTreeMap<usize, NewProcess>,
+    standins: Vec<i32>,
 }
 
 impl Found {
     /// Until every process that waits has said so.
-    fn collect(&mut self, tree: &Tree, control: BorrowedFd) -> Result<()> {
-        let waits = |role: Role| !matches!(role, Role::Carrier | Role::Parent | Role::GroupLeader);
+    fn collect(&mut self, tree: &Tree, control: BorrowedFd, footing: Footing) -> Result<()> {
+        let waits = |role: Role| match role {
+            Role::Carrier => false,
+            Role::Parent | Role::GroupLeader => footing == Footing::Translated,
+            _ => true,
+        };
         let expected = tree.nodes.iter().filter(|n| waits(n.role)).count();
-        while self.born.len() < expected {
+        while self.born.len() + self.standins.len() < expected {
             let (word, pid, fds) =
                 receive::<Word>(control).map_err(io_error("start of the new processes"))?;
             match word {
-                Word::Init(without) => (self.init, self.host_proc) = (pid, without),
+                Word::Init(without) => {
+                    (self.init, self.host_proc) = (pid, without);
+                    numbers::bind(1, pid);
+                }
+                Word::StandIn(node) => {
+                    let own = tree.nodes.get(node as usize).ok_or_else(out_of_order)?;
+                    numbers::bind(own.pid, pid);
+                    self.standins.push(pid);
+                }
                 Word::Born(node) => {
                     let node = node as usize;
                     let at = tree.nodes.get(node).zip(fds.into_iter().next());
                     let (own, control) = at.ok_or_else(out_of_order)?;
+                    numbers::bind(own.pid, pid);
                     self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
@@ -429,6 +489,8 @@ impl Found {
             pid: processes.first().map_or(0, |p| p.pid),
             init: self.init,
             host_proc: self.host_proc,
+            ahead: None,
+            standins: self.standins,
             processes,
             frame,
         }

@@ -21,6 +21,7 @@ use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
 use crate::syscalls::handles::Handles;
+use crate::syscalls::translate::{self, numbers, Translation};
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
 use crate::tracer::{filter, raw, Exit, Stop, Wait};
@@ -105,6 +106,8 @@ pub struct Session {
     /// A `syscall` instruction of a first process that was restored here.
     pub insn: Option<u64>,
     pub handles: Handles,
+    /// The job has no namespaces here.
+    pub translation: Option<Translation>,
     /// How the first process ended.
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
@@ -113,6 +116,9 @@ pub struct Session {
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
+    /// New threads of a translated job that have not stopped for the first time, and where their
+    /// number is written in their memory.
+    births: BTreeMap<i32, u64>,
 }
 
 impl InFlight {
@@ -134,10 +140,12 @@ impl Session {
             vdso: None,
             insn: None,
             handles,
+            translation: None,
             ended: None,
             root_stopped: None,
             in_flight: BTreeMap::new(),
             early_dead: BTreeSet::new(),
+            births: BTreeMap::new(),
         }
     }
 
@@ -198,6 +206,8 @@ impl Session {
     pub fn leave(&mut self) {
         self.tasks.clear();
         self.in_flight.clear();
+        self.births.clear();
+        self.translation = None;
         self.root = 0;
         self.ended = None;
         self.root_stopped = None;
@@ -210,6 +220,7 @@ impl Session {
         threads: impl IntoIterator<Item = &'a Frozen>,
         now: &SchedulerClocks,
     ) -> Vec<(i32, Way)> {
+        self.settle_births();
         let running = self.running_restarts();
         let mut ways = Vec::new();
         for thread in threads {
@@ -338,8 +349,12 @@ impl Session {
                 self.set_state(tid, TaskState::Group(signal));
                 raw::listen(tid)
             }
-            Way::Step(signal) => raw::syscall_step(tid, signal),
-            Way::Cont(signal) => raw::cont(tid, signal),
+            Way::Step(signal) => {
+                self.tell_sender(tid, signal).and_then(|()| raw::syscall_step(tid, signal))
+            }
+            Way::Cont(signal) => {
+                self.tell_sender(tid, signal).and_then(|()| raw::cont(tid, signal))
+            }
         })
     }
 
@@ -430,6 +445,7 @@ impl Session {
     fn note(&mut self, tid: i32, stop: Stop) {
         if !self.tasks.contains_key(&tid) {
             self.add(tid, process_of(tid), false);
+            self.number(tid);
         }
         match stop {
             Stop::Clone(new) | Stop::Fork(new) => self.announce(tid, new),
@@ -456,8 +472,10 @@ impl Session {
         }
         if let Some(task) = self.tasks.get_mut(&new) {
             task.announced = true;
-            return;
+            return self.note_birth(creator, new);
         }
+        self.number(new);
+        self.note_birth(creator, new);
         let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
         let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
         self.add(new, if is_thread { parent } else { new }, true);
@@ -471,14 +489,23 @@ impl Session {
         if pid == self.root {
             (self.vdso, self.insn) = (vdso(pid), None);
         }
+        if self.translation.is_some() && translate::hide_vdso(pid).is_none() {
+            tracing::warn!("process {pid} reads the clocks of this machine (vdso(7))");
+        }
     }
 
     fn gone(&mut self, tid: i32, exit: Exit) {
         self.in_flight.remove(&tid);
+        self.births.remove(&tid);
         if tid == self.root {
             self.ended = Some(exit);
         }
-        if self.tasks.remove(&tid).is_some_and(|task| !task.announced) {
+        let task = self.tasks.remove(&tid);
+        // A process is waited for, and its number may be a group's.
+        if task.as_ref().is_some_and(|task| task.pid != tid) {
+            numbers::forget(tid);
+        }
+        if task.is_some_and(|task| !task.announced) {
             self.early_dead.insert(tid);
         }
     }
@@ -492,6 +519,9 @@ impl Session {
             return raw::listen(tid);
         }
         self.set_state(tid, TaskState::Running);
+        if self.translation.is_some() && stop == Stop::Interrupt {
+            self.first_stop(tid)?;
+        }
         match stop {
             Stop::Interrupt => self.go_on(tid),
             Stop::Signal(signal) => self.deliver(tid, signal),
@@ -531,9 +561,17 @@ impl Session {
             syscalls::answer(tid, libc::ENOSYS)?;
             return raw::cont(tid, 0);
         }
-        let Some(at_exit) = syscalls::at_entry(tid)? else { return raw::cont(tid, 0) };
+        let at_exit = match self.translate(tid)? {
+            Some(call) => Some(AtExit::Translated(call)),
+            None => syscalls::at_entry(tid)?,
+        };
+        // A call that was started again with other arguments is seen to its return.
+        let ours = self.in_flight.get(&tid).is_some_and(|call| call.stage != Stage::ByKernel);
+        if at_exit.is_none() && !ours {
+            return raw::cont(tid, 0);
+        }
         if let Some(task) = self.tasks.get_mut(&tid) {
-            task.at_exit = Some(at_exit);
+            task.at_exit = at_exit;
         }
         raw::syscall_step(tid, 0)
     }
@@ -547,6 +585,8 @@ impl Session {
         self.step_restarted(tid)
     }
 }
+
+mod translated;
 
 impl Watched for Session {
     fn root(&self) -> i32 {

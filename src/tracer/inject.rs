@@ -359,7 +359,8 @@ impl Remote {
             trace(tid, "resume", resume(tid))?;
             match trace(tid, "wait", stop::await_status(tid))?.stop {
                 s if wanted(s) => return Ok(()),
-                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) => {}
+                // Calls run here are not translated.
+                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) | Stop::Seccomp => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
                 Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),
                 stop => return Err(InjectError::Unexpected { tid, stop }),

@@ -198,6 +198,14 @@ pub fn siginfo(tid: i32) -> io::Result<SigInfo> {
     Ok(info)
 }
 
+/// PTRACE_SETSIGINFO: of the signal about to be delivered.
+///
+/// # Errors
+/// `EINVAL` when the thread is in group-stop.
+pub fn set_siginfo(tid: i32, info: &SigInfo) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETSIGINFO, tid, 0, std::ptr::from_ref(info) as usize).map(drop)
+}
+
 /// PTRACE_PEEKSIGINFO: all signals queued for the thread, or (`shared`) for its process.
 ///
 /// # Errors

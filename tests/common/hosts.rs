@@ -249,6 +249,15 @@ impl Hosts {
         self.start_node_via(index, &[], alter)
     }
 
+    /// As [`Hosts::start_node`], of a user who may make no namespaces: in a user namespace that
+    /// allows none (`user.max_user_namespaces`), without capabilities.
+    pub fn start_refused_node(&self, index: usize) -> Result<()> {
+        let without = "echo 0 > /proc/sys/user/max_user_namespaces && exec \
+                       setpriv --inh-caps=-all --ambient-caps=-all --bounding-set=-all \"$@\"";
+        let via = ["unshare", "--map-current-user", "--keep-caps", "sh", "-c", without, "sh"];
+        self.start_node_via(index, &via, &|_, _| {})
+    }
+
     /// As [`Hosts::start_node`]; the words `via` stand before the daemon.
     pub fn start_node_via(
         &self,

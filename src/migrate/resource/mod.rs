@@ -24,6 +24,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Finding, Severity};
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{InjectError, Outcome, Program};
 use crate::tracer::memory::read_proc;
 
@@ -61,8 +62,12 @@ impl View {
         let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
         let lines = index(&status);
         let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, opened: false, status, lines };
-        view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
-        view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
+        if numbers::are_own() {
+            (view.job_pid, view.job_tid) = (numbers::to_job(pid), numbers::to_job(tid));
+        } else {
+            view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
+            view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
+        }
         Ok(view)
     }
 

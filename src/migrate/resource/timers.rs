@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
@@ -148,6 +149,13 @@ pub fn ids(pid: i32) -> Vec<i32> {
     parse(&text).unwrap_or_default().iter().map(|timer| timer.id).collect()
 }
 
+/// The clock of one of a process's POSIX timers.
+#[must_use]
+pub fn clock_of(pid: i32, id: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/timers")).ok()?;
+    parse(&text)?.iter().find(|timer| timer.id == id).map(|timer| timer.clock)
+}
+
 impl Part for Posix {
     fn name(&self) -> &'static str {
         "posix timers"
@@ -230,7 +238,7 @@ fn sigevent(timer: &Timer) -> [u8; 64] {
     event[..8].copy_from_slice(&timer.value.to_le_bytes());
     event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
     event[12..16].copy_from_slice(&timer.notify.to_le_bytes());
-    event[16..20].copy_from_slice(&timer.thread.to_le_bytes());
+    event[16..20].copy_from_slice(&numbers::to_host(timer.thread).to_le_bytes());
     event
 }
 

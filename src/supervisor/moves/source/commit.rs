@@ -20,6 +20,7 @@ use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::supervisor::job::now_ms;
+use crate::syscalls::translate::numbers;
 use crate::tracer::{raw, Exit, Stop};
 
 /// After the commit: so long the command waits before it says "in doubt".
@@ -288,6 +289,7 @@ impl Mover {
         self.held.clear();
         self.frozen = false;
         self.sup.session.leave();
+        numbers::end();
         self.sup.end = None;
         self.init = None;
         self.keep_needs();

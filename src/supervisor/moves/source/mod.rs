@@ -27,6 +27,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
+use crate::supervisor::session::Session;
 use crate::tracer::raw;
 
 /// Without a sign of the target for so long a move is given up.
@@ -130,11 +131,17 @@ impl Mover {
     ///
     /// # Errors
     /// Failures that end the supervision.
-    pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
+    pub(super) fn migrate(
+        &mut self,
+        client: Option<ClientKey>,
+        to: &str,
+        translate: bool,
+    ) -> Result<()> {
         if self.agent.is_some() {
-            self.pass_on(client, to);
+            self.pass_on(client, to, translate);
             return Ok(());
         }
+        self.translate = translate;
         let id = MoveId::random()?;
         let from_home = client.is_none();
         let watchers = client.into_iter().collect();
@@ -163,13 +170,13 @@ impl Mover {
     }
 
     /// The home agent asks for a move, on behalf of a person there.
-    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str, translate: bool) -> Result<()> {
         if self.moving.is_some() {
             let busy = self.busy(to);
             self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
             return Ok(());
         }
-        self.migrate(None, to)
+        self.migrate(None, to, translate)
     }
 
     fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
@@ -246,7 +253,8 @@ impl Mover {
         }
         let pids = self.pids();
         let files = self.files(&pids).map_err(own)?;
-        let filters = u64::from(self.sup.job.meta.filtered);
+        let translated = self.sup.session.translation.is_some();
+        let filters = u64::from(self.sup.job.meta.filtered || translated);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
         let busy = self.sup.session.in_vfork();
@@ -331,8 +339,10 @@ impl Mover {
     pub(super) fn judge(
         &mut self,
         to: Option<&str>,
+        translate: bool,
     ) -> std::result::Result<(Vec<Finding>, Vec<String>), Box<MoveFailure>> {
         let id = MoveId([0; 4]);
+        self.translate = translate;
         let judged = self.look_again().and_then(|local| {
             let mut findings = local.findings.clone();
             let Some(to) = to else { return Ok((findings, Vec::new())) };
@@ -366,6 +376,7 @@ impl Mover {
                 job: self.job_info(),
                 epoch: self.sup.job.meta.epoch,
                 dry,
+                translate: self.translate,
                 source: &self.sup.node,
                 home: self.home_node.clone(),
                 history: self.sup.board.history.clone(),
@@ -491,7 +502,7 @@ impl Mover {
             // The tree may have grown or lost members since.
             let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
             if members != plan.members {
-                let clocks = job_clocks(self.sup.session.root).map_err(own)?;
+                let clocks = job_clocks(&self.sup.session).map_err(own)?;
                 plan = Plan { members, clocks, ..plan };
                 self.prepare(target, &plan)?;
             }
@@ -579,7 +590,7 @@ impl Mover {
         let files = self.files(&pids).map_err(own)?;
         let terminal = crate::supervisor::status::controlling_terminal(root)
             .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
-        let clocks = job_clocks(root).map_err(own)?;
+        let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
         Ok(Plan { members, nodename, domainname, clocks, terminal, user })
     }
@@ -587,7 +598,9 @@ impl Mover {
     /// Stops every thread.
     fn freeze(&mut self) -> Step1<Frozen> {
         let session = &mut self.sup.session;
-        let frozen = freeze::freeze(session).map_err(|failed| {
+        let frozen = freeze::freeze(session);
+        session.settle_births();
+        let frozen = frozen.map_err(|failed| {
             let ways = session.ways_on(&failed.threads, &failed.scheduler_now);
             session.go_all(ways);
             let e = failed.error;
@@ -641,10 +654,10 @@ impl Mover {
     }
 
     /// A person at home wants a job moved that is elsewhere: its host is asked.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str, translate: bool) {
         let Some(client) = client else { return };
         match self.relay_link {
-            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to, translate),
             Some(_) => {
                 let busy = self.busy(to);
                 self.sup.finish(client, &Reply::Failed(busy));
@@ -725,12 +738,18 @@ fn counted(processes: usize, threads: usize) -> String {
     }
 }
 
-/// The clocks as the job sees them: ours, moved by the difference of the time namespaces.
-fn job_clocks(pid: i32) -> std::io::Result<crate::migrate::image::Clocks> {
+/// The job's clocks now.
+fn job_clocks(session: &Session) -> std::io::Result<crate::migrate::image::Clocks> {
     use crate::migrate::skeleton::offsets;
     let mut now = own_clocks()?;
-    let (own, theirs) = (offsets("self")?, offsets(&pid.to_string())?);
-    now.monotonic += theirs.0 - own.0;
-    now.boottime += theirs.1 - own.1;
+    let ahead = match &session.translation {
+        Some(translation) => (translation.ahead.monotonic, translation.ahead.boottime),
+        None => {
+            let (own, theirs) = (offsets("self")?, offsets(&session.root.to_string())?);
+            (theirs.0 - own.0, theirs.1 - own.1)
+        }
+    };
+    now.monotonic += ahead.0;
+    now.boottime += ahead.1;
     Ok(now)
 }

@@ -186,7 +186,7 @@ impl Mover {
             annotations,
             image: JobImage {
                 job: self.job_info(),
-                clocks: job_clocks(self.sup.session.root).map_err(own)?,
+                clocks: job_clocks(&self.sup.session).map_err(own)?,
                 nodename,
                 domainname,
                 files: fds,

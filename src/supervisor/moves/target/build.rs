@@ -20,10 +20,11 @@ use crate::migrate::preflight;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
+use crate::syscalls::translate::{self, Translation};
 use crate::tracer::filter;
 
 /// Largest image taken, bytes (pages are not in it).
@@ -95,9 +96,10 @@ impl Mover {
 
     fn build_from(&mut self, key: LinkKey, a: &mut Arriving) -> Result<Prepared> {
         let verdict = preflight::judge(&a.hello);
+        let translated = preflight::footing(&a.hello) == Footing::Translated;
         let foreign = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
         let other_kernel = verdict.findings.iter().any(|f| f.code == "VOS-KERNEL");
-        let verdict = Verdict { foreign_vdso: foreign || other_kernel, ..verdict };
+        let verdict = Verdict { foreign_vdso: foreign || other_kernel || translated, ..verdict };
         self.send(key, &Msg::Verdict(verdict), &[]);
         loop {
             let got = self.next(key, Instant::now() + PATIENCE)?;
@@ -128,7 +130,8 @@ impl Mover {
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
                     a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
-                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave))?;
+                    let footing = preflight::footing(&a.hello);
+                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave), footing)?;
                     a.skeleton.insert(skeleton).settle()?;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
@@ -320,8 +323,12 @@ impl Mover {
         let Parcel { image, annotations, signals_taken, .. } = parcel;
         let restoring = std::mem::take(&mut a.restoring);
         ensure!(!restoring.is_empty(), "an image without its files");
-        let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
-        let skeleton = a.skeleton.take().context("no frame")?;
+        let skeleton = a.skeleton.as_ref().context("no frame")?;
+        let filtered = image.job.filtered;
+        let program = match skeleton.ahead {
+            Some(_) => Some(filter::bytes(&translate::program(filtered))),
+            None => filtered.then(|| filter::bytes(&filter::program(TABLE))),
+        };
         let mut processes = Vec::with_capacity(restoring.len());
         let places = skeleton.processes.iter().map(|place| place.pid);
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
@@ -329,13 +336,20 @@ impl Mover {
             verify(pid, &image)?;
             processes.push(Restored { image, pid, threads });
         }
-        self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
+        let names = std::mem::take(&mut a.names);
+        let translation = skeleton.ahead.map(|ahead| Translation {
+            ahead,
+            nodename: names.0.clone(),
+            domainname: names.1.clone(),
+        });
+        self.sup.job.meta.names = Some(names);
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
-        wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
+        wait_for_clock(skeleton, image.clocks.monotonic)?;
+        let skeleton = a.skeleton.take().context("no frame")?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, arrived })
+        Ok(Prepared { processes, skeleton, translation, annotations, signals_taken, arrived })
     }
 }
 
@@ -380,11 +394,17 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
 }
 
 /// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
-fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
-    let own = offsets("self").context("time namespace")?;
-    let theirs = offsets(&pid.to_string()).context("time namespace")?;
+fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
+    let ahead = match skeleton.ahead {
+        Some(ahead) => ahead.monotonic,
+        None => {
+            let own = offsets("self").context("time namespace")?;
+            let theirs = offsets(&skeleton.pid.to_string()).context("time namespace")?;
+            theirs.0 - own.0
+        }
+    };
     let reached = reached + coarse_tick().context("clock_getres")?;
-    let now = own_clocks()?.monotonic + theirs.0 - own.0;
+    let now = own_clocks()?.monotonic + ahead;
     if now < reached {
         let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
         std::thread::sleep(Duration::from_nanos(missing));

@@ -105,7 +105,8 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { processes, skeleton, annotations, signals_taken, arrived } = prepared;
+        let Prepared { processes, skeleton, translation, annotations, signals_taken, arrived } =
+            prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -127,6 +128,7 @@ impl Mover {
         self.sup.board.remote.clear();
         self.init = Some(skeleton.init);
         self.sup.session.leave();
+        self.sup.session.translation = translation;
         self.sup.session.begin(pid, root.tids());
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
@@ -248,15 +250,17 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    /// Lets all threads go, once nothing more can fail.
+    /// Lets all threads go, once nothing more can fail. A job whose calls are translated ends with
+    /// its supervisor, without which they would fail.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
+        let dies = self.sup.session.translation.is_some();
         let mut ways = Vec::new();
         for process in processes {
             if let Some(signal) = process.image.stopped {
                 raw::kill(process.pid, signal).context("stopping the job as it was")?;
             }
             for thread in &process.threads {
-                raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
+                raw::set_exitkill(thread.host_tid, dies).context("PTRACE_SETOPTIONS")?;
                 ways.push((thread, self.way_of(thread)?));
             }
         }
