@@ -183,6 +183,11 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-LEADER",
+        title: "the first thread has ended, others go on",
+        text: "The thread with which the process began has called pthread_exit(3) or _exit(2) as a thread, and others of the process go on. The kernel keeps only the number of such a thread, and what is asked through it has gone with it.\nWay out: let the program finish here, or let its first thread wait for the others.",
+    },
+    Code {
         code: "VOS-LINK",
         title: "the connection between the nodes was cut",
         text: "It ended or stood still before the move was decided. The source gave the move up and let the job go on; the target throws its copy away.\nWay out: try again when the network is back; vosrun nodes shows who can be reached.",
@@ -276,6 +281,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-SECRETMEM",
         title: "secret memory",
         text: "Memory of memfd_secret(2) cannot be read by anything but the program itself.\nWay out: configure the program to work without it.",
+    },
+    Code {
+        code: "VOS-SHARED-MEMORY",
+        title: "memory shared with a process outside of the job",
+        text: "The job shares memory without a name (mmap(2) with MAP_SHARED and MAP_ANONYMOUS, a memfd, or a deleted file) with a process that does not belong to it. On two machines each would see only its own changes. An adopted program may have processes that it started as daemons before: nothing tells any more that they are its own.\nWay out: start the program with vosrun, so that all its processes belong to the job, or end the other process.",
     },
     Code {
         code: "VOS-SHARED-TASK",

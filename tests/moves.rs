@@ -117,7 +117,11 @@ const GUESTS: &[Guest] = &[
     ),
     guest("exec_chain"),
     guest("tree"),
-    guest("tree_orphans"),
+    launched_only(
+        "tree_orphans",
+        &[Who::Root, Who::User],
+        "nothing tells that its daemons are its own",
+    ),
     guest("tree_storm"),
     guest("proc_reader"),
     guest("no_fds"),

@@ -229,14 +229,14 @@ pub fn attach(state: &StateDir, args: &AttachArgs, json: bool) -> u8 {
 
 fn try_attach(state: &StateDir, args: &AttachArgs) -> Result<Supervisor, Failure> {
     let signals = Signals::take_over().context("blocking signals")?;
-    let tids = attach::seize_process(args.pid)?;
+    let tree = attach::seize_tree(args.pid)?;
     let command = command_line(args.pid);
     let job = make_job(state, args.name.as_deref(), command, true)?;
     let dir = job.dir.clone();
     let adopted = prepare(state, job, signals, Mode::Background).and_then(|mut supervisor| {
-        supervisor.session.begin(args.pid, tids);
+        begin(&mut supervisor, tree);
         if args.filter {
-            attach::install_filter(&mut supervisor.session)?;
+            attach::install_filters(&mut supervisor.session)?;
             supervisor.job.meta.filtered = true;
         }
         note_process(&mut supervisor.job, args.pid);
@@ -273,9 +273,17 @@ fn try_adopt(state: &StateDir, args: &AdoptArgs) -> Result<Supervisor, Failure> 
     let signals = Signals::take_over().context("blocking signals")?;
     let tree = attach::seize_tree(pid)?;
     let mut supervisor = prepare(state, job, signals, Mode::Background)?;
-    supervisor.session.begin(pid, BTreeSet::new());
-    tree.into_iter().for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
+    begin(&mut supervisor, tree);
     Ok(supervisor)
+}
+
+/// The job is these seized processes, the first one first.
+fn begin(supervisor: &mut Supervisor, tree: Vec<(i32, BTreeSet<i32>)>) {
+    let mut tree = tree.into_iter();
+    if let Some((root, tids)) = tree.next() {
+        supervisor.session.begin(root, tids);
+    }
+    tree.for_each(|(pid, tids)| supervisor.session.add_process(pid, tids));
 }
 
 /// Takes the job's folder. The node's daemon has it for a moment when it answers for the job.

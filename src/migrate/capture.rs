@@ -449,6 +449,37 @@ pub fn check_memory(pid: i32) -> io::Result<Vec<crate::control::Finding>> {
     Ok(proc_memory::vmas(pid)?.iter().filter_map(memory::check_vma).collect())
 }
 
+/// Shared memory without a name in the file system that processes outside of the job map, too,
+/// as far as one may look. `pids` are the job's processes.
+///
+/// # Errors
+/// When the job's first process is gone, or /proc cannot be read.
+pub fn check_shared_memory(pids: &[i32]) -> io::Result<Vec<crate::control::Finding>> {
+    let mut ours = memory::Nameless::new();
+    for (n, &pid) in pids.iter().enumerate() {
+        match proc_memory::maps(pid) {
+            Ok(maps) => ours.extend(memory::nameless(&maps).map(|(id, name)| (id, (pid, name)))),
+            Err(e) if n == 0 => return Err(e),
+            // It has ended meanwhile.
+            Err(_) => {}
+        }
+    }
+    let mut findings = Vec::new();
+    let others = procfs::process::all_processes().map_err(io::Error::other)?.flatten();
+    for other in others.map(|p| p.pid).filter(|pid| !pids.contains(pid)) {
+        if ours.is_empty() {
+            break;
+        }
+        // Of others one may not see everything.
+        let Ok(maps) = proc_memory::maps(other) else { continue };
+        for (id, _) in memory::nameless(&maps) {
+            let found = ours.remove(&id).map(|held| memory::shared_outside(&held, other));
+            findings.extend(found);
+        }
+    }
+    Ok(findings)
+}
+
 /// A `syscall` instruction in the vdso of a process as it is now.
 ///
 /// # Errors

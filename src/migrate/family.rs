@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::capture;
+use super::gone;
 use super::image::{ProcessImage, Zombie};
 use super::preflight::{children, is_zombie};
 use super::resource::{PartError, View};
@@ -22,18 +23,21 @@ use super::tree::Member;
 pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
     let mut all = Vec::with_capacity(pids.len());
     for (n, &pid) in pids.iter().enumerate() {
-        let looked = View::read_process(pid).map_err(io_error(pid));
-        match looked.and_then(|view| Ok((capture::ids(&view)?, pid))) {
-            Ok((ids, _)) => all.push(Member { ids, ended: None }),
-            Err(e) if n == 0 => return Err(e),
-            // It has ended meanwhile, which the freeze will find.
-            Err(_) => continue,
+        match gone::look(pid, || member(pid, None))? {
+            Some(member) => all.push(member),
+            None if n == 0 => return Err(io_error(pid)(io::ErrorKind::NotFound.into())),
+            // The freeze will find that.
+            None => continue,
         }
         for (child, _) in children(pid) {
             if is_zombie(child) && !pids.contains(&child) {
-                let view = View::read_process(child).map_err(io_error(child))?;
-                let ended = Some(wait_status(child).map_err(io_error(child))?);
-                all.push(Member { ids: capture::ids(&view)?, ended });
+                let zombie = wait_status(child).map_err(io_error(child));
+                match zombie.and_then(|status| member(child, Some(status))) {
+                    Ok(zombie) => all.push(zombie),
+                    // Its parent has waited for it meanwhile.
+                    Err(_) if !is_zombie(child) => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
     }
@@ -44,6 +48,11 @@ pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
         }
     }
     Ok(parents_first(all))
+}
+
+fn member(pid: i32, ended: Option<i32>) -> Result<Member, PartError> {
+    let view = View::read_process(pid).map_err(io_error(pid))?;
+    Ok(Member { ids: capture::ids(&view)?, ended })
 }
 
 /// Gives the captured processes, in the order of the plan, the parents that the plan says.

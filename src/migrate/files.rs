@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::cpus;
+use super::gone;
 use super::image::FdImage;
 use super::resource::fd::{
     self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
@@ -26,15 +27,21 @@ pub struct Files {
 
 impl CaptureCx for Files {
     fn dup(&self, view: &FdView) -> io::Result<OwnedFd> {
-        let process = self.processes.get(&view.host_pid);
-        let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-        raw::pidfd_getfd(process, view.fd)
+        let mut failed = None;
+        for at in self.holders(view) {
+            match self.dup_at(at, view) {
+                // The job may run: this holder has ended or closed it.
+                Err(e) if gone::is_closed(&e) => drop(failed.get_or_insert(e)),
+                done => return done,
+            }
+        }
+        Err(failed.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ESRCH)))
     }
     fn all(&self) -> &[FdView] {
         &self.views.objects
     }
     fn annotation(&self, view: &FdView) -> Option<&[u8]> {
-        self.annotations.get(&(view.host_pid, view.fd)).map(Vec::as_slice)
+        self.holders(view).find_map(|at| self.annotations.get(&at)).map(Vec::as_slice)
     }
     fn job_pids(&self) -> Vec<i32> {
         self.processes.keys().copied().collect()
@@ -72,6 +79,45 @@ impl Files {
         self.views.tables.get(&pid).map_or(&[], Vec::as_slice)
     }
 
+    /// Who refers to the object of a view, the place of the view first.
+    fn holders(&self, view: &FdView) -> impl Iterator<Item = (i32, i32)> + '_ {
+        let first = (view.host_pid, view.fd);
+        let slot = self.table(first.0).iter().find(|slot| slot.fd == first.1).map(|s| s.object);
+        let others = slot.into_iter().flat_map(|object| self.views.holders(object));
+        std::iter::once(first).chain(others.filter(move |at| *at != first))
+    }
+
+    /// A duplicate of a descriptor, if it still refers to the object of the view.
+    fn dup_at(&self, (pid, fd): (i32, i32), view: &FdView) -> io::Result<OwnedFd> {
+        let process = self.processes.get(&pid);
+        let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let dup = raw::pidfd_getfd(process, fd)?;
+        let stat = nix::sys::stat::fstat(&dup)?;
+        match (stat.st_dev, stat.st_ino) == (view.dev, view.ino) {
+            true => Ok(dup),
+            false => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    /// What `check` has to say of one object. What is said of a descriptor that was closed
+    /// meanwhile, or whose process has ended, does not count: another holder is asked.
+    fn check_object(&self, view: &FdView) -> Vec<Finding> {
+        let findings = fd::check(view, self);
+        if findings.is_empty() || holds(view) {
+            return findings;
+        }
+        for (pid, fd) in self.holders(view) {
+            let Ok(now) = FdView::read(pid, fd) else { continue };
+            if (now.dev, now.ino, now.mode) == (view.dev, view.ino, view.mode) {
+                let findings = fd::check(&now, self);
+                if findings.is_empty() || holds(&now) {
+                    return findings;
+                }
+            }
+        }
+        Vec::new()
+    }
+
     /// A duplicate of a description.
     ///
     /// # Errors
@@ -83,7 +129,7 @@ impl Files {
     /// Everything `check` has to say of descriptors that are not forwarded.
     pub fn check(&self, forwarded: impl Fn(&FdView) -> bool) -> Vec<Finding> {
         let own = self.views.objects.iter().filter(|v| !forwarded(v));
-        own.flat_map(|view| fd::check(view, self)).collect()
+        own.flat_map(|view| self.check_object(view)).collect()
     }
 
     /// Captures all descriptions; those that are forwarded come from the target's supervisor.
@@ -114,6 +160,15 @@ impl Files {
     }
 }
 
+/// Does the descriptor still refer to what the view shows, in a process that lives?
+fn holds(view: &FdView) -> bool {
+    let same = |now: &FdView| {
+        (now.dev, now.ino, &now.link, now.flags) == (view.dev, view.ino, &view.link, view.flags)
+    };
+    FdView::read(view.host_pid, view.fd).is_ok_and(|now| same(&now))
+        && !gone::is_ending(view.host_pid)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -124,6 +179,27 @@ mod tests {
     use nix::unistd::Pid;
 
     use super::*;
+
+    #[test]
+    fn what_was_closed_meanwhile_is_no_finding() {
+        let own = std::process::id() as i32;
+        let status = std::fs::File::open("/proc/self/status").expect("open");
+        let again = status.try_clone().expect("dup");
+        let files = Files::read(&[own], |_, _| None).expect("files");
+        let of = |status: &FdView| status.link.ends_with("/status");
+        let found = || {
+            let views = files.views.objects.iter().filter(|view| of(view));
+            views.flat_map(|view| files.check_object(view)).collect::<Vec<_>>()
+        };
+        assert_eq!(found().len(), 1);
+        drop(status);
+        let left = found();
+        let fd = again.as_raw_fd();
+        assert!(left.iter().all(|f| f.object.starts_with(&format!("fd {fd} "))), "{left:?}");
+        assert_eq!(left.len(), 1, "the other descriptor of the same description");
+        drop(again);
+        assert_eq!(found(), []);
+    }
 
     #[test]
     fn processes_without_a_descriptor_are_of_the_job() {

@@ -73,6 +73,8 @@ pub trait Watched {
     fn in_vfork(&self) -> BTreeSet<i32>;
     /// Takes a wait status as at any other time, and lets the thread go on.
     fn take(&mut self, wait: Wait);
+    /// Lets a thread go on that was stopped, as if it had not been.
+    fn release(&mut self, thread: &Frozen);
 }
 
 /// Why a process could not be frozen.
@@ -162,6 +164,12 @@ impl Freezing<'_> {
     fn all(&mut self) -> Result<()> {
         loop {
             let busy = self.watched.in_vfork();
+            // A child may be stopped before its parent's vfork(2) is reported.
+            for tid in &busy {
+                if let Some((_, thread)) = self.frozen.remove(tid) {
+                    self.watched.release(&thread);
+                }
+            }
             for pid in self.watched.processes() {
                 // One that has just ended is reported where its threads are waited for.
                 for tid in tids(pid).unwrap_or_default() {
@@ -174,7 +182,7 @@ impl Freezing<'_> {
                 self.collect()?;
             } else if busy.is_empty() {
                 return Ok(());
-            } else {
+            } else if !self.let_on(&busy) {
                 self.await_vfork(&busy)?;
             }
         }
@@ -293,6 +301,19 @@ impl Freezing<'_> {
         let Some(Asked { pid, asleep }) = self.waiting.remove(&tid) else { return };
         let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
         self.frozen.insert(tid, (pid, Frozen { tid, stop, asleep }));
+    }
+
+    /// A child of vfork(2) may have been stopped before its parent's event told what it is. False
+    /// when none was.
+    fn let_on(&mut self, busy: &BTreeSet<i32>) -> bool {
+        let mut any = false;
+        for tid in busy {
+            if let Some((_, Frozen { tid, stop, .. })) = self.frozen.remove(tid) {
+                self.watched.take(Wait { tid, stop });
+                any = true;
+            }
+        }
+        any
     }
 
     /// Serves those that cannot be stopped yet, until one more can be.

@@ -6,6 +6,7 @@ pub mod cpus;
 pub mod family;
 pub mod files;
 pub mod freeze;
+pub mod gone;
 pub mod image;
 pub mod joining;
 pub mod message;

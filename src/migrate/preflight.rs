@@ -12,6 +12,7 @@ use std::path::Path;
 
 use super::capture::views;
 use super::files::Files;
+use super::gone;
 use super::image::JobInfo;
 use super::message::{Hello, Verdict};
 use super::raw::{compare_tasks, Shared};
@@ -60,7 +61,12 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
         for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
             // Whoever holds the other end of a pipe may be of another user, out of our sight.
             let alone = !has_both_ends(&files.views.objects, view);
-            if outside.contains(&view.ino) || (alone && other_end_lives(files, view)?) {
+            let lives = || match other_end_lives(files, view) {
+                // Nobody holds it any more.
+                Err(e) if gone::is_closed(&e) => Ok(false),
+                other => other,
+            };
+            if outside.contains(&view.ino) || (alone && lives()?) {
                 found.insert((view.dev, view.ino));
             }
         }
@@ -112,13 +118,13 @@ pub fn local(
     let mut findings = files.check(is_forwarded);
     findings.extend(files.views.warnings.clone());
     for (n, pid) in pids.iter().enumerate() {
-        match check_process(*pid, pids, filters) {
-            Ok(found) => findings.extend(found),
-            // It has ended meanwhile.
-            Err(_) if n > 0 && !Path::new(&format!("/proc/{pid}/task")).exists() => {}
-            Err(e) => return Err(e),
+        match gone::look(*pid, || check_process(*pid, pids, filters))? {
+            Some(found) => findings.extend(found),
+            None if n == 0 => return Err(first_has_ended()),
+            None => {}
         }
     }
+    findings.extend(super::capture::check_shared_memory(pids)?);
     let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
     let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
@@ -126,8 +132,20 @@ pub fn local(
     Ok(Local { findings, forwarded, open })
 }
 
+fn first_has_ended() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the first process of the job has ended")
+}
+
 /// What can be said of one of the job's processes.
 fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
+    if gone::is_ending_thread(pid, pid) {
+        return Ok(vec![blocker(
+            "VOS-LEADER",
+            format!("process {pid}"),
+            "its first thread has ended, others go on",
+            "let it finish here",
+        )]);
+    }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
     for view in &threads {
@@ -171,8 +189,10 @@ fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_
         let own = u64::from(std::process::id());
         View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own)
     };
-    let stranger =
-        move |(pid, _): &(i32, String)| !pids.contains(pid) && !is_zombie(*pid) && !traced(*pid);
+    // One that has ended is traced no more, so that is asked last.
+    let stranger = move |(pid, _): &(i32, String)| {
+        !pids.contains(pid) && !traced(*pid) && !gone::is_ending(*pid)
+    };
     children(pid).into_iter().filter(stranger)
 }
 
@@ -204,6 +224,8 @@ pub fn shared_tasks(pids: &[i32]) -> Vec<Finding> {
                 compare_tasks(*other, pid, what).unwrap_or(std::cmp::Ordering::Less)
             });
             match at {
+                // What has ended shares nothing, which is the same nothing for all.
+                Ok(_) if gone::is_ending(pid) => {}
                 Ok(at) => findings.push(blocker(
                     "VOS-SHARED-TASK",
                     format!("processes {} and {pid}", ordered[at]),
@@ -304,28 +326,29 @@ pub struct Move<'a> {
 /// # Errors
 /// When the first process is gone.
 pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
-    let mut all = Vec::new();
+    let (mut all, mut users) = (Vec::new(), Vec::new());
     let (mut mapped, mut written, mut cwds) = (Vec::new(), Vec::new(), Vec::new());
     for (n, &pid) in pids.iter().enumerate() {
-        let looked = views(pid).and_then(|threads| {
+        let look = || -> io::Result<_> {
+            let threads = views(pid)?;
+            let user = threads.first().map_or(Ok(None), User::of)?;
             let cwd = attributes::cwd(pid)?.to_string_lossy().into_owned();
             mapped_files(pid, &mut mapped, &mut written)?;
-            Ok((threads, cwd))
-        });
-        match looked {
-            Ok((threads, cwd)) => {
+            Ok((threads, user, cwd))
+        };
+        match gone::look(pid, look)? {
+            Some((threads, user, cwd)) => {
                 all.push(threads);
+                users.push(user);
                 cwds.push(cwd);
             }
-            // It has ended meanwhile.
-            Err(_) if n > 0 => {}
-            Err(e) => return Err(e),
+            None if n == 0 => return Err(first_has_ended()),
+            None => {}
         }
     }
     cwds.sort();
     cwds.dedup();
     let leaders = || all.iter().filter_map(|threads| threads.first());
-    let users = leaders().map(User::of).collect::<io::Result<Vec<_>>>()?;
     let user = users.first().copied().flatten().filter(|u| users.iter().all(|o| *o == Some(*u)));
     Ok(Hello {
         id: of.id,

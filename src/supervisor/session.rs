@@ -161,6 +161,7 @@ impl Session {
     pub fn add_process(&mut self, pid: i32, tids: impl IntoIterator<Item = i32>) {
         for tid in tids {
             self.add(tid, pid, true);
+            self.set_vfork(tid, vfork_child(pid, tid));
         }
     }
 
@@ -168,6 +169,13 @@ impl Session {
     #[must_use]
     pub fn processes(&self) -> BTreeSet<i32> {
         self.tasks.values().map(|task| task.pid).collect()
+    }
+
+    /// Processes that their creators' events have told of: a child that shares its parent's memory
+    /// for vfork(2) is known as one.
+    #[must_use]
+    pub fn announced(&self, pid: i32) -> bool {
+        self.tasks.get(&pid).is_none_or(|task| task.announced)
     }
 
     /// Is the whole first process in group-stop, and by which signal?
@@ -358,12 +366,15 @@ impl Session {
         })
     }
 
-    /// Runs `work` in the first thread of the first process, which sees nothing of it.
+    /// Runs `work` in the first thread of a process, which sees nothing of it.
     ///
     /// # Errors
     /// When the thread cannot be stopped or borrowed, and those of `work`.
-    pub fn borrow<R>(&mut self, work: impl FnOnce(&mut Remote) -> Result<R>) -> Result<R> {
-        let pid = self.root;
+    pub fn borrow<R>(
+        &mut self,
+        pid: i32,
+        work: impl FnOnce(&mut Remote) -> Result<R>,
+    ) -> Result<R> {
         let listening = self.listening(pid);
         let thread = freeze::stop_thread(pid, pid, listening, &mut |wait| {
             if let Err(e) = self.take(wait) {
@@ -614,6 +625,11 @@ impl Watched for Session {
             tracing::warn!("thread {}: {e}", wait.tid);
         }
     }
+
+    fn release(&mut self, thread: &Frozen) {
+        let ways = self.ways_on([thread], &SchedulerClocks::new());
+        self.go_all(ways);
+    }
 }
 
 /// Runs `work` in a stopped thread, which stays stopped.
@@ -631,6 +647,19 @@ fn forgive(result: io::Result<()>) -> io::Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other,
     }
+}
+
+/// The child for which a thread waits in vfork(2), which it began before it was traced: such a
+/// wait cannot be interrupted (`wait_for_vfork_done`, kernel/fork.c).
+fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
+    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{name}")).ok();
+    let call: i64 = read("syscall")?.split(' ').next()?.parse().ok()?;
+    let makes = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&call);
+    let stat = read("stat")?;
+    let waits = stat.rsplit_once(") ")?.1.starts_with('D');
+    let children = read("children")?;
+    let newest = children.split_whitespace().next_back()?.parse().ok();
+    newest.filter(|_| makes && waits)
 }
 
 /// AT_SYSINFO_EHDR of a process (getauxval(3)).

@@ -128,30 +128,37 @@ fn children((pid, tids): &(i32, BTreeSet<i32>)) -> Vec<i32> {
     lists.iter().flat_map(|l| l.split_whitespace()).filter_map(|p| p.parse().ok()).collect()
 }
 
-/// Puts the filter into every thread of an adopted process (`--attach --filter`). It cannot
+/// Puts the filter into every thread of every adopted process (`--attach --filter`). It cannot
 /// be taken out again.
 ///
 /// # Errors
-/// When the process has filters of its own, or a call in it fails. It goes on without the
-/// filter then.
-pub fn install_filter(session: &mut Session) -> anyhow::Result<()> {
-    let pid = session.root;
-    let views = capture::views(pid).with_context(|| format!("threads of process {pid}"))?;
-    if let Some(view) = views.iter().find(|v| v.number("Seccomp:") != 0) {
-        bail!(
-            "thread {} of process {pid} has a seccomp filter of its own; attach without --filter",
-            view.tid
-        );
+/// When a process has filters of its own, or a call in it fails. It goes on without the
+/// filter then; others may have it.
+pub fn install_filters(session: &mut Session) -> anyhow::Result<()> {
+    let pids = session.processes();
+    for &pid in &pids {
+        let views = capture::views(pid).with_context(|| format!("threads of process {pid}"))?;
+        if let Some(view) = views.iter().find(|v| v.number("Seccomp:") != 0) {
+            bail!(
+                "thread {} of process {pid} has a seccomp filter of its own; attach without --filter",
+                view.tid
+            );
+        }
     }
-    let installed = session.borrow(|remote| {
-        let insn = capture::syscall_insn_now(pid)?;
-        let stub = Stub::map(remote, insn, None)?;
-        let installed = put_filter(remote, &stub);
-        let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-        remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-        installed
-    });
-    installed.with_context(|| format!("the filter cannot be put into process {pid}"))
+    for &pid in &pids {
+        let installed = session.borrow(pid, |remote| install_filter(remote, pid));
+        installed.with_context(|| format!("the filter cannot be put into process {pid}"))?;
+    }
+    Ok(())
+}
+
+fn install_filter(remote: &mut Remote, pid: i32) -> anyhow::Result<()> {
+    let insn = capture::syscall_insn_now(pid)?;
+    let stub = Stub::map(remote, insn, None)?;
+    let installed = put_filter(remote, &stub);
+    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
+    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+    installed
 }
 
 /// seccomp(2) with SECCOMP_FILTER_FLAG_TSYNC. Without CAP_SYS_ADMIN the kernel wants

@@ -192,13 +192,18 @@ impl<'h> Job<'h> {
         Ok(())
     }
 
-    /// The pid of the program itself when it was not launched by vosrun, as seen from here. It
-    /// must have no children.
+    /// The pid of the program itself when it was not launched by vosrun, as seen from here.
     pub fn program_pid(&self) -> Option<i32> {
         // With namespaces the child is nsenter, which has forked; `via` may have forked as well.
-        let own = self.child.id() as i32;
-        let last = procs::descendants(own).last().copied();
-        last.or((self.hosts.who == super::Who::User).then_some(own))
+        let starts_others = |pid: i32| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            ["nsenter", "setsid"].contains(&comm.trim_end())
+        };
+        let mut pid = self.child.id() as i32;
+        while starts_others(pid) {
+            pid = procs::children(pid).first().copied()?;
+        }
+        Some(pid)
     }
 
     /// `vosrun --state-dir …` as typed on the first host.

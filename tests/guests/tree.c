@@ -105,7 +105,7 @@ static void await_zombie(pid_t pid)
 int main(void)
 {
     guest_begin();
-    struct sigaction act = {.sa_handler = on_signal};
+    struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     SYS(sigaction(SIGUSR1, &act, NULL));
     answers = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(answers != MAP_FAILED, "mmap: %s", strerror(errno));

@@ -211,6 +211,29 @@ fn refuse(vma: &Vma, cause: &str, remedy: &str) -> Finding {
     blocker("VOS-MAPPING", object_name(vma), cause, remedy)
 }
 
+/// Shared memory that no name leads to: of which process of the job, and what maps(5) calls it,
+/// by device and inode.
+pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
+
+/// The [`Nameless`] memory among these mappings. System V segments have ids and are none.
+pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String)> + '_ {
+    let is_nameless = |vma: &&Vma| {
+        vma.shared && vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/SYSV")
+    };
+    maps.iter().filter(is_nameless).map(|vma| ((vma.dev, vma.ino), vma.path.clone()))
+}
+
+/// Why memory that process `outsider` maps, too, does not move.
+#[must_use]
+pub fn shared_outside((pid, name): &(i32, String), outsider: i32) -> Finding {
+    blocker(
+        "VOS-SHARED-MEMORY",
+        format!("process {pid}, {name}"),
+        &format!("process {outsider}, which is none of the job's, maps this memory, too"),
+        "start the program with vosrun, so that all its processes belong to the job",
+    )
+}
+
 /// Why a mapping cannot move, if so.
 #[must_use]
 pub fn check_vma(vma: &Vma) -> Option<Finding> {

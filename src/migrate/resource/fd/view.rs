@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use super::{raw, Slot};
 use crate::control::{Finding, Severity};
+use crate::migrate::gone;
 
 /// One open file description of the job, as /proc shows it.
 #[derive(Debug, Clone, Default)]
@@ -140,12 +141,31 @@ pub struct Views {
 }
 
 impl Views {
+    /// Every descriptor of the job that refers to an object, by process and number.
+    pub fn holders(&self, object: u32) -> impl Iterator<Item = (i32, i32)> + '_ {
+        let slots = self.tables.iter().flat_map(|(pid, table)| table.iter().map(|s| (*pid, s)));
+        slots.filter(move |(_, slot)| slot.object == object).map(|(pid, slot)| (pid, slot.fd))
+    }
+
+    /// The process has ended: what it held is looked at through others, if any hold it.
+    fn forget(&mut self, host_pid: i32) {
+        self.tables.remove(&host_pid);
+        let orphans = (0..).zip(&self.objects).filter(|(_, view)| view.host_pid == host_pid);
+        let heirs: Vec<(u32, (i32, i32))> =
+            orphans.filter_map(|(n, _)| Some((n, self.holders(n).next()?))).collect();
+        for (object, heir) in heirs {
+            let view = &mut self.objects[object as usize];
+            (view.host_pid, view.fd) = heir;
+        }
+    }
+
     fn add(&mut self, host_pid: i32, groups: &mut Groups) -> io::Result<()> {
         let mut table = Vec::new();
-        for fd in numbers(host_pid)? {
+        let all = numbers(host_pid);
+        for fd in all.map_err(of(format!("descriptors of process {host_pid}")))? {
             let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
-                Err(e) if is_gone(&e) => continue,
-                other => other?,
+                Err(e) if gone::is_closed(&e) => continue,
+                other => other.map_err(of(format!("fd {fd} of process {host_pid}")))?,
             };
             let object = groups.object_of(&view, self.objects.len() as u32);
             match self.objects.get_mut(object as usize) {
@@ -168,9 +188,8 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     let mut found = Views::default();
     let mut groups = Groups::default();
     for &pid in host_pids {
-        match found.add(pid, &mut groups) {
-            Err(e) if is_gone(&e) => {}
-            other => other?,
+        if gone::look(pid, || found.add(pid, &mut groups))?.is_none() {
+            found.forget(pid);
         }
     }
     if found.tables.is_empty() {
@@ -180,9 +199,9 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     Ok(found)
 }
 
-/// What /proc answers for a descriptor that is closed, and for a process that has ended.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+/// Names what could not be read.
+fn of(what: String) -> impl FnOnce(io::Error) -> io::Error {
+    move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
 /// The whole fdinfo. The kernel makes it in one piece, so that a read which leaves room in

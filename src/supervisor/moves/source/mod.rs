@@ -19,6 +19,7 @@ use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
+use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
@@ -34,8 +35,9 @@ use crate::tracer::raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
-/// Files of /proc and /sys are open for a moment as a rule, which is waited for.
-const PASSING: &str = "VOS-PROC-FD";
+/// Files of /proc and /sys are open for a moment as a rule, and a first thread that has ended is
+/// followed by the others: these are waited for.
+const PASSING: [&str; 2] = ["VOS-LEADER", "VOS-PROC-FD"];
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -230,15 +232,15 @@ impl Mover {
         findings.into_iter().filter(|f| f.severity == Severity::Blocker).collect()
     }
 
-    /// As [`Mover::look`]. Files of /proc and /sys are open for a moment as a rule, while a program
-    /// reads them: those are waited for.
+    /// As [`Mover::look`]; what is [`PASSING`] as a rule is waited for.
     fn look_again(&mut self) -> Step1<Local> {
         let until = Instant::now() + MOMENT;
         loop {
             let local = self.look()?;
             let mut blockers =
                 local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes = blockers.peek().is_some() && blockers.all(|f| f.code == PASSING);
+            let passes =
+                blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
@@ -258,7 +260,8 @@ impl Mover {
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
         let busy = self.sup.session.in_vfork();
-        let settled: Vec<i32> = pids.into_iter().filter(|pid| !busy.contains(pid)).collect();
+        let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
+        let settled: Vec<i32> = pids.into_iter().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
         Ok(local)
     }
@@ -366,7 +369,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        mut open: Vec<crate::migrate::resource::fd::regular::Named>,
+        mut open: Vec<Named>,
         dry: bool,
     ) -> Step1<(Verdict, Vec<FileId>)> {
         let pids = self.pids();
@@ -391,13 +394,32 @@ impl Mover {
             if verdict.unsure.is_empty() {
                 return Ok((verdict, hello.mapped));
             }
-            for index in &verdict.unsure {
-                let Some(named) = open.get_mut(*index as usize) else { continue };
-                let path = format!("/proc/{}/fd/{}", named.pid, named.fd);
-                named.identity.hash = preflight::hash_file(path.as_ref()).ok();
-            }
+            self.add_hashes(&mut open, &verdict.unsure);
         }
         Err(stopped(11, "VOS-TARGET", "the target cannot decide about an open file"))
+    }
+
+    /// Adds the hashes of the content that the target wants. Files that the running job has closed
+    /// meanwhile are left out.
+    fn add_hashes(&self, open: &mut Vec<Named>, unsure: &[u32]) {
+        let mut closed = Vec::new();
+        for &index in unsure {
+            let Some(named) = open.get_mut(index as usize) else { continue };
+            let file = (named.identity.dev, named.identity.ino);
+            let is_it = |view: &FdView| (view.dev, view.ino) == file;
+            let mut place = FdView::read(named.pid, named.fd).ok().filter(is_it);
+            if place.is_none() {
+                let files = self.files(&self.pids()).ok();
+                place = files.and_then(|f| f.views.objects.into_iter().find(is_it));
+            }
+            match place {
+                Some(view) => named.identity.hash = preflight::hash_file(&view.proc_path()).ok(),
+                None => closed.push(index as usize),
+            }
+        }
+        for index in closed.into_iter().rev() {
+            open.remove(index);
+        }
     }
 
     /// The next message of the target; its refusals and failures are errors.
@@ -466,6 +488,7 @@ impl Mover {
         held: &mut Option<Frozen>,
     ) -> Step1<JobImage> {
         let to = &target.name;
+        let named = local.open.clone();
         let (verdict, mapped) = self.ask_verdict(id, target, local.open, false)?;
         refuse_blockers(&verdict.findings)?;
         let ok: Vec<String> = verdict.ok.iter().map(|w| format!("✔ {w}")).collect();
@@ -482,7 +505,7 @@ impl Mover {
         let mut plan = self.plan()?;
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
-        self.forward_files(&verdict, &mut forwarded)?;
+        forward_files(&verdict, &named, &mut forwarded);
         self.moving_on(&target.name, "frozen");
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);
@@ -508,7 +531,7 @@ impl Mover {
             }
             match self.send_frozen(target, frozen, &agreed, &plan, laps) {
                 // Nothing has been sent yet; the program is about to close it.
-                Err(s) if s.code == PASSING && Instant::now() < until => {}
+                Err(s) if PASSING.contains(&s.code) && Instant::now() < until => {}
                 done => return done,
             }
             if let Some(frozen) = held.take() {
@@ -547,15 +570,6 @@ impl Mover {
         self.write_journal(id, Step::Commit, peer).map_err(disk)?;
         if let Some(moving) = &mut self.moving {
             moving.decided = true;
-        }
-        Ok(())
-    }
-
-    /// Standard streams that are files of this node only are relayed too.
-    fn forward_files(&self, verdict: &Verdict, forwarded: &mut Forwarded) -> Step1<()> {
-        for (pid, fd) in &verdict.relay {
-            let view = FdView::read(*pid, *fd).map_err(own)?;
-            forwarded.insert((view.dev, view.ino));
         }
         Ok(())
     }
@@ -606,6 +620,7 @@ impl Mover {
             let e = failed.error;
             let code = match e {
                 FreezeError::Exited(_) => "VOS-EXITED",
+                FreezeError::LeaderGone(_) => "VOS-LEADER",
                 FreezeError::Vfork(_) => "VOS-VFORK",
                 _ => "VOS-SUPERVISOR",
             };
@@ -672,6 +687,14 @@ impl Mover {
                 self.sup.finish(client, &Reply::Failed(failure));
             }
         }
+    }
+}
+
+/// Standard streams that are files of this node only are relayed too.
+fn forward_files(verdict: &Verdict, open: &[Named], forwarded: &mut Forwarded) {
+    for place in &verdict.relay {
+        let named = open.iter().find(|named| (named.pid, named.fd) == *place);
+        forwarded.extend(named.map(|named| (named.identity.dev, named.identity.ino)));
     }
 }
 
