@@ -323,6 +323,11 @@ pub const CODES: &[Code] = &[
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
     },
     Code {
+        code: "VOS-TRANSLATE",
+        title: "no namespaces at the target",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+    },
+    Code {
         code: "VOS-TREE",
         title: "a process tree that cannot be built anew",
         text: "Every process of a job gets its old number, parent, group and session at the target. Sessions are inherited or begun, and cannot be joined, so a process that came into its place in an unusual way cannot be put there again; nor can more than 5000 processes.\nWay out: the sentence names the process. Wait until it has ended, or end it.",
@@ -346,11 +351,6 @@ pub const CODES: &[Code] = &[
         code: "VOS-UNKNOWN-FD",
         title: "a descriptor of unknown kind",
         text: "vosrun does not know this kind of kernel object and will not guess.\nWay out: let the program close it, or let it finish here.",
-    },
-    Code {
-        code: "VOS-TRANSLATE",
-        title: "no namespaces at the target",
-        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
     },
     Code {
         code: "VOS-UNREACHABLE",

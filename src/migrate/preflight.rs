@@ -508,7 +508,8 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
          and translated, some 10 µs each",
         "allow user namespaces on the target for full speed (vosrun explain VOS-TRANSLATE)",
     ));
-    verdict.findings.extend(hello.untranslated.iter().cloned());
+    let for_root = |f: &&Finding| !f.object.starts_with("process ") || own.uid != 0;
+    verdict.findings.extend(hello.untranslated.iter().filter(for_root).cloned());
 }
 
 /// How the job will live here: in namespaces, or without where they cannot be made or are not
@@ -520,6 +521,18 @@ pub fn footing(hello: &Hello) -> Footing {
         true => Footing::Translated,
         false => Footing::Namespaces,
     }
+}
+
+/// A process that is not dumpable cannot be where numbers are translated.
+#[must_use]
+pub fn undumpable(pid: i32) -> Finding {
+    let own = View::read_process(pid).map_or(pid, |view| view.job_pid);
+    blocker(
+        "VOS-TRANSLATE",
+        format!("process {own}"),
+        "it is not dumpable (PR_SET_DUMPABLE): an ordinary user may not read what its calls carry",
+        "allow user namespaces on the target, or run its node as root",
+    )
 }
 
 /// What of a process cannot be where numbers are translated.

@@ -533,6 +533,9 @@ impl Session {
         if self.translation.is_some() && stop == Stop::Interrupt {
             self.first_stop(tid)?;
         }
+        if self.translation.is_some() && stop == Stop::Exiting {
+            translate::leave(tid);
+        }
         match stop {
             Stop::Interrupt => self.go_on(tid),
             Stop::Signal(signal) => self.deliver(tid, signal),

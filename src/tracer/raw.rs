@@ -50,6 +50,16 @@ pub fn set_exitkill(tid: i32, exitkill: bool) -> io::Result<()> {
     ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
+/// PTRACE_SETOPTIONS: [`OPTIONS`], and the thread ends with its tracer and tells of its end
+/// (PTRACE_O_EXITKILL, PTRACE_O_TRACEEXIT).
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped.
+pub fn bind_to_tracer(tid: i32) -> io::Result<()> {
+    let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT;
+    ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
+}
+
 /// PTRACE_INTERRUPT.
 ///
 /// # Errors

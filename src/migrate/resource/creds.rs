@@ -130,6 +130,9 @@ impl State {
     }
 }
 
+/// SECBIT_KEEP_CAPS of capabilities(7).
+const KEEP_CAPS: u64 = 1 << 4;
+
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAP_VERSION: u32 = 0x2008_0522;
 
@@ -203,7 +206,10 @@ impl Part for Creds {
         if privileged && !(state.same_ids(&now) && state.groups == now.groups) {
             give_ids(program, &state);
         }
-        if state.securebits != 0 {
+        if state.securebits == KEEP_CAPS {
+            // This one needs no capability.
+            prctl(program, "PR_SET_KEEPCAPS", [libc::PR_SET_KEEPCAPS as u64, 1, 0]);
+        } else if state.securebits != 0 {
             let set = libc::PR_SET_SECUREBITS as u64;
             prctl(program, "PR_SET_SECUREBITS", [set, state.securebits, 0]);
         }

@@ -16,6 +16,7 @@ mod exec;
 mod filter;
 pub mod numbers;
 mod paths;
+mod robust;
 mod signals;
 pub mod table;
 mod work;
@@ -25,6 +26,7 @@ use std::io;
 
 pub use exec::hide_vdso;
 pub use filter::program;
+pub use robust::leave;
 pub use signals::{deliver, to_host as signal_to_host, to_job as signal_to_job};
 
 use crate::migrate::image::Clocks;
@@ -79,8 +81,10 @@ enum Then {
     Nothing,
     /// The result is a number; below -1 a group's.
     Number,
-    /// At these addresses are numbers; below -1 groups'.
+    /// At this address is a number; below -1 a group's.
     Word(u64),
+    /// At these addresses are numbers of processes.
+    Words([u64; 2]),
     /// There is a siginfo, or what waitid(2) makes like one.
     SigInfo(u64),
     Waited(u64),
@@ -244,6 +248,9 @@ fn answer(tid: i32, then: &Then) -> io::Result<()> {
         Then::Word(at) => {
             let word = numbers::to_job_signed(read_word(tid, *at)?);
             write_all(tid, *at, &word.to_le_bytes())
+        }
+        Then::Words(all) => {
+            all.iter().try_for_each(|at| write_number(tid, *at, read_word(tid, *at)?))
         }
         Then::Waited(0) | Then::SigInfo(0) => Ok(()),
         Then::Waited(at) => {

@@ -71,6 +71,11 @@ pub enum Work {
         path: u8,
         at: bool,
     },
+    /// shmctl(2) and msgctl(2): numbers at these places of what is answered.
+    Statistics([u64; 2]),
+    /// setsockopt(2) with SO_PASSCRED: who sends would be told by a number that no call of the
+    /// receiver's carries but recvmsg(2), which is not stopped.
+    PassCredentials,
     /// Fails with this errno.
     Refuse(i32),
 }
@@ -138,6 +143,18 @@ const IOCTL: &[u32] = &[
 
 pub const PR_SET_PTRACER: u64 = 0x5961_6d61;
 pub const PR_SCHED_CORE: u64 = 62;
+pub const PR_SET_DUMPABLE: u64 = libc::PR_SET_DUMPABLE as u64;
+const PRCTL: &[u32] = &[PR_SET_PTRACER as u32, PR_SCHED_CORE as u32, PR_SET_DUMPABLE as u32];
+
+/// All of a command of System V objects but IPC_64.
+const IPC_COMMAND: u32 = !0x100;
+/// IPC_STAT, SHM_STAT and MSG_STAT, SHM_STAT_ANY and MSG_STAT_ANY.
+const STATISTICS: &[u32] = &[2, 13, 11, 15];
+/// GETPID of semctl(2).
+const GETPID: u32 = 11;
+
+/// SO_PASSCRED and SO_PASSPIDFD.
+const PASS_CREDENTIALS: &[u32] = &[libc::SO_PASSCRED as u32, 76];
 
 /// FUTEX_WAIT_BITSET without FUTEX_CLOCK_REALTIME, and what has to do with priority inheritance:
 /// FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
@@ -156,7 +173,9 @@ pub const TABLE: &[Row] = &[
     row(libc::SYS_lstat,             Work::Path { path: 0, at: false }),
     only(libc::SYS_ioctl,            Work::Ioctl, 1, u32::MAX, IOCTL),
     row(libc::SYS_access,            Work::Path { path: 0, at: false }),
+    only(libc::SYS_shmctl,           Work::Statistics([80, 84]), 1, IPC_COMMAND, STATISTICS),
     row(libc::SYS_getpid,            Work::OwnProcess),
+    only(libc::SYS_setsockopt,       Work::PassCredentials, 2, u32::MAX, PASS_CREDENTIALS),
     only(libc::SYS_getsockopt,       Work::PeerCredentials, 2, u32::MAX, &[libc::SO_PEERCRED as u32]),
     row(libc::SYS_clone,             Work::Clone),
     row(libc::SYS_fork,              Work::Clone),
@@ -165,6 +184,8 @@ pub const TABLE: &[Row] = &[
     numbers(libc::SYS_wait4,         &[(0, Sign::Group)], true),
     row(libc::SYS_kill,              Work::Kill),
     row(libc::SYS_uname,             Work::Names),
+    only(libc::SYS_semctl,           Work::Numbers { args: &[], result: true }, 2, IPC_COMMAND, &[GETPID]),
+    only(libc::SYS_msgctl,           Work::Statistics([96, 100]), 1, IPC_COMMAND, STATISTICS),
     only(libc::SYS_fcntl,            Work::Fcntl, 1, u32::MAX, FCNTL),
     row(libc::SYS_chdir,             Work::Path { path: 0, at: false }),
     row(libc::SYS_readlink,          Work::Link { path: 0, at: false }),
@@ -185,7 +206,7 @@ pub const TABLE: &[Row] = &[
     numbers(libc::SYS_sched_setscheduler, FIRST, false),
     numbers(libc::SYS_sched_getscheduler, FIRST, false),
     numbers(libc::SYS_sched_rr_get_interval, FIRST, false),
-    only(libc::SYS_prctl,            Work::Prctl, 0, u32::MAX, &[PR_SET_PTRACER as u32, PR_SCHED_CORE as u32]),
+    only(libc::SYS_prctl,            Work::Prctl, 0, u32::MAX, PRCTL),
     row(libc::SYS_sethostname,       Work::Refuse(libc::EPERM)),
     row(libc::SYS_setdomainname,     Work::Refuse(libc::EPERM)),
     row(libc::SYS_gettid,            Work::OwnThread),
@@ -211,7 +232,9 @@ pub const TABLE: &[Row] = &[
     row(libc::SYS_faccessat,         Work::Path { path: 1, at: true }),
     numbers(libc::SYS_get_robust_list, FIRST, false),
     numbers(libc::SYS_move_pages,    FIRST, false),
+    row(libc::SYS_signalfd,          Work::Refuse(libc::ENOSYS)),
     row(libc::SYS_timerfd_settime,   Work::TimerfdSet),
+    row(libc::SYS_signalfd4,         Work::Refuse(libc::ENOSYS)),
     numbers(libc::SYS_rt_tgsigqueueinfo, BOTH, false),
     numbers(libc::SYS_perf_event_open, SECOND, false),
     numbers(libc::SYS_prlimit64,     FIRST, false),

@@ -55,6 +55,15 @@ pub(super) fn begin(it: &Translation, work: Work, call: &mut Making) -> Option<E
         Work::FutexTime { time, clock } => clocks::futex_time(it, call, time, clock),
         Work::Path { path, at } => paths::path(call, path, at),
         Work::Link { path, at } => paths::link(call, path, at),
+        Work::Statistics(places) => {
+            call.then = Then::Words(places.map(|place| call.arg(2).wrapping_add(place)));
+            None
+        }
+        Work::PassCredentials => {
+            let on = call.read::<4>(call.arg(3)).is_none_or(|word| word != [0; 4]);
+            let refused = on && call.arg(1) as i32 == libc::SOL_SOCKET;
+            refused.then(|| Entry::errno(libc::EOPNOTSUPP))
+        }
         Work::Refuse(errno) => Some(Entry::errno(errno)),
     }
 }
@@ -188,6 +197,10 @@ fn prctl(call: &mut Making) -> Option<Entry> {
         // -1 stands for everybody.
         table::PR_SET_PTRACER if call.arg(1) as i64 > 0 => number(call, 1, Sign::Plain),
         table::PR_SCHED_CORE => number(call, 2, Sign::Plain),
+        // Memory of one that is not dumpable could not be read and written any more.
+        table::PR_SET_DUMPABLE if call.arg(1) == 0 && !nix::unistd::geteuid().is_root() => {
+            return Some(Entry::errno(libc::EPERM));
+        }
         _ => {}
     }
     None

@@ -384,7 +384,10 @@ impl Mover {
                 home: self.home_node.clone(),
                 history: self.sup.board.history.clone(),
             };
-            let hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
+            let mut hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
+            let early = self.early_freeze.iter().flat_map(|frozen| &frozen.job.processes);
+            let closed = early.filter(|process| process.opened).map(|process| process.pid);
+            hello.untranslated.extend(closed.map(preflight::undumpable));
             let body = postcard::to_stdvec(&hello).map_err(own)?;
             self.send(target.key, &Msg::Hello(PROTOCOL, body), &[]);
             let verdict = match self.answer(target, PATIENCE)? {

@@ -253,14 +253,18 @@ impl Mover {
     /// Lets all threads go, once nothing more can fail. A job whose calls are translated ends with
     /// its supervisor, without which they would fail.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
-        let dies = self.sup.session.translation.is_some();
+        let translated = self.sup.session.translation.is_some();
         let mut ways = Vec::new();
         for process in processes {
             if let Some(signal) = process.image.stopped {
                 raw::kill(process.pid, signal).context("stopping the job as it was")?;
             }
             for thread in &process.threads {
-                raw::set_exitkill(thread.host_tid, dies).context("PTRACE_SETOPTIONS")?;
+                let set = match translated {
+                    true => raw::bind_to_tracer(thread.host_tid),
+                    false => raw::set_exitkill(thread.host_tid, false),
+                };
+                set.context("PTRACE_SETOPTIONS")?;
                 ways.push((thread, self.way_of(thread)?));
             }
         }
