@@ -24,7 +24,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mio::net::UnixListener;
@@ -42,6 +42,9 @@ use session::Session;
 use signals::{Arrived, Reach, Signals};
 use status::CpuMeter;
 use waker::Waker;
+
+/// Wait statuses are taken for so long before others have a turn: a job may stop all the time.
+const MOST_WAITS: Duration = Duration::from_millis(5);
 
 /// Clients served at the same time; more are turned away.
 const MAX_CLIENTS: usize = 64;
@@ -146,6 +149,8 @@ pub struct Supervisor {
     cpu: CpuMeter,
     /// Woken for the control socket while the job is stopped.
     pub(crate) woken: bool,
+    /// Wait statuses were left for the next round.
+    more_waits: bool,
 }
 
 impl Supervisor {
@@ -188,6 +193,7 @@ impl Supervisor {
             clients: Clients::new(),
             cpu: CpuMeter::new(),
             woken: false,
+            more_waits: false,
         };
         supervisor.watch_own().context("registering with epoll")?;
         Ok(supervisor)
@@ -251,6 +257,7 @@ impl Supervisor {
     /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
     pub fn step(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(64));
+        let timeout = if self.more_waits { Some(Duration::ZERO) } else { timeout };
         let polled = self.poll.poll(&mut events, timeout);
         let ready: Vec<Ready> = events.iter().map(readiness).collect();
         self.events = Some(events);
@@ -260,7 +267,11 @@ impl Supervisor {
             }
             _ => {}
         }
-        ready.into_iter().try_for_each(|r| self.dispatch(r))
+        ready.into_iter().try_for_each(|r| self.dispatch(r))?;
+        if self.more_waits {
+            self.drain_waits()?;
+        }
+        Ok(())
     }
 
     fn dispatch(&mut self, ready: Ready) -> Result<()> {
@@ -275,12 +286,19 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Takes every wait status there is.
+    /// Takes every wait status there is; when they do not end, what is left is for the next
+    /// [`Supervisor::step`].
     ///
     /// # Errors
     /// When wait4(2) or ptrace(2) fail for another reason than that a thread is gone.
     pub fn drain_waits(&mut self) -> Result<()> {
+        let until = Instant::now() + MOST_WAITS;
+        self.more_waits = false;
         while self.end.is_none() {
+            if Instant::now() > until {
+                self.more_waits = true;
+                break;
+            }
             match stop::wait(-1, false) {
                 Ok(Some(wait)) => self.take_wait(wait).context("ptrace")?,
                 Ok(None) => break,

@@ -541,6 +541,10 @@ impl Session {
             Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
+            // In the middle of a call whose return is waited for: clone(2), vfork(2).
+            _ if self.tasks.get(&tid).is_some_and(|task| task.at_exit.is_some()) => {
+                raw::syscall_step(tid, 0)
+            }
             _ => raw::cont(tid, 0),
         }
     }

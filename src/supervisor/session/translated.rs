@@ -17,7 +17,7 @@ impl Session {
         let Some(translation) = &self.translation else { return Ok(None) };
         let regs = raw::regs(tid)?;
         let pid = self.tasks.get(&tid).map_or(tid, |task| task.pid);
-        let processes = self.processes();
+        let processes = || self.processes();
         let caller = Caller { tid, pid, processes: &processes };
         Ok(match translation.at_entry(caller, &regs)? {
             Entry::Watch(call) => Some(Box::new(call)),

@@ -43,12 +43,12 @@ pub struct Translation {
 }
 
 /// Who makes a call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Caller<'a> {
     pub tid: i32,
     pub pid: i32,
     /// Host pids of all processes of the job.
-    pub processes: &'a BTreeSet<i32>,
+    pub processes: &'a dyn Fn() -> BTreeSet<i32>,
 }
 
 /// What is done with a call at its entry.

@@ -100,10 +100,10 @@ fn kill(call: &mut Making) -> Option<Entry> {
         number(call, 0, Sign::Group);
         return None;
     }
-    let others = call.caller.processes.iter().filter(|pid| **pid != call.caller.pid);
+    let others = (call.caller.processes)().into_iter().filter(|pid| *pid != call.caller.pid);
     let mut answer = Entry::errno(libc::ESRCH);
     for pid in others {
-        match raw::kill(*pid, signal) {
+        match raw::kill(pid, signal) {
             Ok(()) => answer = Entry::Answer(0),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
                 return Some(Entry::errno(libc::EINVAL));

@@ -20,6 +20,7 @@ use super::content::{reopen, OPEN_FLAGS};
 use super::regular::{has_its_name, Named, Sameness};
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 use crate::control::Finding;
+use crate::migrate::resource::View;
 
 pub(super) const NAME: &str = "pipe";
 
@@ -114,7 +115,7 @@ fn fifo(view: &FdView, cx: &dyn CaptureCx) -> Result<Option<Named>, FdError> {
         return refuse("the FIFO has lost its name");
     }
     let mut outside = false;
-    each_link(&cx.job_pids(), |link| {
+    each_link(&cx.job_pids(), |_, link| {
         outside |= link.as_os_str() == view.link.as_str();
         outside
     })
@@ -246,26 +247,32 @@ impl Ends {
 pub fn outside_holders(inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found = HashSet::new();
-    each_link(job_pids, |link| {
+    each_link(job_pids, |pid, link| {
         let inode = link.to_str().and_then(|l| l.strip_prefix("pipe:[")?.strip_suffix(']'));
-        found.extend(inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n)));
+        let inode = inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n));
+        // One that the job has made just now is traced before the supervisor has heard of it.
+        found.extend(inode.filter(|n| !found.contains(n) && !is_traced_here(pid)));
         found.len() == wanted.len()
     })?;
     Ok(found)
 }
 
+/// Is this process the tracer of that one?
+fn is_traced_here(pid: i32) -> bool {
+    let own = u64::from(std::process::id());
+    View::read_process(pid).is_ok_and(|view| view.number("TracerPid:") == own)
+}
+
 /// Shows the link of every descriptor of every process outside of the job to `visit`, until
 /// that says "enough".
-fn each_link(job_pids: &[i32], mut visit: impl FnMut(&Path) -> bool) -> io::Result<()> {
+fn each_link(job_pids: &[i32], mut visit: impl FnMut(i32, &Path) -> bool) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        if pid.is_none_or(|pid| job_pids.contains(&pid)) {
-            continue;
-        }
+        let Some(pid) = pid.filter(|pid| !job_pids.contains(pid)) else { continue };
         let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
         for fd in fds.flatten() {
-            if fs::read_link(fd.path()).is_ok_and(|link| visit(&link)) {
+            if fs::read_link(fd.path()).is_ok_and(|link| visit(pid, &link)) {
                 return Ok(());
             }
         }
