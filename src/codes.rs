@@ -18,6 +18,11 @@ pub const CODES: &[Code] = &[
         text: "The process runs i386 or x32 code. It runs under vosrun as always, but vosrun moves x86-64 programs only.\nWay out: run the 64-bit build of the program.",
     },
     Code {
+        code: "VOS-AIO",
+        title: "an AIO context",
+        text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel may be working on requests in it, and the number of the context cannot be given to another one.\nWay out: let the program destroy the context (io_destroy(2)), or start it so that it does without (databases have an option for it)."
+    },
+    Code {
         code: "VOS-ASYNC",
         title: "signal-driven input and output",
         text: "A descriptor is set to send signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)). Who gets them cannot be carried over yet.\nWay out: let the program poll instead, or let it finish here.",

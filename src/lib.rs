@@ -14,6 +14,7 @@
 //! `docs/architecture.md`.
 
 pub mod boot;
+pub mod capabilities;
 pub mod cli;
 pub mod codes;
 pub mod control;

@@ -1,8 +1,9 @@
 //! What adopting leaves alone, and jobs that lose their supervisor.
 
 mod common;
+#[path = "adoption/tree.rs"]
+mod tree;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::{ExitCode, Stdio};
 
@@ -16,81 +17,8 @@ use common::hosts::Hosts;
 use common::job::{Job, Program, Start};
 use common::procs;
 use common::runner::{Cell, Worker};
+use common::snapshot::{await_same, snapshot, Snapshot};
 use common::{until, Who, SOON};
-
-/// All that /proc shows of a process, but counters and what a sleep is in at the moment.
-type Snapshot = BTreeMap<String, String>;
-
-/// Lines of proc_pid_status(5) that count (SigQ: for the whole user), or tell of the tracer.
-const COUNTERS: [&str; 12] = [
-    "State",
-    "SigQ",
-    "TracerPid",
-    "voluntary_ctxt_switches",
-    "nonvoluntary_ctxt_switches",
-    "VmRSS",
-    "VmHWM",
-    "VmPeak",
-    "VmPTE",
-    "RssAnon",
-    "RssFile",
-    "RssShmem",
-];
-
-/// Fields of proc_pid_stat(5) that count, or tell where a thread is at the moment: state, flags,
-/// faults and times, resident pages, registers, where it sleeps, processor, block I/O delays,
-/// guest times.
-const MOMENTARY: [usize; 18] =
-    [3, 9, 10, 11, 12, 13, 14, 15, 16, 17, 24, 29, 30, 35, 39, 42, 43, 44];
-
-fn status(text: &str) -> String {
-    let kept = |l: &&str| !COUNTERS.iter().any(|c| l.split(':').next() == Some(c));
-    text.lines().filter(kept).collect::<Vec<_>>().join("\n")
-}
-
-fn stat(text: &str) -> Result<String> {
-    let (comm, rest) = text.rsplit_once(") ").context("stat")?;
-    let fields = rest.split_whitespace().zip(3..).filter(|(_, n)| !MOMENTARY.contains(n));
-    Ok(format!("{comm}) {}", fields.map(|(f, _)| f).collect::<Vec<_>>().join(" ")))
-}
-
-fn snapshot(pid: i32) -> Result<Snapshot> {
-    let root = format!("/proc/{pid}");
-    let mut all = Snapshot::new();
-    for name in ["maps", "timers", "limits", "personality", "coredump_filter", "oom_score_adj"] {
-        all.insert(name.into(), fs::read_to_string(format!("{root}/{name}"))?);
-    }
-    for entry in fs::read_dir(format!("{root}/fd"))? {
-        let fd = entry?.file_name().to_string_lossy().into_owned();
-        let link = fs::read_link(format!("{root}/fd/{fd}"))?;
-        all.insert(format!("fd/{fd}"), link.display().to_string());
-        let info = fs::read_to_string(format!("{root}/fdinfo/{fd}"))?;
-        all.insert(format!("fdinfo/{fd}"), info);
-    }
-    for entry in fs::read_dir(format!("{root}/task"))? {
-        let tid = entry?.file_name().to_string_lossy().into_owned();
-        let task = format!("{root}/task/{tid}");
-        all.insert(format!("status {tid}"), status(&fs::read_to_string(format!("{task}/status"))?));
-        all.insert(format!("stat {tid}"), stat(&fs::read_to_string(format!("{task}/stat"))?)?);
-        let asleep = procs::state(tid.parse()?) == Some('S');
-        all.insert(format!("sleeps {tid}"), asleep.to_string());
-    }
-    Ok(all)
-}
-
-/// The process comes to look as before; the first difference otherwise.
-fn await_same(pid: i32, before: &Snapshot) -> Result<()> {
-    let mut differs = String::new();
-    let same = until(SOON, "the process looks as before", || {
-        let now = snapshot(pid)?;
-        let names = before.keys().chain(now.keys());
-        let other = names.clone().find(|name| before.get(*name) != now.get(*name));
-        let Some(name) = other else { return Ok(Some(())) };
-        differs = format!("{name}: {:?}, then {:?}", before.get(name), now.get(name));
-        Ok(None)
-    });
-    same.with_context(|| differs)
-}
 
 /// A process in its first sleeps, which is not adopted yet.
 fn sleeping<'h>(hosts: &'h Hosts, args: &[&str]) -> Result<(Job<'h>, i32, Snapshot)> {
@@ -276,7 +204,9 @@ fn restarted_calls(hosts: &Hosts) -> Result<()> {
             job.migrate(to)?;
             let died = std::time::Instant::now();
             kill_supervisor(receiver(hosts, to)?)?;
-            hosts.run(to, &["adopt", &job.name])?.good("adopt")?;
+            let status = || fs::read_to_string(job.dir.join("status")).unwrap_or_default();
+            let adopted = hosts.run(to, &["adopt", &job.name])?.good("adopt");
+            adopted.with_context(|| format!("{guest} at host {to}: {}", status()))?;
             job.excuse(died.elapsed().as_secs_f64() * 1e3)?;
             job.await_progress(3).with_context(|| format!("{guest} at host {to}"))?;
         }
@@ -311,7 +241,14 @@ fn cells_of(who: Who) -> Vec<Cell> {
 }
 
 fn cells() -> Vec<Cell> {
-    [Who::Root, Who::User].into_iter().flat_map(cells_of).collect()
+    [Who::Root, Who::User]
+        .into_iter()
+        .flat_map(|who| {
+            let mut cells = cells_of(who);
+            cells.extend(tree::cells(who));
+            cells
+        })
+        .collect()
 }
 
 fn main() -> ExitCode {

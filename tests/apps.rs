@@ -10,6 +10,8 @@ mod common;
 mod multiplexer;
 #[path = "apps/shell.rs"]
 mod shell;
+#[path = "apps/trees.rs"]
+mod trees;
 
 use std::fs;
 use std::io::Write;
@@ -370,6 +372,11 @@ const APPS: &[(&str, App)] = &[
     ("java", java),
     ("go", go),
     ("xz", xz),
+    ("make", trees::make),
+    ("pipeline", trees::pipeline),
+    ("git-clone", trees::git_clone),
+    ("ash", trees::ash),
+    ("java-forks", trees::java_forks),
 ];
 
 const SHELL: &[(&str, App)] = &[

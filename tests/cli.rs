@@ -319,3 +319,39 @@ fn a_script_need_not_wait_for_what_it_has_just_started() {
     let second = run("A", "--name ctr -- true");
     assert_eq!(stderr(&second), "vosrun: another job is named ctr; this one is ctr-2\n");
 }
+
+/// The table of README.md is what the program says; `VOSRUN_BLESS=1` writes it.
+#[test]
+fn the_readme_has_the_table_of_capabilities() {
+    const BEGIN: &str = "<!-- vosrun capabilities --markdown -->\n";
+    const END: &str = "<!-- end of vosrun capabilities -->\n";
+    let out = Place::new().run("capabilities --markdown");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (table, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("VOSRUN_BLESS").is_some() {
+        let new = [before, BEGIN, stdout(&out), END, after].concat();
+        std::fs::write(&file, new).unwrap();
+    } else {
+        assert_eq!(table, stdout(&out), "VOSRUN_BLESS=1 cargo test --test cli writes it anew");
+    }
+}
+
+#[test]
+fn capabilities_for_people_and_for_machines() {
+    let place = Place::new();
+    let listed = place.run("capabilities");
+    assert!(stdout(&listed).starts_with("NAME "), "{listed:?}");
+    let document = place.run("capabilities --json");
+    let document: serde_json::Value = serde_json::from_str(stdout(&document)).unwrap();
+    assert_eq!(document["api"], "vosrun/v1");
+    let rows = document["capabilities"].as_array().unwrap();
+    let io_uring = rows.iter().find(|row| row["name"] == "io-uring").unwrap();
+    assert_eq!(io_uring["launched_user"]["errno"], "ENOSYS");
+    assert_eq!(io_uring["attached_root"]["code"], "VOS-IO-URING");
+    for row in rows {
+        let line = stdout(&listed).lines().find(|l| l.split(' ').next() == row["name"].as_str());
+        assert!(line.is_some_and(|l| l.ends_with(row["what"].as_str().unwrap())), "{row}");
+    }
+}

@@ -5,6 +5,8 @@
 //! `placed/root/PLACE`; arguments choose cells by substrings.
 
 mod common;
+#[path = "moves/table.rs"]
+mod table;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -32,99 +34,127 @@ struct Guest {
     flavour: Flavour,
     /// Who cannot attach to it, if anybody, and why.
     launched_only: Option<(&'static [Who], &'static str)>,
+    /// Rows of `vosrun capabilities` that it proves.
+    proves: &'static [&'static str],
 }
 
 const fn guest(source: &'static str) -> Guest {
-    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: None }
+    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: None, proves: &[] }
 }
 
 const fn with(source: &'static str, args: &'static [&'static str]) -> Guest {
-    Guest { source, args, flavour: Flavour::Plain, launched_only: None }
+    Guest { source, args, flavour: Flavour::Plain, launched_only: None, proves: &[] }
 }
 
 const fn built(source: &'static str, flavour: Flavour) -> Guest {
-    Guest { source, args: &[], flavour, launched_only: None }
+    Guest { source, args: &[], flavour, launched_only: None, proves: &[] }
 }
 
 const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
-    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: Some((by, why)) }
+    Guest {
+        source,
+        args: &[],
+        flavour: Flavour::Plain,
+        launched_only: Some((by, why)),
+        proves: &[],
+    }
+}
+
+impl Guest {
+    /// With the rows of `vosrun capabilities` that it proves.
+    const fn proves(mut self, rows: &'static [&'static str]) -> Self {
+        self.proves = rows;
+        self
+    }
 }
 
 const GUESTS: &[Guest] = &[
     guest("counter"),
-    guest("mem_private"),
-    guest("mem_shared_anon"),
-    guest("mem_file_private"),
-    guest("mem_file_shared"),
-    guest("mem_memfd"),
-    guest("mem_deleted_file"),
-    guest("mem_stack_guard"),
-    guest("mem_thp"),
+    guest("mem_private").proves(&["mem-private"]),
+    guest("mem_shared_anon").proves(&["mem-shared"]),
+    guest("mem_file_private").proves(&["mem-file-private"]),
+    guest("mem_file_shared").proves(&["mem-file-shared"]),
+    guest("mem_memfd").proves(&["mem-memfd"]),
+    guest("mem_deleted_file").proves(&["mem-deleted"]),
+    guest("mem_stack_guard").proves(&["mem-stack"]),
+    guest("mem_thp").proves(&["mem-advice"]),
     guest("mem_prot_none"),
     guest("mem_growsdown"),
-    guest("mem_mlock"),
+    guest("mem_mlock").proves(&["mem-locked"]),
     guest("mem_layout"),
-    guest("mem_brk"),
+    guest("mem_brk").proves(&["mem-heap"]),
     guest("mem_big"),
-    guest("vdso"),
-    guest("threads"),
-    guest("amx"),
-    guest("fsgs"),
-    guest("tid_address"),
+    guest("vdso").proves(&["vdso"]),
+    guest("threads").proves(&["threads", "registers", "thread-names"]),
+    guest("amx").proves(&["amx"]),
+    guest("fsgs").proves(&["fs-gs"]),
+    guest("tid_address").proves(&["thread-pointers"]),
     guest("robust"),
-    guest("rseq"),
+    guest("rseq").proves(&["rseq"]),
     guest("rseq_sections"),
-    guest("futexes"),
-    guest("sigmask"),
-    guest("sigactions"),
-    guest("traps"),
+    guest("futexes").proves(&["futexes"]),
+    guest("sigmask").proves(&["signal-mask"]),
+    guest("sigactions").proves(&["signal-actions"]),
+    guest("traps").proves(&["traps"]),
     with("traps", &["ignored"]),
     Guest {
         args: &["undumpable"],
         ..launched_only("traps", &[Who::User], "a process that is not dumpable belongs to root")
     },
-    guest("sigaltstack"),
-    guest("sig_pending"),
+    guest("sigaltstack").proves(&["alternate-stack"]),
+    guest("sig_pending").proves(&["signals-pending"]),
     guest("sig_order"),
-    guest("itimers"),
-    guest("posix_timers"),
+    guest("itimers").proves(&["itimers"]),
+    guest("posix_timers").proves(&["posix-timers"]),
     guest("timers_once"),
-    guest("sleepers"),
+    guest("sleepers").proves(&["sleeping"]),
     with("sleepers", &["nanosleep"]),
-    guest("blocked"),
+    guest("blocked").proves(&["blocked"]),
     guest("call_registers"),
-    guest("ids"),
-    guest("creds"),
-    guest("own_ids"),
-    launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root"),
+    guest("ids").proves(&["pids"]),
+    guest("creds").proves(&[
+        "affinity",
+        "capabilities",
+        "directory",
+        "limits",
+        "prctl",
+        "proc-values",
+        "schedule",
+        "subreaper",
+    ]),
+    guest("own_ids").proves(&["ids"]),
+    launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
+        .proves(&["dumpable"]),
     guest("numbers"),
     guest("deadlines"),
-    guest("uname"),
-    guest("clocks"),
-    guest("fd_files"),
-    guest("fd_dir"),
-    guest("fd_deleted"),
-    guest("fd_pipe"),
-    guest("fd_eventfd"),
-    guest("fd_timerfd"),
-    guest("fd_signalfd"),
-    guest("fd_epoll"),
+    guest("uname").proves(&["host-name"]),
+    guest("clocks").proves(&["clocks"]),
+    guest("fd_files").proves(&["fd-table", "files"]),
+    guest("fd_dir").proves(&["directories"]),
+    guest("fd_deleted").proves(&["deleted"]),
+    guest("fd_pipe").proves(&["pipes"]),
+    guest("fd_eventfd").proves(&["eventfd"]),
+    guest("fd_timerfd").proves(&["timerfd"]),
+    guest("fd_signalfd").proves(&["signalfd"]),
+    guest("fd_epoll").proves(&["epoll"]),
     with("fd_epoll", &["closed-target"]),
-    guest("fd_memfd"),
-    guest("fd_dev"),
+    guest("fd_memfd").proves(&["memfd"]),
+    guest("fd_dev").proves(&["devices-small"]),
     launched_only(
         "fd_inotify",
         &[Who::Root, Who::User],
         "the paths of watches made before are not known",
-    ),
-    guest("exec_chain"),
-    guest("tree"),
+    )
+    .proves(&["inotify"]),
+    guest("exec_chain").proves(&["exec"]),
+    guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
         "tree_orphans",
         &[Who::Root, Who::User],
         "nothing tells that its daemons are its own",
-    ),
-    guest("tree_storm"),
+    )
+    .proves(&["orphans"]),
+    guest("tree_storm").proves(&["fork-storm"]),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
@@ -804,6 +834,7 @@ fn hosts_differ(worker: &mut Worker) -> Result<()> {
 fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
     cells.extend(disturbed_cells());
+    cells.extend(table::cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
@@ -864,5 +895,5 @@ fn cells() -> Vec<Cell> {
 }
 
 fn main() -> ExitCode {
-    common::runner::main(cells())
+    common::runner::main_then(cells(), table::summary)
 }

@@ -10,6 +10,7 @@
 //! a function from values to a string, which is what the unit tests look at.
 
 mod background;
+mod capabilities;
 mod check;
 mod children;
 mod config;
@@ -129,6 +130,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Explain a code such as VOS-MAPPING
     Explain(explain::ExplainArgs),
+    /// List what moves and what does not, with the code of each refusal
+    Capabilities(capabilities::CapabilitiesArgs),
     /// Take up a job whose supervisor has died
     Adopt(run::AdoptArgs),
     /// Say that the copy on a node is dead: wakes a frozen one here, or ends the wait for it
@@ -171,6 +174,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     // These touch neither configuration nor state folder.
     match command {
         Command::Explain(args) => return explain::explain(&args, cli.global.json),
+        Command::Capabilities(args) => return capabilities::capabilities(&args, cli.global.json),
         Command::Toy => return toy::lines(),
         Command::DemoApp => return toy::animation(),
         Command::Probe(args) => return doctor::probe(&args),
@@ -206,7 +210,11 @@ impl Command {
             Self::Recover(args) => recover::recover(state, &args, json),
             Self::Demo(args) => demo::demo(&args, json),
             Self::Receive => receive::receive(state),
-            Self::Explain(_) | Self::Toy | Self::DemoApp | Self::Probe(_) => Ok(0),
+            Self::Explain(_)
+            | Self::Capabilities(_)
+            | Self::Toy
+            | Self::DemoApp
+            | Self::Probe(_) => Ok(0),
         }
     }
 }

@@ -441,12 +441,14 @@ pub fn views(pid: i32) -> io::Result<Vec<View>> {
     Ok(views)
 }
 
-/// Every mapping that cannot move, for `check`.
+/// Every mapping that cannot move, and an executable that cannot, for `check`.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn check_memory(pid: i32) -> io::Result<Vec<crate::control::Finding>> {
-    Ok(proc_memory::vmas(pid)?.iter().filter_map(memory::check_vma).collect())
+    let mappings = proc_memory::vmas(pid)?;
+    let findings = mappings.iter().filter_map(memory::check_vma);
+    Ok(findings.chain(memory::check_exe(pid)?).collect())
 }
 
 /// Shared memory without a name in the file system that processes outside of the job map, too,

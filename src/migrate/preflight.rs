@@ -42,36 +42,77 @@ pub struct Local {
     pub open: Vec<Named>,
 }
 
-/// Terminals, and pipes with an end outside of the job.
+/// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
+/// that is just being made seems to be one: see [`still_forwarded`].
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
-    let mut pipes: Vec<u64> = Vec::new();
-    for view in &files.views.objects {
-        if fd::is_terminal(view) || is_unnamed_stream(view) {
-            found.insert((view.dev, view.ino));
-        } else if view.link.starts_with("pipe:[") && !found.contains(&(view.dev, view.ino)) {
-            pipes.push(view.ino);
-        }
-    }
+    let one_ended = |v: &&FdView| fd::is_terminal(v) || is_unnamed_stream(v);
+    found.extend(files.views.objects.iter().filter(one_ended).map(identity));
+    let pipes: Vec<u64> =
+        pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {
         let outside = fd::outside_holders(&pipes, &files.job_pids())?;
-        for view in files.views.objects.iter().filter(|v| v.link.starts_with("pipe:[")) {
-            // Whoever holds the other end of a pipe may be of another user, out of our sight.
-            let alone = !has_both_ends(&files.views.objects, view);
-            let lives = || match other_end_lives(files, view) {
-                // Nobody holds it any more.
-                Err(e) if gone::is_closed(&e) => Ok(false),
-                other => other,
-            };
-            if outside.contains(&view.ino) || (alone && lives()?) {
-                found.insert((view.dev, view.ino));
+        for view in self::pipes(files) {
+            if outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
+                found.insert(identity(view));
             }
         }
     }
     Ok(found)
+}
+
+/// [`forwarded`] of a job that is frozen by now: what was found while it ran, without the pipes
+/// that have turned out to be its own, and with those that have come since. A pipe of which the
+/// job has both ends is nobody else's, unless it was before.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn still_forwarded(
+    files: &Files,
+    known: &Forwarded,
+    before: &Forwarded,
+) -> io::Result<Forwarded> {
+    let doubtful: Vec<u64> = pipes(files)
+        .filter(|v| before.contains(&identity(v)) && !known.contains(&identity(v)))
+        .filter(|v| has_both_ends(&files.views.objects, v))
+        .map(|v| v.ino)
+        .collect();
+    let outside = match doubtful.is_empty() {
+        true => HashSet::new(),
+        false => fd::outside_holders(&doubtful, &files.job_pids())?,
+    };
+    let mut found = before.clone();
+    for view in pipes(files).filter(|v| !known.contains(&identity(v))) {
+        match outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
+            true => found.insert(identity(view)),
+            false => found.remove(&identity(view)),
+        };
+    }
+    Ok(found)
+}
+
+fn identity(view: &FdView) -> (u64, u64) {
+    (view.dev, view.ino)
+}
+
+fn pipes(files: &Files) -> impl Iterator<Item = &FdView> {
+    files.views.objects.iter().filter(|v| v.link.starts_with("pipe:["))
+}
+
+/// Is the other end of a pipe open, but not in the job? Who holds it may be of another user, out
+/// of our sight.
+fn is_held_elsewhere(files: &Files, view: &FdView) -> io::Result<bool> {
+    if has_both_ends(&files.views.objects, view) {
+        return Ok(false);
+    }
+    match other_end_lives(files, view) {
+        // Nobody holds it any more.
+        Err(e) if gone::is_closed(&e) => Ok(false),
+        other => other,
+    }
 }
 
 /// Is the other end of this pipe end open anywhere? poll(2) tells: POLLERR or POLLHUP if not.
@@ -138,13 +179,8 @@ fn first_has_ended() -> io::Error {
 
 /// What can be said of one of the job's processes.
 fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
-    if gone::is_ending_thread(pid, pid) {
-        return Ok(vec![blocker(
-            "VOS-LEADER",
-            format!("process {pid}"),
-            "its first thread has ended, others go on",
-            "let it finish here",
-        )]);
+    if let Some(finding) = leader_ended(pid) {
+        return Ok(vec![finding]);
     }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
@@ -171,15 +207,19 @@ fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding
             "start it with its sandbox switched off, or let it finish",
         ));
     }
-    if is_32_bit(pid) {
-        findings.push(blocker(
-            "VOS-ABI-32",
-            object,
-            "it is a 32-bit program",
-            "use the 64-bit build of the program",
-        ));
-    }
+    findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
+}
+
+/// The refusal of a process whose first thread has ended while others go on: little can be asked of
+/// it then.
+#[must_use]
+pub fn leader_ended(pid: i32) -> Option<Finding> {
+    (gone::is_ending_thread(pid, pid) && !gone::is_ending(pid)).then(|| {
+        let object = format!("process {pid}");
+        let cause = "its first thread has ended, others go on";
+        blocker("VOS-LEADER", object, cause, "let it finish here")
+    })
 }
 
 /// Children that live and are none of the job's processes.
@@ -254,12 +294,15 @@ pub fn children(pid: i32) -> Vec<(i32, String)> {
     all
 }
 
-/// The executable's ELF class says 32 bits.
-fn is_32_bit(pid: i32) -> bool {
+/// The executable's ELF class (elf(5)) says 32 bits.
+fn abi_32(exe: &str, object: String) -> Option<Finding> {
     use std::io::Read;
     let mut head = [0; 5];
-    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut f| f.read_exact(&mut head));
-    read.is_ok() && head[4] == 1
+    let read = fs::File::open(exe).and_then(|mut f| f.read_exact(&mut head));
+    (read.is_ok() && head[4] == 1).then(|| {
+        let remedy = "use the 64-bit build of the program";
+        blocker("VOS-ABI-32", object, "it is a 32-bit program", remedy)
+    })
 }
 
 /// The line of /proc/cpuinfo that lists features, of the first CPU.
@@ -643,4 +686,22 @@ pub fn through_root(pid: i32, path: &str) -> std::path::PathBuf {
     let mut whole = std::ffi::OsString::from(format!("/proc/{pid}/root"));
     whole.push(std::ffi::OsStr::from_bytes(path.as_bytes()));
     whole.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_32_bits_are_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let code = |head: &[u8]| {
+            let file = dir.path().join("program");
+            fs::write(&file, head).expect("write");
+            abi_32(&file.to_string_lossy(), "process 1".into()).map(|finding| finding.code)
+        };
+        assert_eq!(code(b"\x7fELF\x01\x01"), Some("VOS-ABI-32".to_owned()));
+        assert_eq!(code(b"\x7fELF\x02\x01"), None);
+        assert_eq!(code(b"#!"), None);
+    }
 }

@@ -413,6 +413,12 @@ impl Session {
         self.in_flight.iter().map(|(tid, call)| (*tid, call.again())).collect()
     }
 
+    /// Is there a thread that has yet to enter a call that was started again?
+    #[must_use]
+    pub fn starts_calls(&self) -> bool {
+        self.in_flight.values().any(|call| call.stage == Stage::Asked)
+    }
+
     /// A syscall-stop of a thread whose call was started again: at its return the program's
     /// arguments are put back.
     fn step_restarted(&mut self, tid: i32) -> io::Result<()> {

@@ -88,6 +88,8 @@ pub struct Job<'h> {
     pub pauses_ms: f64,
     /// All processes of the worker before the job started.
     before: Vec<i32>,
+    /// Programs that have the program as their child.
+    wrappers: Vec<&'static str>,
 }
 
 /// What `migrate --json` said.
@@ -135,6 +137,7 @@ impl<'h> Job<'h> {
         let dir = hosts.fresh_dir(&label)?;
         let before = procs::descendants(std::process::id() as i32);
         let via = if tty.is_some() { &["setsid", "--ctty", "--wait"] } else { program.via };
+        let wrappers = via.first().into_iter().copied().chain(["nsenter"]).collect();
         let mut command = match start {
             Start::Launched | Start::Still => {
                 let mut command = hosts.vosrun_in(0, &dir, via);
@@ -175,6 +178,7 @@ impl<'h> Job<'h> {
             readers,
             pauses_ms: 0.0,
             before,
+            wrappers,
         })
     }
 
@@ -195,12 +199,9 @@ impl<'h> Job<'h> {
     /// The pid of the program itself when it was not launched by vosrun, as seen from here.
     pub fn program_pid(&self) -> Option<i32> {
         // With namespaces the child is nsenter, which has forked; `via` may have forked as well.
-        let starts_others = |pid: i32| {
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            ["nsenter", "setsid"].contains(&comm.trim_end())
-        };
+        let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let mut pid = self.child.id() as i32;
-        while starts_others(pid) {
+        while self.wrappers.contains(&comm(pid).trim_end()) {
             pid = procs::children(pid).first().copied()?;
         }
         Some(pid)
@@ -239,7 +240,7 @@ impl<'h> Job<'h> {
 
     fn status(&self) -> Option<(u64, String)> {
         let text = fs::read_to_string(self.dir.join("status")).ok()?;
-        let (count, word) = text.split_once(' ')?;
+        let (count, word) = text.lines().next()?.split_once(' ')?;
         Some((count.parse().ok()?, word.trim().to_owned()))
     }
 

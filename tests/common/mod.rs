@@ -7,6 +7,7 @@
 //! job      one program on them: launch or attach, move, wait, end
 //! gate     stops a supervisor at a point of a move
 //! pty      a terminal that a test types into
+//! snapshot what /proc shows of processes
 //! procs    commands with deadlines, process trees, /proc
 //! ```
 
@@ -19,6 +20,7 @@ pub mod job;
 pub mod procs;
 pub mod pty;
 pub mod runner;
+pub mod snapshot;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -101,7 +101,7 @@ impl Worker {
 
 /// How a cell ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Outcome {
+pub enum Outcome {
     Passed,
     Failed(String),
     Skipped(String),
@@ -145,15 +145,20 @@ impl Outcome {
 }
 
 /// A cell's line in the table.
-struct Row {
-    name: String,
-    outcome: Outcome,
-    took: Duration,
+pub struct Row {
+    pub name: String,
+    pub outcome: Outcome,
+    pub took: Duration,
 }
 
 /// The `main` of a test binary. Arguments: substrings of cell names, all of which must
 /// match; `--list`; `--keep` keeps the temporary files; `--times=N` runs each cell N times.
 pub fn main(cells: Vec<Cell>) -> ExitCode {
+    main_then(cells, |_| Ok(()))
+}
+
+/// As [`main`], with a last word about all cells that ran.
+pub fn main_then(cells: Vec<Cell>, then: impl FnOnce(&[Row]) -> Result<()>) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.iter().any(|a| a == "--worker") {
         return worker(&cells);
@@ -170,7 +175,16 @@ pub fn main(cells: Vec<Cell>) -> ExitCode {
     let times = args.iter().find_map(|a| a.strip_prefix("--times=")?.parse().ok()).unwrap_or(1);
     let chosen = std::iter::repeat_n(chosen, times).flatten().collect();
     match run_all(chosen, args.iter().any(|a| a == "--keep")) {
-        Ok(rows) => report(&rows),
+        Ok(rows) => {
+            let code = report(&rows);
+            match then(&rows) {
+                Ok(()) => code,
+                Err(e) => {
+                    eprintln!("{e:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Err(e) => {
             eprintln!("the tests could not be run: {e:#}");
             ExitCode::FAILURE

@@ -43,9 +43,12 @@ static const char *guest_stop_path;
 static uint64_t guest_counter;
 static uint64_t guest_clock_ns;
 
+/* Bytes of the first line of the status file. */
+enum { GUEST_STATUS_LINE = 30 };
+
 static inline void guest_status(const char *word)
 {
-    char line[48];
+    char line[GUEST_STATUS_LINE + 1];
     int n = snprintf(line, sizeof(line), "%020llu %-8s\n", (unsigned long long)guest_counter, word);
     if (guest_status_fd >= 0 && pwrite(guest_status_fd, line, (size_t)n, 0) != n)
         _exit(3);
@@ -61,9 +64,12 @@ __attribute__((noreturn, format(printf, 1, 2))) static inline void fail(const ch
     if (n > (int)sizeof(text) - 2)
         n = (int)sizeof(text) - 2;
     text[n++] = '\n';
+    guest_status("FAIL");
+    /* Where stderr has no reader any more the second line of the file says why. */
+    if (guest_status_fd >= 0 && pwrite(guest_status_fd, text, (size_t)n, GUEST_STATUS_LINE) != n)
+        _exit(3);
     if (write(2, text, (size_t)n) < 0)
         _exit(2);
-    guest_status("FAIL");
     _exit(1);
 }
 

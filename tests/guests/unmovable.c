@@ -1,14 +1,292 @@
-/* Holds a netlink socket: a kernel object of this host that cannot move. */
+/* Holds one object that cannot move, named by the argument as in `vosrun capabilities`; a netlink
+ * socket without one. Its moves are refused, and it goes on. */
 #include "guest.h"
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/fanotify.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
-int main(void)
+static char path[256];
+static pid_t child;
+static int shared_memory = -1;
+
+static int new_file(const char *suffix)
 {
-    guest_begin();
-    int fd = SYS(socket(AF_NETLINK, SOCK_RAW, 0));
-    guest_ready();
-    do
-        CHECK(fcntl(fd, F_GETFD) == 0, "the socket is gone");
-    while (guest_running());
+    return SYS(open(guest_path(path, sizeof(path), suffix), O_RDWR | O_CREAT | O_TRUNC, 0600));
+}
+
+/* Ends the guest where this machine has no such object. */
+static long may_lack(long value, const char *what)
+{
+    if (value == -1)
+        skip(what);
+    return value;
+}
+
+static void netlink(void) { SYS(socket(AF_NETLINK, SOCK_RAW, 0)); }
+static void tcp(void) { SYS(socket(AF_INET, SOCK_STREAM, 0)); }
+static void udp(void) { SYS(socket(AF_INET6, SOCK_DGRAM, 0)); }
+static void unix_socket(void)
+{
+    int pair[2];
+    SYS(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+}
+static void other_socket(void) { may_lack(socket(AF_ALG, SOCK_SEQPACKET, 0), "no AF_ALG sockets"); }
+static void proc(void) { SYS(open("/proc/self/status", O_RDONLY)); }
+static void pidfd(void) { SYS(syscall(SYS_pidfd_open, getpid(), 0)); }
+static void namespace_fd(void) { SYS(open("/proc/self/ns/net", O_RDONLY)); }
+static void fanotify(void)
+{
+    may_lack(fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_FID, O_RDONLY), "no fanotify");
+}
+static void io_uring(void)
+{
+    char params[120] = {0};
+    may_lack(syscall(SYS_io_uring_setup, 4, params), "no io_uring");
+}
+static void perf(void)
+{
+    struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE, .size = sizeof(attr)};
+    attr.config = PERF_COUNT_SW_TASK_CLOCK;
+    attr.exclude_kernel = 1;
+    may_lack(syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0), "no perf events");
+}
+static void bpf(void)
+{
+    /* BPF_MAP_CREATE of an array: type, size of key and value, entries. */
+    uint32_t attr[32] = {2, 4, 8, 1};
+    may_lack(syscall(SYS_bpf, 0, attr, sizeof(attr)), "no BPF maps");
+}
+static void userfaultfd(void) { may_lack(syscall(SYS_userfaultfd, 1), "no userfaultfd"); }
+static void secretmem(void) { may_lack(syscall(SYS_memfd_secret, 0), "no memfd_secret"); }
+static void kvm(void) { may_lack(open("/dev/kvm", O_RDWR), "no /dev/kvm"); }
+static void mqueue(void)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "unmovable-%d", (int)getpid());
+    may_lack(syscall(SYS_mq_open, name, O_RDWR | O_CREAT, 0600, NULL), "no message queues");
+    SYS(syscall(SYS_mq_unlink, name));
+}
+static void unknown(void)
+{
+    uint64_t attr = 1;
+    may_lack(syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0), "no landlock");
+}
+static void lock_flock(void) { SYS(flock(new_file("lock"), LOCK_EX)); }
+static void lock(int command)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 10};
+    SYS(fcntl(new_file("lock"), command, &lock));
+}
+static void lock_posix(void) { lock(F_SETLK); }
+static void lock_ofd(void) { lock(F_OFD_SETLK); }
+static void lease(void) { SYS(fcntl(new_file("lease"), F_SETLEASE, F_WRLCK)); }
+static void async_owner(void)
+{
+    int ends[2];
+    SYS(pipe(ends));
+    SYS(fcntl(ends[0], F_SETOWN, getpid()));
+}
+static void pty_master(void) { SYS(posix_openpt(O_RDWR | O_NOCTTY)); }
+static void device(void)
+{
+    static const char *const names[] = {"/dev/fuse", "/dev/net/tun", "/dev/kmsg", "/dev/rtc0", "/dev/loop-control"};
+    for (size_t i = 0; i < COUNT(names); i++)
+        if (open(names[i], O_RDONLY) >= 0)
+            return;
+    skip("no device that may be opened");
+}
+static int watching(void)
+{
+    int fd = SYS(inotify_init1(0));
+    SYS(inotify_add_watch(fd, guest_path(path, sizeof(path), "watched"), IN_MODIFY));
+    return fd;
+}
+static void inotify(void)
+{
+    SYS(close(new_file("watched")));
+    watching();
+}
+static void inotify_events(void)
+{
+    int file = new_file("watched");
+    watching();
+    SYS(write(file, "x", 1));
+}
+static void memfd_huge(void) { may_lack(memfd_create("huge", MFD_HUGETLB), "no huge pages"); }
+static void memfd_future_write(void)
+{
+    int fd = SYS(memfd_create("sealed", MFD_ALLOW_SEALING));
+    SYS(ftruncate(fd, 4096));
+    SYS(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    SYS(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE));
+}
+static void file_unlinked(void)
+{
+    char other[256];
+    new_file("one-name");
+    SYS(link(path, guest_path(other, sizeof(other), "other-name")));
+    SYS(unlink(path));
+}
+static void directory_gone(void)
+{
+    SYS(mkdir(guest_path(path, sizeof(path), "directory"), 0700));
+    SYS(chdir(path));
+    SYS(rmdir(path));
+}
+static void chrooted(void)
+{
+    *strrchr(strcpy(path, guest_stop_path), '/') = 0;
+    may_lack(chroot(path), "needs root");
+    guest_stop_path = "/stop";
+    SYS(chdir("/"));
+}
+static void seccomp(void)
+{
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = {1, &allow};
+    SYS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    SYS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+static int idle(void *unused)
+{
+    for (;;)
+        syscall(SYS_pause);
+    return unused != NULL;
+}
+static void start_child(int flags)
+{
+    static char stack[16384] __attribute__((aligned(16)));
+    child = SYS(clone(idle, stack + sizeof(stack), flags | SIGCHLD, NULL));
+}
+static void clone_shared(void) { start_child(CLONE_VM); }
+static void untraced(void) { start_child(CLONE_UNTRACED); }
+static void sysv_shm(void)
+{
+    shared_memory = SYS(shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600));
+    SYS(shmat(shared_memory, NULL, 0));
+    SYS(shmctl(shared_memory, IPC_RMID, NULL));
+}
+static void mem_hugetlb(void)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE;
+    void *at = mmap(NULL, 2 << 20, PROT_READ, flags, -1, 0);
+    may_lack(at == MAP_FAILED ? -1 : 0, "no huge pages");
+}
+static void mem_pkey(void)
+{
+    void *at = SYS(mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    int key = (int)may_lack(syscall(SYS_pkey_alloc, 0, 0), "no protection keys");
+    SYS(syscall(SYS_pkey_mprotect, at, 4096, PROT_READ, key));
+}
+static void mem_sealed(void)
+{
+    enum { MSEAL = 462 };
+    void *at = SYS(mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    may_lack(syscall(MSEAL, at, 4096, 0), "no mseal");
+}
+static void mem_outside(void)
+{
+    SYS(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    pid_t middle = SYS(fork());
+    if (middle == 0) {
+        if (SYS(fork()) == 0)
+            while (!guest_stopping())
+                usleep(1000);
+        _exit(0);
+    }
+    SYS(waitpid(middle, NULL, 0));
+}
+static void aio(void)
+{
+    unsigned long context = 0;
+    may_lack(syscall(SYS_io_setup, 4, &context), "no AIO");
+}
+
+/* Goes on as a copy of its own executable, and removes that. */
+static void exe_gone(char **argv)
+{
+    if (argv[2]) {
+        SYS(unlink(argv[2]));
+        return;
+    }
+    static char page[65536];
+    ssize_t n;
+    int from = SYS(open("/proc/self/exe", O_RDONLY)), to = new_file("copy");
+    while ((n = SYS(read(from, page, sizeof(page)))) > 0)
+        CHECK_EQ(write(to, page, (size_t)n), n, "write");
+    SYS(fchmod(to, 0700));
+    SYS(close(from));
+    SYS(close(to));
+    SYS(execl(path, argv[0], argv[1], path, (char *)NULL));
+}
+
+static const struct {
+    const char *name;
+    void (*hold)(void);
+} KINDS[] = {
+    {"netlink", netlink}, {"tcp", tcp}, {"udp", udp}, {"unix", unix_socket},
+    {"socket-other", other_socket}, {"proc", proc}, {"pidfd", pidfd},
+    {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
+    {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},
+    {"kvm", kvm}, {"posix-mq", mqueue}, {"unknown", unknown}, {"lock-flock", lock_flock},
+    {"lock-posix", lock_posix}, {"lock-ofd", lock_ofd}, {"lease", lease},
+    {"async-owner", async_owner}, {"pty-master", pty_master}, {"devices", device},
+    {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
+    {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
+    {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
+    {"clone-shared", clone_shared}, {"untraced", untraced}, {"sysv-shm", sysv_shm},
+    {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
+    {"aio", aio}, {"mem-outside", mem_outside},
+};
+
+static void go_on(void)
+{
+    while (guest_running())
+        ;
+    if (child) {
+        SYS(kill(child, SIGKILL));
+        SYS(waitpid(child, NULL, __WALL));
+    }
     guest_success();
+}
+
+/* The first thread has ended before the guest is ready. */
+static void *after_leader(void *leader)
+{
+    CHECK(!pthread_join((pthread_t)leader, NULL), "pthread_join");
+    guest_ready();
+    go_on();
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    const char *kind = argc > 1 ? argv[1] : "netlink";
+    void (*hold)(void) = netlink;
+    guest_begin();
+    if (!strcmp(kind, "leader-ended")) {
+        pthread_t other;
+        CHECK(!pthread_create(&other, NULL, after_leader, (void *)pthread_self()), "thread");
+        pthread_exit(NULL);
+    }
+    for (size_t i = 0; i < COUNT(KINDS); i++)
+        if (!strcmp(kind, KINDS[i].name))
+            hold = KINDS[i].hold;
+    if (!strcmp(kind, "exe-gone"))
+        exe_gone(argv);
+    else
+        hold();
+    guest_ready();
+    go_on();
 }

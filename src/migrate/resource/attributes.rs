@@ -6,6 +6,8 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Attributes;
+use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
 use crate::migrate::image::ProcessImage;
 use crate::tracer::inject::{Arg, Program};
@@ -28,6 +30,11 @@ impl Part for Files {
     fn name(&self) -> &'static str {
         "proc files"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Attributes, "proc-values", "oom_score_adj, coredump_filter")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -78,6 +85,26 @@ impl Part for Process {
     fn name(&self) -> &'static str {
         "process attributes"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(Attributes, "directory", "working directory, umask"),
+                Capability::refused(
+                    Attributes,
+                    "directory-gone",
+                    "a working directory that has been removed",
+                    "VOS-CWD",
+                ),
+                Capability::moves(
+                    Attributes,
+                    "subreaper",
+                    "PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE",
+                ),
+            ]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -182,6 +209,21 @@ impl Part for AfterCreds {
     fn name(&self) -> &'static str {
         "thread attributes"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Attributes,
+                    "prctl",
+                    "personality, timer slack, no_new_privs, parent-death signal",
+                ),
+                Capability::moves(Attributes, "dumpable", "PR_SET_DUMPABLE")
+                    .attached_user(Support::Absent("EPERM")),
+            ]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

@@ -6,6 +6,8 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Attributes;
+use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 
@@ -159,6 +161,24 @@ impl Part for Creds {
     fn name(&self) -> &'static str {
         "credentials"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Attributes,
+                    "ids",
+                    "user and group ids; supplementary groups with root",
+                ),
+                Capability::moves(
+                    Attributes,
+                    "capabilities",
+                    "capabilities and securebits, as far as the target grants them",
+                ),
+            ]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

@@ -1,6 +1,8 @@
 //! Resource limits (getrlimit(2)).
 
 use super::{decode, encode, raw, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Attributes;
+use crate::capabilities::Capability;
 use crate::tracer::inject::{Arg, Program};
 
 /// All sixteen limits, soft and hard. A hard limit above what the target grants is cut to it.
@@ -19,6 +21,17 @@ impl Part for Limits {
     fn name(&self) -> &'static str {
         "limits"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Attributes,
+                "limits",
+                "resource limits, as far as the target grants them",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }

@@ -11,6 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use serde::{Deserialize, Serialize};
 
 use super::{blocker, raw, PartError};
+use crate::capabilities::Area::{Descriptors, Ipc, Memory, Processes};
+use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::tracer::memory::{self, PageMap, Pages, VmFlags, Vma};
 
@@ -211,6 +213,40 @@ fn refuse(vma: &Vma, cause: &str, remedy: &str) -> Finding {
     blocker("VOS-MAPPING", object_name(vma), cause, remedy)
 }
 
+/// Rows of the table of what moves.
+pub const CAPABILITIES: &[Capability] = &[
+    Capability::moves(Memory, "mem-private", "private memory: content, protections, holes"),
+    Capability::moves(Memory, "mem-shared", "shared anonymous memory, between processes too"),
+    Capability::moves(Memory, "mem-file-private", "private mappings of files"),
+    Capability::moves(Memory, "mem-file-shared", "shared mappings of files that both machines see"),
+    Capability::moves(Memory, "mem-memfd", "mappings of memfds"),
+    Capability::moves(Memory, "mem-deleted", "mappings of deleted files"),
+    Capability::moves(Memory, "mem-stack", "stacks and guard pages, MAP_GROWSDOWN"),
+    Capability::moves(Memory, "mem-heap", "the heap (brk(2)), arguments and environment"),
+    Capability::moves(Memory, "mem-advice", "advice: huge pages, no fork, no dump"),
+    Capability::moves(Memory, "mem-locked", "locked memory"),
+    Capability::refused(
+        Memory,
+        "mem-outside",
+        "memory without a name that processes outside of the job map",
+        "VOS-SHARED-MEMORY",
+    ),
+    Capability::refused(Memory, "mem-hugetlb", "memory of the hugetlb pool", "VOS-MAPPING"),
+    Capability::refused(Memory, "mem-device", "memory of devices", "VOS-MAPPING"),
+    Capability::refused(Memory, "mem-pkey", "memory under a protection key", "VOS-MAPPING"),
+    Capability::refused(Memory, "mem-sealed", "sealed mappings (mseal(2))", "VOS-MAPPING"),
+    Capability::refused(Memory, "mem-shadow-stack", "user shadow stacks", "VOS-MAPPING"),
+    Capability::refused(Memory, "mem-uprobe", "uprobes set in the program", "VOS-MAPPING"),
+    Capability::refused(
+        Processes,
+        "exe-gone",
+        "an executable that has been removed or replaced",
+        "VOS-EXE",
+    ),
+    Capability::refused(Descriptors, "aio", "AIO contexts (io_setup(2))", "VOS-AIO"),
+    Capability::refused(Ipc, "sysv-shm", "System V shared memory", "VOS-SYSV"),
+];
+
 /// Shared memory that no name leads to: of which process of the job, and what maps(5) calls it,
 /// by device and inode.
 pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
@@ -244,6 +280,14 @@ pub fn check_vma(vma: &Vma) -> Option<Finding> {
             object_name(vma),
             "System V shared memory does not move yet",
             "let the program use POSIX shared memory, or let it finish",
+        ));
+    }
+    if vma.path.starts_with("/[aio]") {
+        return Some(blocker(
+            "VOS-AIO",
+            object_name(vma),
+            "the kernel may be working on requests of this AIO context (io_setup(2))",
+            "let the program destroy the context, or let it finish",
         ));
     }
     let cause = if f.contains(VmFlags::HUGETLB) {
@@ -407,14 +451,30 @@ fn exe(pid: i32, backings: &mut Backings) -> Result<u32, PartError> {
     let io = |source| PartError::Io { what: link.clone(), source };
     let path = fs::read_link(&link).map_err(io)?.to_string_lossy().into_owned();
     let ino = fs::metadata(&link).map_err(io)?.ino();
-    backings.file(pid, &path, ino).ok_or_else(|| {
-        PartError::Refused(Box::new(blocker(
-            "VOS-EXE",
-            format!("process {pid} {path}"),
-            "its executable has been removed or replaced",
-            "start it again from the new file",
-        )))
-    })
+    let index = backings.file(pid, &path, ino);
+    index.ok_or_else(|| PartError::Refused(Box::new(exe_is_gone(pid, &path))))
+}
+
+fn exe_is_gone(pid: i32, path: &str) -> Finding {
+    blocker(
+        "VOS-EXE",
+        format!("process {pid} {path}"),
+        "its executable has been removed or replaced",
+        "start it again from the new file",
+    )
+}
+
+/// The refusal of a process whose executable has not its name any more.
+///
+/// # Errors
+/// When the process is gone.
+pub fn check_exe(pid: i32) -> io::Result<Option<Finding>> {
+    let link = format!("/proc/{pid}/exe");
+    let (path, ino) = (fs::read_link(&link)?, fs::metadata(&link)?.ino());
+    let path = path.to_string_lossy();
+    let named = fs::metadata(format!("/proc/{pid}/root{path}"));
+    let same = named.is_ok_and(|m| m.ino() == ino && m.is_file());
+    Ok((!same).then(|| exe_is_gone(pid, &path)))
 }
 
 /// Ranges whose content the target cannot get from elsewhere.
@@ -502,4 +562,29 @@ pub fn read_pages(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result
         at += len;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_that_do_not_move() {
+        let code = |path: &str, flags| {
+            let path = path.to_owned();
+            let (start, end, offset, dev, ino, pkey) = (0, 4096, 0, (0, 0), 0, 0);
+            let (prot, shared) = (libc::PROT_READ, false);
+            let vma = Vma { start, end, prot, shared, offset, dev, ino, path, flags, pkey };
+            check_vma(&vma).map(|finding| finding.code)
+        };
+        let mapping = || Some("VOS-MAPPING".to_owned());
+        assert_eq!(code("", VmFlags::SHADOW_STACK), mapping());
+        assert_eq!(code("", VmFlags::HUGETLB), mapping());
+        assert_eq!(code("/dev/mem", VmFlags::IO), mapping());
+        assert_eq!(code("/dev/dri/card0", VmFlags::empty()), mapping());
+        assert_eq!(code("[uprobes]", VmFlags::empty()), mapping());
+        assert_eq!(code("[vdso]", VmFlags::empty()), None);
+        assert_eq!(code("/dev/shm/x", VmFlags::empty()), None);
+        assert_eq!(code("", VmFlags::empty()), None);
+    }
 }

@@ -23,6 +23,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{InjectError, Outcome, Program};
@@ -145,6 +146,8 @@ pub trait Part: Sync {
     fn name(&self) -> &'static str;
     /// Whose state it is.
     fn scope(&self) -> Scope;
+    /// Its rows in the table of what moves.
+    fn capabilities(&self) -> &'static [Capability];
     /// What cannot move, from /proc alone; the thread runs.
     fn check(&self, _view: &View) -> Vec<Finding> {
         Vec::new()

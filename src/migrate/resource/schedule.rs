@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::raw::{self, SchedAttr};
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Attributes;
+use crate::capabilities::Capability;
 use crate::migrate::near::own_mask;
 use crate::tracer::inject::Program;
 
@@ -27,6 +29,24 @@ impl Part for Schedule {
     fn name(&self) -> &'static str {
         "schedule"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Attributes,
+                    "schedule",
+                    "nice value, scheduling policy, I/O priority, as far as the target grants them",
+                ),
+                Capability::moves(
+                    Attributes,
+                    "affinity",
+                    "CPU affinity: the CPUs of it that the target has",
+                ),
+            ]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

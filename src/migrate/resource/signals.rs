@@ -1,6 +1,8 @@
 //! Signal actions and pending signals (signal(7)).
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Signals;
+use crate::capabilities::Capability;
 use crate::migrate::image::{ProcessImage, ThreadImage};
 use crate::syscalls::translate::{numbers, signal_to_host, signal_to_job};
 use crate::tracer::inject::{comes_with_trap, sigbit, Arg, Program};
@@ -17,6 +19,11 @@ impl Part for Actions {
     fn name(&self) -> &'static str {
         "sigactions"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Signals, "signal-actions", "signal actions")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -127,6 +134,17 @@ impl Part for Pending {
     fn name(&self) -> &'static str {
         "pending"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Signals,
+                "signals-pending",
+                "pending signals, in their order, with their values",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, raw, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::{Processes, Signals};
+use crate::capabilities::Capability;
 use crate::tracer;
 use crate::tracer::inject::{Arg, Program};
 
@@ -23,6 +25,17 @@ impl Part for Pointers {
     fn name(&self) -> &'static str {
         "thread pointers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Processes,
+                "thread-pointers",
+                "robust futexes, the word that is cleared when a thread ends",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }
@@ -60,6 +73,11 @@ impl Part for AltStack {
     fn name(&self) -> &'static str {
         "sigaltstack"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Signals, "alternate-stack", "alternate signal stacks")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }
@@ -91,6 +109,11 @@ impl Part for Name {
     fn name(&self) -> &'static str {
         "comm"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Processes, "thread-names", "names of threads (PR_SET_NAME)")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }
@@ -117,6 +140,11 @@ impl Part for Rseq {
     fn name(&self) -> &'static str {
         "rseq"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Processes, "rseq", "restartable sequences")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Thread
     }

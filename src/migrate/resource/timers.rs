@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use crate::capabilities::Area::Time;
+use crate::capabilities::Capability;
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Program};
 
@@ -40,6 +42,11 @@ impl Part for Intervals {
     fn name(&self) -> &'static str {
         "itimers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Time, "itimers", "alarm(2) and interval timers")] }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }
@@ -160,6 +167,17 @@ impl Part for Posix {
     fn name(&self) -> &'static str {
         "posix timers"
     }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Time,
+                "posix-timers",
+                "POSIX timers: clocks, ways of notification, overruns",
+            )]
+        }
+    }
+
     fn scope(&self) -> Scope {
         Scope::Process
     }

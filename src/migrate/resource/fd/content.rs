@@ -17,6 +17,8 @@ use nix::sys::stat::Mode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Capability;
+
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 
 /// Most bytes of data (holes not counted) that are carried along for one file.
@@ -114,6 +116,8 @@ pub(super) trait Carried: Sync {
     /// [`FdKind::name`].
     const NAME: &'static str;
     /// What the file is beside its content.
+    /// [`FdKind::capabilities`].
+    const CAPABILITIES: &'static [Capability];
     type Traits: Serialize + DeserializeOwned;
 
     /// [`FdKind::recognises`].
@@ -149,6 +153,10 @@ struct Content {
 impl<K: Carried> FdKind for K {
     fn name(&self) -> &'static str {
         K::NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        K::CAPABILITIES
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -10,6 +10,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
+
 use super::content::{as_path, Carried};
 use super::{failed, regular, CaptureCx, FdError, FdView};
 
@@ -25,6 +28,15 @@ pub(super) struct Deleted;
 
 impl Carried for Deleted {
     const NAME: &'static str = NAME;
+    const CAPABILITIES: &'static [Capability] = &[
+        Capability::moves(Descriptors, "deleted", "deleted files, O_TMPFILE: up to 1 GiB"),
+        Capability::refused(
+            Descriptors,
+            "file-unlinked",
+            "files that lost the name they were opened by, but have others",
+            "VOS-FILE-UNLINKED",
+        ),
+    ];
     type Traits = Traits;
 
     fn is(view: &FdView) -> bool {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::content::{open_at, OPEN_FLAGS};
 use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 const NAME: &str = "device";
 
@@ -75,6 +77,25 @@ pub(super) struct Device;
 impl FdKind for Device {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "devices-small",
+                    "null, zero, full, random, urandom",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "pty-master",
+                    "ptys whose master is in the job",
+                    "VOS-TTY",
+                ),
+                Capability::refused(Descriptors, "devices", "other devices", "VOS-DEV"),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -10,6 +10,8 @@ use nix::unistd::{lseek, Whence};
 
 use super::regular::{has_its_name, Named};
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 pub(super) const NAME: &str = "directory";
 
@@ -18,6 +20,16 @@ pub(super) struct Directory;
 impl FdKind for Directory {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Descriptors,
+                "directories",
+                "directories, with their read position",
+            )]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::content::reopen;
 use super::view::numbers;
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 const NAME: &str = "epoll";
 
@@ -53,6 +55,24 @@ pub(super) struct Epoll;
 impl FdKind for Epoll {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "epoll",
+                    "epoll: nested, one-shot, edge-triggered, duplicates",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "epoll-orphan",
+                    "epoll entries without a descriptor",
+                    "VOS-EPOLL-ORPHAN",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

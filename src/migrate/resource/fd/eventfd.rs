@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 
 const NAME: &str = "eventfd";
@@ -22,6 +24,10 @@ pub(super) struct EventFd;
 impl FdKind for EventFd {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Descriptors, "eventfd", "eventfd, also as a semaphore")] }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

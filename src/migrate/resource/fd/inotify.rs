@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::content::as_path;
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::{Capability, Support};
 
 const NAME: &str = "inotify";
 
@@ -47,6 +49,21 @@ pub(super) struct Inotify;
 impl FdKind for Inotify {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(Descriptors, "inotify", "inotify watches")
+                    .attached(Support::Refused("VOS-INOTIFY")),
+                Capability::refused(
+                    Descriptors,
+                    "inotify-events",
+                    "unread events of inotify",
+                    "VOS-INOTIFY-EVENTS",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

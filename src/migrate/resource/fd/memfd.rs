@@ -11,6 +11,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
+
 use super::content::{reopen, set_mode, Carried};
 use super::{failed, raw, CaptureCx, FdError, FdView};
 
@@ -31,6 +34,16 @@ pub(super) struct MemFd;
 
 impl Carried for MemFd {
     const NAME: &'static str = NAME;
+    const CAPABILITIES: &'static [Capability] = &[
+        Capability::moves(Descriptors, "memfd", "memfds, with their seals"),
+        Capability::refused(Descriptors, "memfd-huge", "memfds in huge pages", "VOS-HUGETLB"),
+        Capability::refused(
+            Descriptors,
+            "memfd-future-write",
+            "memfds sealed against future writing, with a writable mapping",
+            "VOS-MEMFD-SEAL",
+        ),
+    ];
     type Traits = Traits;
 
     fn is(view: &FdView) -> bool {

@@ -16,6 +16,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::migrate::cpus;
 
@@ -121,6 +123,8 @@ pub enum FdError {
 pub trait FdKind: Sync {
     /// Stable name on the wire and in `inspect`.
     fn name(&self) -> &'static str;
+    /// Its rows in the table of what moves.
+    fn capabilities(&self) -> &'static [Capability];
     /// Is this description of my kind?
     fn recognises(&self, view: &FdView) -> bool;
     /// What `check` has to say, without touching anything. By default it is the refusal that
@@ -212,6 +216,26 @@ pub const KINDS: &[&dyn FdKind] = &[
     &socket::Socket,
     &refused::Rest,
     &place::Provided,
+];
+
+/// Rows of what descriptors of any kind can have.
+pub const CAPABILITIES: &[Capability] = &[
+    Capability::moves(Descriptors, "fd-table", "numbers and flags, also of closed ones"),
+    Capability::moves(
+        Descriptors,
+        "fd-shared",
+        "descriptions shared by dup(2) or fork(2), with their offset",
+    ),
+    Capability::refused(Descriptors, "lock-flock", "locks of flock(2)", "VOS-LOCK"),
+    Capability::refused(Descriptors, "lock-posix", "record locks of fcntl(2)", "VOS-LOCK"),
+    Capability::refused(Descriptors, "lock-ofd", "open file description locks", "VOS-LOCK"),
+    Capability::refused(Descriptors, "lease", "leases of fcntl(2)", "VOS-LOCK"),
+    Capability::refused(
+        Descriptors,
+        "async-owner",
+        "signals when ready (O_ASYNC, F_SETOWN, F_SETSIG)",
+        "VOS-ASYNC",
+    ),
 ];
 
 /// The kind of a description; always some, if only one that refuses.

@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 
 use super::regular::{has_its_name, Named};
 use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 pub(super) const NAME: &str = "path";
 
@@ -12,6 +14,10 @@ pub(super) struct OPath;
 impl FdKind for OPath {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Descriptors, "o-path", "O_PATH descriptors")] }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

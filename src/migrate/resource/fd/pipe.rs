@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::content::{reopen, OPEN_FLAGS};
 use super::regular::{has_its_name, Named, Sameness};
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::migrate::resource::View;
 
@@ -47,6 +49,25 @@ pub(super) struct Pipe;
 impl FdKind for Pipe {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "pipes",
+                    "pipes in the job: bytes, packets, capacity",
+                ),
+                Capability::moves(Descriptors, "fifos", "FIFOs that only the job has open"),
+                Capability::refused(
+                    Descriptors,
+                    "fifo-shared",
+                    "FIFOs that other programs have open",
+                    "VOS-FIFO",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

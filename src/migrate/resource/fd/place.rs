@@ -16,6 +16,7 @@ use super::{
     by_name, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx,
     Shared, Slot,
 };
+use crate::capabilities::Capability;
 
 /// Kind of objects that are nothing but what the supervisor of the target provides: relay
 /// ends and terminals. Their state is empty.
@@ -290,6 +291,10 @@ pub(super) struct Provided;
 impl FdKind for Provided {
     fn name(&self) -> &'static str {
         PROVIDED
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        &[]
     }
 
     fn recognises(&self, _view: &FdView) -> bool {

@@ -2,6 +2,8 @@
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
 use super::{CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::{Descriptors, Ipc};
+use crate::capabilities::{Capability, Support};
 
 /// Start of the link, code, cause, remedy.
 struct Rule(&'static str, &'static str, &'static str, &'static str);
@@ -96,6 +98,46 @@ impl FdKind for Special {
         "special"
     }
 
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::refused(
+                    Descriptors,
+                    "proc",
+                    "files of /proc, /sys and the like",
+                    "VOS-PROC-FD",
+                ),
+                Capability::refused(Descriptors, "pidfd", "pidfds", "VOS-PIDFD"),
+                Capability::refused(
+                    Descriptors,
+                    "namespace-fd",
+                    "descriptors of namespaces",
+                    "VOS-NSFD",
+                ),
+                Capability::refused(Descriptors, "fanotify", "fanotify groups", "VOS-FANOTIFY"),
+                Capability::new(Descriptors, "io-uring", "io_uring", Support::Absent("ENOSYS"))
+                    .attached(Support::Refused("VOS-IO-URING")),
+                Capability::refused(Descriptors, "perf", "performance counters", "VOS-PERF"),
+                Capability::refused(Descriptors, "bpf", "BPF programs and maps", "VOS-BPF"),
+                Capability::refused(Descriptors, "userfaultfd", "userfaultfd", "VOS-USERFAULTFD"),
+                Capability::refused(
+                    Descriptors,
+                    "secretmem",
+                    "memory of memfd_secret(2)",
+                    "VOS-SECRETMEM",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "gpu",
+                    "accelerators and their memory",
+                    "VOS-DEV-GPU",
+                ),
+                Capability::refused(Descriptors, "kvm", "virtual machines, vfio", "VOS-DEV"),
+                Capability::refused(Ipc, "posix-mq", "POSIX message queues", "VOS-MQUEUE"),
+            ]
+        }
+    }
+
     fn recognises(&self, view: &FdView) -> bool {
         special(view).is_some()
     }
@@ -112,6 +154,17 @@ pub(super) struct Rest;
 impl FdKind for Rest {
     fn name(&self) -> &'static str {
         "other"
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::refused(
+                Descriptors,
+                "unknown",
+                "descriptors of a kind that vosrun does not know",
+                "VOS-UNKNOWN-FD",
+            )]
+        }
     }
 
     fn recognises(&self, _view: &FdView) -> bool {

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::content::{as_path, open_at, OPEN_FLAGS};
 use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 use crate::boot;
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 
 /// File systems (statfs(2)) whose inode numbers are the same on every machine that mounts
@@ -284,6 +286,24 @@ pub(super) struct Regular;
 impl FdKind for Regular {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Descriptors,
+                    "files",
+                    "regular files that both machines have: offset and flags",
+                ),
+                Capability::refused(
+                    Descriptors,
+                    "file-local",
+                    "a file that the target lacks, or has apart while the program writes to it",
+                    "VOS-FILE-LOCAL",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 const NAME: &str = "signalfd";
 
@@ -19,6 +21,10 @@ pub(super) struct SignalFd;
 impl FdKind for SignalFd {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const { &[Capability::moves(Descriptors, "signalfd", "signalfd")] }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

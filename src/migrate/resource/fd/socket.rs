@@ -11,12 +11,36 @@ use nix::sys::socket::{
 };
 
 use super::{failed, raw, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Sockets;
+use crate::capabilities::Capability;
 
 pub(super) struct Socket;
 
 impl FdKind for Socket {
     fn name(&self) -> &'static str {
         "dead-socket"
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Sockets,
+                    "socket-dead",
+                    "Unix sockets that lead nowhere any more",
+                ),
+                Capability::refused(Sockets, "unix", "Unix sockets and socket pairs", "VOS-UNIX"),
+                Capability::refused(Sockets, "tcp", "TCP sockets", "VOS-TCP"),
+                Capability::refused(Sockets, "udp", "UDP sockets", "VOS-UDP"),
+                Capability::refused(Sockets, "netlink", "netlink sockets", "VOS-NETLINK"),
+                Capability::refused(
+                    Sockets,
+                    "socket-other",
+                    "sockets of other families",
+                    "VOS-SOCKET",
+                ),
+            ]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

@@ -15,6 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use serde::{Deserialize, Serialize};
 
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
+use crate::capabilities::Area::Descriptors;
+use crate::capabilities::Capability;
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -44,6 +46,16 @@ pub(super) struct TimerFd;
 impl FdKind for TimerFd {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[Capability::moves(
+                Descriptors,
+                "timerfd",
+                "timerfd: clocks, intervals, unread expirations",
+            )]
+        }
     }
 
     fn recognises(&self, view: &FdView) -> bool {

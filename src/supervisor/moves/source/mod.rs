@@ -250,6 +250,10 @@ impl Mover {
 
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
+        if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
+            let (forwarded, open) = (Forwarded::new(), Vec::new());
+            return Ok(Local { findings: vec![finding], forwarded, open });
+        }
         if !self.is_open(self.sup.session.root).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
@@ -278,12 +282,12 @@ impl Mover {
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.
-    fn has_lost_relays(&self) -> bool {
+    pub(super) fn has_lost_relays(&self) -> bool {
         self.away.is_none() && !self.is_home()
     }
 
     /// Descriptions that are the local ends of relays.
-    fn known_forwarded(&self) -> Forwarded {
+    pub(super) fn known_forwarded(&self) -> Forwarded {
         self.streams.keys().map(|(dev, ino, _)| (*dev, *ino)).collect()
     }
 
@@ -349,6 +353,10 @@ impl Mover {
         let judged = self.look_again().and_then(|local| {
             let mut findings = local.findings.clone();
             let Some(to) = to else { return Ok((findings, Vec::new())) };
+            if findings.iter().any(|finding| finding.code == "VOS-LEADER") {
+                // Nothing can be told to the target of a process without a first thread.
+                return Ok((findings, Vec::new()));
+            }
             let target = self.connect_to(to)?;
             let verdict = self.ask_verdict(id, &target, local.open, true);
             self.drop_link(target.key);

@@ -20,7 +20,7 @@ use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
-use crate::migrate::preflight;
+use crate::migrate::preflight::{self, Forwarded};
 use crate::migrate::resource::fd::{BulkSource, FdView};
 use crate::migrate::resource::memory::{read_pages, FileId};
 use crate::migrate::skeleton::Plan;
@@ -157,7 +157,8 @@ impl Mover {
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
         let files = self.files(&frozen.job.pids()).map_err(own)?;
-        let is_forwarded = |v: &FdView| agreed.forwarded.contains(&(v.dev, v.ino));
+        let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
+        let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
@@ -199,6 +200,13 @@ impl Mover {
             signals_taken: self.forward.next(),
         };
         Ok((parcel, bulk))
+    }
+
+    fn still_forwarded(&self, files: &Files, agreed: &Agreed) -> std::io::Result<Forwarded> {
+        match self.has_lost_relays() {
+            true => Ok(agreed.forwarded.clone()),
+            false => preflight::still_forwarded(files, &self.known_forwarded(), &agreed.forwarded),
+        }
     }
 
     /// Freezes what is relayed, or begins to relay it. Gives the states of the away halves,

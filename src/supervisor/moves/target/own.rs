@@ -151,12 +151,24 @@ impl Mover {
         if let Err(e) = self.sup.job.save() {
             tracing::warn!("{}: {e}", self.sup.job.dir.path().display());
         }
+        self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
         self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns }, &[]);
         self.note(self.own_report(id, peer, &processes, statuses, arrived));
         self.note_restored();
         self.stop_again(root.image.stopped, home)
+    }
+
+    /// Until the calls that are started again are under way. A thread whose supervisor dies while
+    /// it stops at the entry of one gets EINTR from some (`__ptrace_unlink`, kernel/ptrace.c):
+    /// nobody hears that the job is here before that is over.
+    fn await_entries(&mut self) -> Result<()> {
+        let until = Instant::now() + STOPS_WITHIN;
+        while self.sup.session.starts_calls() && Instant::now() < until {
+            self.pump(Some(Duration::from_millis(1)))?;
+        }
+        Ok(())
     }
 
     /// A job that was stopped comes to its stop again, of which the home knows. One that goes on

@@ -1,0 +1,81 @@
+//! Rows of what no registry has: process trees, calls that sleep, registers, what surrounds a job.
+
+use super::Area::{Attributes, Ipc, Processes, Signals, Surroundings, Time};
+use super::{Capability, Support};
+
+/// In the order of the table.
+pub const ROWS: &[Capability] = &[
+    Capability::moves(Processes, "threads", "threads, with their ids, names and thread-local data"),
+    Capability::moves(Processes, "registers", "registers: general, x87, vector, mask"),
+    Capability::moves(Processes, "amx", "AMX tiles"),
+    Capability::moves(Processes, "fs-gs", "FS and GS bases"),
+    Capability::moves(Processes, "children", "child processes: numbers, parents, exit statuses"),
+    Capability::moves(Processes, "sessions", "sessions and process groups"),
+    Capability::moves(Processes, "orphans", "processes whose parent or leader has ended: daemons")
+        .attached(Support::Lost),
+    Capability::moves(Processes, "zombies", "processes that have ended and wait to be reaped"),
+    Capability::moves(Processes, "stopped", "stopped processes"),
+    Capability::moves(Processes, "fork-storm", "forks, vforks and execs while the job moves"),
+    Capability::moves(Processes, "exec", "programs executed since the start"),
+    Capability::moves(Processes, "pids", "pids and thread ids, and signals sent by them"),
+    Capability::refused(
+        Processes,
+        "clone-shared",
+        "processes that share memory, descriptors, directory or handlers by clone(2)",
+        "VOS-SHARED-TASK",
+    ),
+    Capability::refused(
+        Processes,
+        "leader-ended",
+        "a first thread that has ended while others go on",
+        "VOS-LEADER",
+    ),
+    Capability::refused(
+        Processes,
+        "untraced",
+        "children that vosrun does not trace (CLONE_UNTRACED, other users')",
+        "VOS-CHILDREN",
+    ),
+    Capability::new(
+        Processes,
+        "ptrace",
+        "tracing other processes (strace, debuggers)",
+        Support::Absent("EPERM"),
+    )
+    .attached(Support::Lost),
+    Capability::refused(Processes, "abi-32", "32-bit programs", "VOS-ABI-32"),
+    Capability::refused(
+        Processes,
+        "seccomp",
+        "seccomp filters of the program's own",
+        "VOS-SECCOMP",
+    ),
+    Capability::new(Ipc, "sysv-sem", "System V semaphores", Support::Lost),
+    Capability::new(Ipc, "sysv-msg", "System V message queues", Support::Lost),
+    Capability::moves(Signals, "signal-mask", "signal masks"),
+    Capability::moves(Signals, "traps", "SIGTRAP as the program's own signal"),
+    Capability::moves(Time, "sleeping", "sleeping calls, with the time that is left"),
+    Capability::moves(Time, "blocked", "calls that wait for something to come"),
+    Capability::moves(Time, "futexes", "futexes: mutexes, condition variables, PI, shared"),
+    Capability::moves(
+        Time,
+        "clocks",
+        "CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from where they were",
+    ),
+    Capability::new(Time, "cpu-clocks", "CPU-time clocks", Support::Lost),
+    Capability::new(Attributes, "keyrings", "keyrings (keyrings(7))", Support::Lost),
+    Capability::refused(Attributes, "chroot", "a root directory of its own", "VOS-CHROOT"),
+    Capability::moves(Surroundings, "terminal", "the terminal that it was started in: relayed"),
+    Capability::moves(
+        Surroundings,
+        "streams",
+        "standard streams and pipes to other programs: relayed",
+    ),
+    Capability::moves(
+        Surroundings,
+        "programs",
+        "program and libraries that the target lacks or has otherwise: shipped",
+    ),
+    Capability::moves(Surroundings, "host-name", "the host name"),
+    Capability::moves(Surroundings, "vdso", "the vdso, also on another kernel"),
+];
