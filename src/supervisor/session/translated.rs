@@ -20,7 +20,7 @@ impl Session {
         let processes = || self.processes();
         let caller = Caller { tid, pid, processes: &processes };
         Ok(match translation.at_entry(caller, &regs)? {
-            Entry::Watch(call) => Some(Box::new(call)),
+            Entry::Watch(call) => Some(call),
             Entry::Native | Entry::Answer(_) => None,
         })
     }

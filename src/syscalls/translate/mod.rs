@@ -58,7 +58,7 @@ pub enum Entry {
     /// It is not made; this is its result.
     Answer(i64),
     /// It is made, and [`Call::finish`] is to see its return.
-    Watch(Call),
+    Watch(Box<Call>),
 }
 
 impl Entry {
@@ -126,7 +126,7 @@ impl Translation {
                 } else if matches!(call.then, Then::Nothing) {
                     return Ok(Entry::Native);
                 }
-                Ok(Entry::Watch(Call { asked: *regs, then: call.then }))
+                Ok(Entry::Watch(Box::new(Call { asked: *regs, then: call.then })))
             }
         }
     }

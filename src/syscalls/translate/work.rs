@@ -129,9 +129,7 @@ fn clone(call: &mut Making) -> Option<Entry> {
             // `struct clone_args` of clone(2): flags, pidfd, child_tid, parent_tid, …, set_tid,
             // set_tid_size.
             let at = call.arg(0);
-            let Some([f, _, c, p, ..]) = call.read::<64>(at).map(|b| words::<8, 64>(&b)) else {
-                return None;
-            };
+            let [f, _, c, p, ..] = call.read::<64>(at).map(|b| words::<8, 64>(&b))?;
             (flags, parent, child) = (f, p, c);
             let wanted = (call.arg(1) >= 80).then(|| call.read::<16>(at + 64)).flatten();
             if wanted.is_some_and(|set| words::<2, 16>(&set)[1] != 0) {
