@@ -24,8 +24,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-ASYNC",
-        title: "signal-driven input and output",
-        text: "A descriptor is set to send signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)). Who gets them cannot be carried over yet.\nWay out: let the program poll instead, or let it finish here.",
+        title: "signals to a process outside of the job",
+        text: "A descriptor sends signals (O_ASYNC, F_SETOWN or F_SETSIG of fcntl(2)) to a process or group that is not of the job, or tells of changes in a directory that way (F_NOTIFY). At the target that number belongs to somebody else.\nWay out: let the program poll instead, or let it finish here.",
     },
     Code {
         code: "VOS-AUTH",
@@ -170,7 +170,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-INOTIFY-EVENTS",
         title: "unread file events",
-        text: "An inotify instance holds events that the program has not read. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
+        text: "An inotify instance holds events that the program has not read for a second. They cannot be put into a new instance.\nWay out: move again when the program has read them.",
     },
     Code {
         code: "VOS-IO-URING",
@@ -188,9 +188,24 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-LANDLOCK",
+        title: "a Landlock ruleset",
+        text: "A ruleset of landlock_create_ruleset(2) is open, which the kernel does not give out again.\nWay out: let the program close it; most do as soon as they have restricted themselves.",
+    },
+    Code {
         code: "VOS-LEADER",
         title: "the first thread has ended, others go on",
         text: "The thread with which the process began has called pthread_exit(3) or _exit(2) as a thread, and others of the process go on. The kernel keeps only the number of such a thread, and what is asked through it has gone with it.\nWay out: let the program finish here, or let its first thread wait for the others.",
+    },
+    Code {
+        code: "VOS-LEASE",
+        title: "a write lease on a file",
+        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included. Read leases move.\nWay out: let the program give the lease back, then move it.",
+    },
+    Code {
+        code: "VOS-LEASE-BREAK",
+        title: "a lease that is being broken",
+        text: "Another program wants to use a file on which the program holds a lease, and the program has not given the lease back for a second.\nWay out: move again when it has, or when the time of /proc/sys/fs/lease-break-time is over.",
     },
     Code {
         code: "VOS-LINK",
@@ -199,8 +214,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-LOCK",
-        title: "a file lock or lease",
-        text: "The program holds a lock (fcntl(2), flock(2)) or a lease on a file. If it were given up for the move, another program could take it.\nWay out: let the program release the lock, then move it.",
+        title: "a file lock that cannot come along",
+        text: "Another program waits for a lock (fcntl(2), flock(2)) that the job holds: it would get it the moment the job leaves, and the job would go on without it. Or the file stays at home (a standard stream), or the lock is of a kind that vosrun does not know.\nWay out: let the program release the lock, or end the program that waits (/proc/locks names it), then move it.",
     },
     Code {
         code: "VOS-LOST",
@@ -223,9 +238,19 @@ pub const CODES: &[Code] = &[
         text: "The job's memory does not fit into what the target has free, or into the limits (RLIMIT_AS, RLIMIT_MEMLOCK, cgroup) it may give.\nWay out: free memory there, raise the limit named, or choose another node; vosrun nodes shows what each has free.",
     },
     Code {
+        code: "VOS-MOUNT",
+        title: "a mount in the making",
+        text: "A descriptor of fsopen(2) or fspick(2) is open. It configures a file system of this machine.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-MQ-NOTIFY",
+        title: "a notification of messages",
+        text: "A process has asked a POSIX message queue to tell it of the next message (mq_notify(3)). The kernel does not show with which value.\nWay out: let the program wait in mq_receive(3) or poll(2) instead, or move it when the notification has come.",
+    },
+    Code {
         code: "VOS-MQUEUE",
-        title: "a POSIX message queue",
-        text: "The queue belongs to the IPC namespace of this machine, and other programs may use it.\nWay out: let the program close the queue, or let it finish here.",
+        title: "a POSIX message queue that stays here",
+        text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-NETLINK",
@@ -254,8 +279,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-PIDFD",
-        title: "a pidfd",
-        text: "The descriptor stands for a process of this machine.\nWay out: let the program close it, or let it finish here.",
+        title: "a pidfd of a process outside of the job",
+        text: "The descriptor stands for a process that is not of the job, and would stand for nobody at the target; or for a thread that is not the first of its process. Those of the job's own processes move, dead ones included.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
         code: "VOS-PIPE",
@@ -270,12 +295,22 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-PROC-FD",
         title: "a file of this kernel",
-        text: "A file of proc, sysfs, cgroupfs or the like is open. It shows or controls this machine, and what has been read of it may be half a record.\nWay out: let the program close it; most programs open such files only while they read them.",
+        text: "A file of proc, sysfs, cgroupfs or the like is open that tells of a process outside of the job, of one descriptor, mapping or thread, or that controls this machine. Files of the job's own processes move, and those that only tell of the machine.\nWay out: let the program close it; most programs open such files only while they read them.",
     },
     Code {
         code: "VOS-PROTO",
         title: "the two nodes run versions that do not understand each other",
         text: "Both sides name the version of their protocol before anything else; these two have none in common. Nothing was sent.\nWay out: install the same version of vosrun on both (vosrun --version) and start their nodes again.",
+    },
+    Code {
+        code: "VOS-PTY",
+        title: "a pty that cannot be made anew",
+        text: "The program has the master of a terminal in a state that cannot be made anew: another program has a side of it open as well or is controlled by it, it has a line discipline of its own, or it answers no call any more.\nWay out: let the program close that terminal, or start all programs that use it in one job.",
+    },
+    Code {
+        code: "VOS-PTY-BUSY",
+        title: "a pty that is just being used",
+        text: "A terminal that the program has made cannot move at this instant: nobody has opened its slave yet, a change of its state is not read (packet mode), or a session has just got it. A move waits a second for that to pass.\nWay out: move again when the program has gone on a little.",
     },
     Code {
         code: "VOS-SECCOMP",
@@ -310,7 +345,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-SYSV",
         title: "System V shared memory, semaphores or queues",
-        text: "The job is attached to IPC objects that processes outside the job can use too. They have no owner that could take them along.\nWay out: let the program detach them, or use memory-mapped files or POSIX shared memory instead.",
+        text: "Segments, semaphore sets and message queues move with a job that has them alone. This one is used by a process outside of the job too, which would be left without it; or what the job has of it cannot be asked: the sentence says which.\nWay out: run all that use it in one job, let the program give it up, or let it finish here."
     },
     Code {
         code: "VOS-TARGET",
@@ -328,6 +363,11 @@ pub const CODES: &[Code] = &[
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
     },
     Code {
+        code: "VOS-TIMER",
+        title: "a timer that the kernel does not tell all of",
+        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so.\nWay out: let the program set the timer, or delete it.",
+    },
+    Code {
         code: "VOS-TRANSLATE",
         title: "no namespaces at the target",
         text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
@@ -340,7 +380,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TTY",
         title: "a terminal that is not relayed",
-        text: "The program has a terminal open besides its own, or a pty master. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
+        text: "The program has a terminal open besides its own and those that it has made. Only the terminal that the job was started in is relayed.\nWay out: start the program in one terminal, or without it.",
     },
     Code {
         code: "VOS-UDP",
@@ -350,7 +390,37 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-UNIX",
         title: "a Unix socket",
-        text: "The program has a Unix socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+        text: "The program has a Unix socket with a filter (SO_ATTACH_FILTER), which cannot be carried.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-BACKLOG",
+        title: "a connection that is not accepted yet",
+        text: "A connection waits to be accepted by a listening Unix socket of the program, and bytes or descriptors wait in it, or its other end is closed. The kernel shows nobody what is in it.\nWay out: move again when the program has accepted it.",
+    },
+    Code {
+        code: "VOS-UNIX-NAME",
+        title: "the name of a Unix socket",
+        text: "The program has a Unix socket bound to a file that has been replaced by another one, that cannot be told from others, or whose directory the target does not have; or to an abstract name that is taken in the target's network namespace, which two nodes on one machine may share.\nWay out: give the target the directory, or a network namespace of its own.",
+    },
+    Code {
+        code: "VOS-UNIX-NETNS",
+        title: "a Unix socket of another network namespace",
+        text: "The socket was made in another network namespace than that of the job's supervisor, which cannot see who is at its other end.\nWay out: let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-UNIX-PEER",
+        title: "a Unix socket that leads out of the job",
+        text: "A process outside of the job has the other end of the socket, or has the socket open as well. The two ends would be on two machines.\nWay out: run both programs in one job, or let the program close the connection.",
+    },
+    Code {
+        code: "VOS-UNIX-QUEUE",
+        title: "something in a Unix socket that cannot be carried",
+        text: "Out-of-band data (MSG_OOB) or an error (SO_ERROR) waits in it, or bytes of a sender that is not known.\nWay out: move again when the program has read it.",
+    },
+    Code {
+        code: "VOS-UNIX-RIGHTS",
+        title: "a descriptor on its way in a Unix socket",
+        text: "A descriptor was sent over a Unix socket (SCM_RIGHTS) and not received yet, and it is of a kind that cannot be carried that way.\nWay out: move again when the program has received it.",
     },
     Code {
         code: "VOS-UNKNOWN-FD",

@@ -97,6 +97,13 @@ fn drive(
     Ok(job.stdout.text())
 }
 
+/// Processes that share memory by name, semaphores without one, and pages since fork(2).
+fn python_pool(hosts: &Hosts, start: Start) -> Result<()> {
+    let (python, file) = (needs("python3")?, source("pool.py")?);
+    let program = || Program::new(&python).args([file.display()]);
+    in_steps(hosts, start, program, &numbers(15), When::Inside)
+}
+
 fn numbers(count: usize) -> Vec<String> {
     (1..=count).map(|n| format!("{n}\n")).collect()
 }
@@ -362,6 +369,7 @@ type App = fn(&Hosts, Start) -> Result<()>;
 
 const APPS: &[(&str, App)] = &[
     ("python-terminal", python),
+    ("python-pool", python_pool),
     ("vim", vim),
     ("dev-tty", dev_tty),
     ("sqlite3-file", sqlite),

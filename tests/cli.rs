@@ -60,7 +60,7 @@ fn usage_errors_are_one_sentence_and_exit_2() {
         ("inspect nobody", "no job `nobody` here; vosrun ps lists them"),
         ("migrate nobody --to b", "no job `nobody` here; vosrun ps lists them"),
         ("migrate --watch m-7f3a0001", "no move m-7f3a0001 here, neither in progress nor in a job's history"),
-        ("explain VOS-TIMEOT", "no code `VOS-TIMEOT`; near: VOS-TIMEOUT"),
+        ("explain VOS-TIMEOT", "no code `VOS-TIMEOT`; near: VOS-TIMEOUT, VOS-TIMER"),
         ("node --name a/b", "invalid value 'a/b' for '--name <NAME>': \"a/b\" cannot be a node's name: up to 63 letters, digits, dots, dashes and underscores can; see vosrun --help"),
         ("--name= -- true", "a value is required for '--name <NAME>' but none was supplied; see vosrun --help"),
         ("--name x ps", "--name, --attach, --detach, --filter and a program after -- go with no command"),

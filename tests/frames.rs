@@ -66,10 +66,11 @@ fn spawn(members: &[Member]) -> Result<Skeleton> {
         nodename: "frames".into(),
         domainname: String::new(),
         clocks: own_clocks()?,
-        terminal: false,
+        terminals: Vec::new(),
+        ptys: false,
         user: User::own(),
     };
-    let skeleton = Skeleton::spawn(&plan, None, Footing::Namespaces)?;
+    let skeleton = Skeleton::spawn(&plan, Footing::Namespaces)?;
     if let Err(e) = skeleton.settle() {
         let _ = end(&skeleton);
         return Err(e.into());

@@ -68,6 +68,8 @@ impl Guest {
     }
 }
 
+const ONE_ATTACHED: &str = "an attached job is one process";
+
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -146,6 +148,42 @@ const GUESTS: &[Guest] = &[
         "the paths of watches made before are not known",
     )
     .proves(&["inotify"]),
+    guest("lock_flock").proves(&["lock-flock"]),
+    guest("lock_posix").proves(&["lock-posix"]),
+    guest("lock_ofd").proves(&["lock-ofd"]),
+    guest("lock_lease").proves(&["lease"]),
+    guest("lock_waiters"),
+    guest("pidfd_self_child").proves(&["pidfd"]),
+    guest("pidfd_dead"),
+    guest("fd_proc").proves(&["proc"]),
+    guest("fd_async_owner").proves(&["async-owner"]),
+    guest("epoll_nested"),
+    guest("epoll_oneshot"),
+    guest("epoll_edge"),
+    guest("epoll_exclusive"),
+    guest("epoll_stale"),
+    guest("eventfd_sem"),
+    guest("timerfd_clocks"),
+    guest("pipe_tree"),
+    guest("pipe_packet"),
+    guest("fifo_inside"),
+    guest("pipe_gone"),
+    launched_only(
+        "inotify_pending",
+        &[Who::Root, Who::User],
+        "the paths of watches made before are not known",
+    ),
+    guest("unix_pair").proves(&["unix-pair"]),
+    guest("unix_stream_queue").proves(&["unix-queue"]),
+    guest("unix_seqpacket"),
+    guest("unix_half_closed").proves(&["unix-half-closed"]),
+    guest("unix_dgram").proves(&["unix-dgram"]),
+    guest("unix_listen_backlog").proves(&["unix-backlog"]),
+    guest("unix_path").proves(&["unix-path"]),
+    guest("unix_abstract"),
+    guest("unix_creds").proves(&["unix-creds"]),
+    guest("unix_rights_in_flight").proves(&["unix-rights"]),
+    guest("unix_fork_shared"),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -155,6 +193,30 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
+    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
+    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("posix_timer_clocks"),
+    guest("posix_timer_overrun"),
+    guest("timer_thread_gone").proves(&["timers-thread"]),
+    guest("pty_pair").proves(&["pty"]),
+    guest("pty_child").proves(&["pty"]),
+    guest("pty_modes").proves(&["pty"]),
+    guest("pty_queues").proves(&["pty"]),
+    guest("pty_many").proves(&["pty"]),
+    guest("pty_devtty").proves(&["pty"]),
+    guest("pty_hangup").proves(&["pty"]),
+    guest("pty_jobs").proves(&["pty"]),
+    guest("shm_fork"),
+    guest("shm_memfd_passed"),
+    guest("shm_posix"),
+    guest("shm_file"),
+    guest("cow_tree"),
+    guest("sysv_shm").proves(&["sysv-shm"]),
+    guest("sysv_shm_rmid"),
+    guest("sysv_sem_undo").proves(&["sysv-sem"]),
+    guest("sysv_sem_waiter"),
+    guest("sysv_msg").proves(&["sysv-msg"]),
+    guest("posix_mq").proves(&["posix-mq"]),
     guest("proc_reader"),
     guest("no_fds"),
     built("counter", Flavour::Static),
@@ -648,6 +710,46 @@ fn other_user(of: Guest) -> Result<()> {
     check_output(of, &job.finish()?)
 }
 
+/// A segment that a process outside of the job has attached stays, and the job with it, until that
+/// process has ended.
+fn foreign_segment(who: Who, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(who)?;
+    let key = 0x5a0_0000 + std::process::id();
+    let program = || anyhow::Ok(guest("sysv_foreign").program()?.args([key]));
+    let mut job = Job::start(hosts, Start::Launched, program()?)?;
+    job.await_ready()?;
+    // When it ends, nothing that was started later may be left.
+    let mut outside = Job::start(hosts, Start::Native, program()?)?;
+    outside.await_ready()?;
+    for command in ["check", "migrate"] {
+        let done = hosts.run(0, &[command, &job.name, "--to", "b", "--json"])?;
+        anyhow::ensure!(done.code() == 10, "{command}: exit {}: {}", done.code(), done.stdout);
+        anyhow::ensure!(done.stdout.contains("VOS-SYSV"), "{command}: {}", done.stdout);
+    }
+    job.await_progress(2)?;
+    outside.finish()?;
+    job.migrate(1)?;
+    job.await_progress(2)?;
+    job.finish().map(drop)
+}
+
+/// Pages that a parent shares with its children since fork(2) travel once.
+fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let hosts = worker.hosts(who)?;
+    let mut job = Job::start(hosts, Start::Launched, with("cow_tree", &["64"]).program()?)?;
+    job.await_ready()?;
+    for to in [1, 2, 0] {
+        job.await_progress(2)?;
+        let document = job.migrate(to)?.document;
+        let wire = document["bytes_wire"].as_u64().context("no bytes_wire")?;
+        let memory = document["bytes"].as_u64().context("no bytes")?;
+        anyhow::ensure!(memory > 9 * 64 * MIB, "{memory} bytes of memory");
+        anyhow::ensure!(wire > 64 * MIB && wire < 72 * MIB, "{wire} bytes sent to host {to}");
+    }
+    job.finish().map(drop)
+}
+
 fn open_to_all(dir: &Path) -> Result<()> {
     let all = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(dir, all(0o777))?;
@@ -851,6 +953,10 @@ fn cells() -> Vec<Cell> {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
         }
+        let run = move |w: &mut Worker| fork_shares_pages(who, w);
+        cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
+        let run = move |w: &mut Worker| foreign_segment(who, w);
+        cells.push(Cell::new(format!("refused/{word}/sysv_foreign"), run));
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }

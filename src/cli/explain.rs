@@ -72,7 +72,7 @@ mod tests {
         }
         assert_eq!(
             lookup("VOS-TIMEOT").unwrap_err().message,
-            "no code `VOS-TIMEOT`; near: VOS-TIMEOUT"
+            "no code `VOS-TIMEOT`; near: VOS-TIMEOUT, VOS-TIMER"
         );
         assert_eq!(
             lookup("xyzzy-plugh").unwrap_err().message,

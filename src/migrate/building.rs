@@ -20,9 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use super::image::FdImage;
 use super::raw;
+use super::resource::fd::unix::{Cred, Deed, Renames};
 use super::resource::fd::{self, FdError, Making, Object, RestoreCx, Slot};
 use super::resource::memory::SharedObject;
-use super::skeleton::{io_error, receive, send, Request, Result, SkeletonError, Word, MAX_FDS};
+use super::skeleton::{
+    io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS,
+};
 
 /// What a process makes of the image before it loses its old memory. Objects are counted as in
 /// `objects`.
@@ -46,6 +49,8 @@ pub struct Build {
     pub shared_given: Vec<u32>,
     /// Objects that other processes hold, to be answered.
     pub hand_out: Vec<u32>,
+    /// Objects that nobody holds: they are on their way inside of sockets.
+    pub carried: Vec<u32>,
     /// Objects of `table` that are finished by this process ([`fd::FdKind::finish`]).
     pub finish: Vec<u32>,
 }
@@ -58,11 +63,13 @@ impl Build {
 }
 
 /// Descriptors that a new process holds for its mappings.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Built {
     pub paths: Vec<RawFd>,
     pub exe: RawFd,
     pub shared: Vec<RawFd>,
+    /// Files of sockets that take their places when the job runs.
+    pub renames: Renames,
 }
 
 /// The part of one process in making the descriptors of a job.
@@ -96,11 +103,14 @@ pub fn shares(files: &FdImage, tables: &[&[Slot]]) -> Vec<Share> {
 fn maker(files: &FdImage, tables: &[&[Slot]], finish: Vec<u32>) -> Share {
     let others = tables.iter().skip(1).copied().flatten();
     let hand_out: BTreeSet<u32> = others.map(|slot| slot.object).collect();
+    let held: BTreeSet<u32> = tables.iter().copied().flatten().map(|slot| slot.object).collect();
+    let carried = (0..files.objects.len() as u32).filter(|object| !held.contains(object));
     let build = Build {
         objects: files.objects.clone(),
         identities: files.identities.clone(),
         table: tables.first().map(|table| table.to_vec()).unwrap_or_default(),
         hand_out: hand_out.into_iter().collect(),
+        carried: carried.collect(),
         finish,
         ..Build::default()
     };
@@ -124,11 +134,15 @@ fn taker(files: &FdImage, table: &[Slot], own: BTreeSet<u32>, finish: &[u32]) ->
     Share { build, ready: own.into_iter().collect() }
 }
 
+/// Has a process of the job do something with descriptors; gives what was made.
+pub(super) type Act<'a> = dyn Fn(Cred, &Deed, &[OwnedFd]) -> io::Result<Vec<OwnedFd>> + 'a;
+
 /// The supervisor's side of [`build_and_wait`]: gives `fds`, and gets what is handed out.
 pub(super) fn ask(
     control: BorrowedFd,
     build: &Build,
     fds: &[BorrowedFd],
+    act: &Act,
 ) -> Result<(Built, Vec<OwnedFd>)> {
     let answer = || receive::<Word>(control).map_err(io_error("descriptors of the new process"));
     let tell =
@@ -150,6 +164,13 @@ pub(super) fn ask(
             (Word::Built(_), ..) => {
                 let what = "descriptors from the new process were lost: the limit of open files";
                 return Err(SkeletonError::Step(what.into()));
+            }
+            (Word::Act(by, deed), _, fds) => {
+                let done = act(by, &deed, &fds);
+                let errno = done.as_ref().err().map_or(0, errno);
+                let made = done.unwrap_or_default();
+                let made: Vec<RawFd> = made.iter().map(AsRawFd::as_raw_fd).collect();
+                tell(Request::Acted(errno), &made)?;
             }
             (Word::Failed(text), ..) => return Err(SkeletonError::Step(text)),
             _ => return Err(SkeletonError::Step("out of order".into())),
@@ -189,7 +210,7 @@ fn make(
     let text = |e: FdError| e.to_string();
     let fds = take_all(control, build.given(), fds)?;
     let mut fds = fds.into_iter();
-    let mut cx = Provided::default();
+    let mut cx = Provided { fds: HashMap::new(), shared: fd::Shared::default(), control };
     for (object, fd) in build.provided.iter().zip(&mut fds) {
         cx.fds.insert(*object, making.lift(fd).map_err(text)?);
     }
@@ -200,14 +221,36 @@ fn make(
     for (index, fd) in build.shared_given.iter().zip(&mut fds) {
         memory.insert(*index as usize, making.lift(fd).map_err(text)?);
     }
-    making.make(&build.hand_out, &mut cx).map_err(text)?;
+    making.make(&build.hand_out, &build.carried, &mut cx).map_err(text)?;
     hand_out(build, &making, control)?;
+    for (index, object) in mapped_only(build) {
+        let fd = making.get(object).and_then(|fd| making.lift_copy(fd)).map_err(text)?;
+        memory.entry(index).or_insert(fd);
+    }
     making.place().map_err(text)?;
     making.finish(&build.finish).map_err(text)?;
+    let renames = making.take_renames();
     let kept = memory.values().map(AsRawFd::as_raw_fd);
     let keep: Vec<RawFd> = kept.chain([control.as_raw_fd()]).collect();
     making.close_others(&keep).map_err(text)?;
-    for_mappings(build, &memory)
+    Ok(Built { renames, ..for_mappings(build, &memory)? })
+}
+
+/// Memory that this process maps and holds no descriptor of, while another one does: places in
+/// `build.shared`, and the objects.
+fn mapped_only(build: &Build) -> impl Iterator<Item = (usize, u32)> + '_ {
+    build.shared.iter().enumerate().filter_map(|(index, memory)| {
+        let object = object_of(&build.identities, memory)?;
+        let handed = build.hand_out.contains(&object);
+        (handed && build.table.iter().all(|slot| slot.object != object)).then_some((index, object))
+    })
+}
+
+/// The description of this memory, if there is one.
+#[must_use]
+pub fn object_of(identities: &[(u64, u64)], memory: &SharedObject) -> Option<u32> {
+    let at = identities.iter().position(|id| *id == (memory.dev, memory.ino));
+    at.map(|at| at as u32)
 }
 
 /// Asks for the descriptors that did not come with the first message.
@@ -265,11 +308,13 @@ fn for_mappings(
     built.exe = open(&build.exe, false)?;
     for (index, memory) in build.shared.iter().enumerate() {
         let name = &memory.name;
-        let object = build.identities.iter().position(|id| *id == (memory.dev, memory.ino));
-        let slot = build.table.iter().find(|s| Some(s.object as usize) == object);
+        let object = object_of(&build.identities, memory);
+        let slot = build.table.iter().find(|s| Some(s.object) == object);
         let held = given.get(&index).map(AsRawFd::as_raw_fd).or(slot.map(|slot| slot.fd));
         built.shared.push(match held {
             Some(fd) => for_writing(fd)?,
+            // Attached, not mapped.
+            None if memory.segment.is_some() => -1,
             // Its content is not with the pages.
             None if memory.held => return Err(format!("memory {name}: held elsewhere")),
             None => shared_memory(name, memory.size)
@@ -299,19 +344,67 @@ pub fn shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
 }
 
 /// Descriptors that came with the message, by the object they stand for.
-#[derive(Default)]
-struct Provided {
+struct Provided<'a> {
     fds: HashMap<u32, OwnedFd>,
     shared: fd::Shared,
+    control: BorrowedFd<'a>,
 }
 
-impl RestoreCx for Provided {
+impl RestoreCx for Provided<'_> {
     fn provided(&mut self, object: u32) -> Option<OwnedFd> {
         self.fds.remove(&object)
     }
     fn shared(&mut self) -> &mut fd::Shared {
         &mut self.shared
     }
+    fn act(
+        &mut self,
+        by: Option<Cred>,
+        deed: &Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>> {
+        let other = by.filter(|by| by.pid != std::process::id() as i32);
+        let Some(by) = other else { return deed.perform(by, fds) };
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        send(self.control, &Word::Act(by, deed.clone()), &numbers)?;
+        match receive::<Request>(self.control)? {
+            (Request::Acted(0), _, made) => Ok(made),
+            (Request::Acted(libc::ESRCH), ..) => act_as_the_dead(by, deed, fds),
+            (Request::Acted(errno), ..) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// In a process that is there for this only, with the number of one that has ended.
+fn act_as_the_dead(by: Cred, deed: &Deed, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
+    let (own, theirs) = pair().map_err(io::Error::other)?;
+    let child = match raw::fork(Some(by.pid)) {
+        // A process that only stands in for one of another job has this number now.
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => return deed.perform(Some(by), fds),
+        other => other?,
+    };
+    if child == 0 {
+        let done = deed.perform(Some(by), fds);
+        let errno = done.as_ref().err().map_or(0, errno);
+        let made = done.unwrap_or_default();
+        let numbers: Vec<RawFd> = made.iter().map(AsRawFd::as_raw_fd).collect();
+        let _ = send(theirs.as_fd(), &Request::Acted(errno), &numbers);
+        raw::exit_now(0);
+    }
+    drop(theirs);
+    let answer = receive::<Request>(own.as_fd());
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)?;
+    match answer? {
+        (Request::Acted(0), _, made) => Ok(made),
+        (Request::Acted(errno), ..) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// As another process can be told it.
+pub(super) fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 #[cfg(test)]
@@ -348,7 +441,11 @@ mod tests {
         }
 
         fn build(&self, build: &Build, fds: &[BorrowedFd]) -> Result<(Built, Vec<OwnedFd>)> {
-            ask(self.control.as_fd(), build, fds)
+            let own = |by: Cred, deed: &Deed, fds: &[OwnedFd]| {
+                let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
+                deed.perform(Some(by), &fds)
+            };
+            ask(self.control.as_fd(), build, fds, &own)
         }
 
         fn fd(&self, fd: i32) -> fs::File {
@@ -393,7 +490,14 @@ mod tests {
         assert_eq!(files.views.warnings, []);
         // The control sockets.
         let socket = |view: &FdView| view.file_type() == libc::S_IFSOCK;
-        let (image, _) = files.capture(socket).expect("capture");
+        let (mut image, _) = files.capture(socket).expect("capture");
+        // No supervisor makes them anew: anything will do.
+        let event = image.objects.iter().find(|o| o.kind == "eventfd").cloned().expect("eventfd");
+        for object in
+            image.objects.iter_mut().filter(|o| o.kind == crate::migrate::resource::fd::PROVIDED)
+        {
+            *object = event.clone();
+        }
         let table = |at: usize| {
             let wanted = |slot: &Slot| wanted[at].iter().any(|w| w.fd == slot.fd);
             files.table(pids[at]).iter().copied().filter(wanted).collect()
@@ -487,7 +591,7 @@ mod tests {
 
     fn memory(name: &str, held: bool) -> SharedObject {
         let name = name.to_owned();
-        SharedObject { dev: 1, ino: 2, name, size: 8192, anonymous: true, held }
+        SharedObject { dev: 1, ino: 2, name, size: 8192, anonymous: true, held, segment: None }
     }
 
     #[test]
@@ -529,8 +633,12 @@ mod tests {
 
     #[test]
     fn each_object_is_made_once_and_finished_once() {
-        let object =
-            |n: u8| Object { kind: "eventfd".into(), state: vec![n; 3], flags: i32::from(n) };
+        let object = |n: u8| Object {
+            kind: "eventfd".into(),
+            state: vec![n; 3],
+            flags: i32::from(n),
+            signals: None,
+        };
         let image = FdImage {
             objects: (0..5).map(object).collect(),
             identities: (0..5).map(|n| (n, n)).collect(),

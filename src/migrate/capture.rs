@@ -9,10 +9,14 @@ use std::io;
 use super::freeze::{Frozen, FrozenProcess};
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
+use super::raw::{compare_tasks, Shared};
 use super::resource::fd::Slot;
+use super::resource::ipc::choose::refusal;
+use super::resource::ipc::undo::{self, Undo};
 use super::resource::memory;
 use super::resource::registers::{self, Registers, USER_CS};
 use super::resource::signals;
+use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
 use crate::syscalls::translate::numbers;
@@ -31,7 +35,8 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 }
 
 /// Captures everything of a process but the pages of its memory. `table` are its descriptors,
-/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze.
+/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze, `sets`
+/// the job's semaphores.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
@@ -42,6 +47,7 @@ pub fn capture(
     identities: &[(u64, u64)],
     scheduler_now: &settle::SchedulerClocks,
     running: &Running,
+    sets: &[undo::Asked],
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
     let mut memory = memory::capture(pid, 0, identities)?;
@@ -52,8 +58,9 @@ pub fn capture(
         asked.view.opened = frozen.opened;
         threads.push(asked);
     }
+    let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
     let near = Near::stay();
-    let outcome = ask(&mut threads, insn, near.as_ref());
+    let outcome = ask(&mut threads, insn, near.as_ref(), sets);
     let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
     drop(near);
     for thread in &mut frozen.threads {
@@ -62,7 +69,7 @@ pub fn capture(
             thread.stop = Stop::Interrupt;
         }
     }
-    let (brk, parts) = outcome?;
+    let ((brk, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = brk;
     let leader = &threads[0].view;
@@ -70,14 +77,18 @@ pub fn capture(
         Stop::Group(signal) => Some(signal),
         _ => None,
     });
-    Ok(ProcessImage {
+    let mut image = ProcessImage {
         ids: ids(leader)?,
         memory,
         table: table.to_vec(),
+        locks: Vec::new(),
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
-    })
+        undo,
+    };
+    timers::join(&mut image, &overdue)?;
+    Ok(image)
 }
 
 /// Numbers of the process as the job sees them. A session that is led from outside of the pid
@@ -253,33 +264,11 @@ fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Res
         let what = format!("signals queued for thread {tid}");
         let own = trace::queued_signals(tid, false).map_err(io_error(what))?;
         for _ in own.iter().filter(|queued| trace::number_of(&queued[..]) == signal) {
-            behind.extend(dequeue(remote, stub, signal)?);
+            behind.extend(timers::dequeue(remote, stub, signal)?);
         }
     }
     remote.queue(stub, info, true)?;
     Ok(behind.iter().try_for_each(|info| remote.queue(stub, info, true))?)
-}
-
-/// Takes a blocked signal out of the queues, its own before the process's; `None`: there is none.
-fn dequeue(
-    remote: &mut Remote,
-    stub: &Stub,
-    signal: i32,
-) -> Result<Option<trace::SigInfo>, InjectError> {
-    let mut program = Program::default();
-    let set = Arg::Data(program.data(&sigbit(signal).to_le_bytes()));
-    let at_once = Arg::Data(program.data(&[0; 16]));
-    let mut info = [0; 128];
-    let at = program.data(&info);
-    let args = [set, Arg::Data(at), at_once, Arg::Num(8)];
-    let row = program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args);
-    let outcome = remote.run(stub, program)?;
-    if outcome.raw(row) == -i64::from(libc::EAGAIN) {
-        return Ok(None);
-    }
-    outcome.get(row)?;
-    info.copy_from_slice(outcome.data(at));
-    Ok(Some(info))
 }
 
 fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
@@ -288,18 +277,48 @@ fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
     Ok(())
 }
 
-/// Asks all threads. Gives brk and the process's parts.
+/// May the process have operations of semop(2) to undo? All its threads must have them in common:
+/// that is how they are restored.
+fn may_undo(frozen: &FrozenProcess) -> Result<bool, PartError> {
+    let failed = || io_error(format!("kcmp with process {}", frozen.pid));
+    let leader = undo::may_have(frozen.pid).map_err(failed())?;
+    for thread in &frozen.threads {
+        let same = compare_tasks(frozen.pid, thread.tid, Shared::Undo).map_err(failed())?;
+        if same != std::cmp::Ordering::Equal && undo::may_have(thread.tid).map_err(failed())? {
+            let cause = "one of its threads undoes semaphore operations by itself (semop(2))";
+            return Err(not_known(frozen.pid, cause));
+        }
+    }
+    Ok(leader)
+}
+
+fn not_known(pid: i32, cause: &str) -> PartError {
+    PartError::Refused(Box::new(refusal(&format!("process {pid}"), cause)))
+}
+
+/// brk, the process's parts, and its timers whose signals are pending.
+type Answers = (u64, Vec<PartState>, Overdue);
+
+/// Asks all threads. Gives their answers, and what the process is to undo.
 fn ask(
     threads: &mut [Asked],
     insn: u64,
     near: Option<&Near>,
-) -> Result<(u64, Vec<PartState>), PartError> {
+    sets: &[undo::Asked],
+) -> Result<(Answers, Vec<Undo>), PartError> {
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    let asked = ask_until_settled(threads, &stub, near);
+    // What expires during these questions is seen by those that follow.
+    let asked = ask_undo(&mut threads[0], &stub, sets)
+        .and_then(|undo| Ok((ask_until_settled(threads, &stub, near)?, undo)));
     let unmapped = unmap(threads[0].remote()?, insn, &stub);
     let asked = asked?;
     unmapped?;
     Ok(asked)
+}
+
+fn ask_undo(leader: &mut Asked, stub: &Stub, sets: &[undo::Asked]) -> Result<Vec<Undo>, PartError> {
+    let pid = leader.view.job_pid;
+    undo::ask(leader.remote()?, stub, sets).map_err(|e| not_known(pid, &e.to_string()))
 }
 
 /// Timers go on meanwhile, so all is asked again when one has expired in the middle.
@@ -307,18 +326,26 @@ fn ask_until_settled(
     threads: &mut [Asked],
     stub: &Stub,
     near: Option<&Near>,
-) -> Result<(u64, Vec<PartState>), PartError> {
+) -> Result<Answers, PartError> {
     // A timer expires once at most while its signal is blocked.
     const MOST_TURNS: usize = 1000;
+    let mut overdue = Overdue::new();
     for _ in 0..MOST_TURNS {
-        threads.iter_mut().for_each(|thread| thread.image.parts.clear());
-        let answer = ask_with(threads, stub, near)?;
+        for thread in threads.iter_mut() {
+            thread.image.parts.clear();
+            // Its own CPUs are asked for again.
+            thread.fetched = None;
+            let view = thread.view.clone();
+            timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
+        }
+        let (brk, parts) = ask_with(threads, stub, near)?;
         let mut expired = false;
         for thread in threads.iter() {
-            expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?;
+            expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?
+                || timers::is_unmeasured(&thread.view, &overdue)?;
         }
         if !expired {
-            return Ok(answer);
+            return Ok((brk, parts, overdue));
         }
     }
     Err(PartError::State("timers that expire all the time"))

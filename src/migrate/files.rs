@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 use super::cpus;
 use super::gone;
 use super::image::FdImage;
-use super::resource::fd::{
-    self, BulkId, BulkSource, CaptureCx, FdError, FdView, Object, Slot, Views,
-};
+use super::resource::fd::lock::{self, Lock, LockKind};
+use super::resource::fd::unix::Sockets;
+use super::resource::fd::{self, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Slot, Views};
 use crate::control::Finding;
 use crate::tracer::raw;
 
@@ -21,12 +21,19 @@ pub struct Files {
     pub views: Views,
     /// Annotations of the handle table, by process and descriptor of the view.
     annotations: BTreeMap<(i32, i32), Vec<u8>>,
+    /// Bytes of ptys that have been taken.
+    queues: BTreeMap<pty::PtyId, pty::queues::Snapshot>,
+    /// The Unix sockets of the machine, once they have been asked for.
+    sockets: OnceCell<Sockets>,
     /// Timers that were due have had their time to expire.
     expired: OnceCell<()>,
 }
 
 impl CaptureCx for Files {
     fn dup(&self, view: &FdView) -> io::Result<OwnedFd> {
+        if self.is_carried(view) {
+            return fd::raw::dup_from(view.fd, 0);
+        }
         let mut failed = None;
         for at in self.holders(view) {
             match self.dup_at(at, view) {
@@ -45,6 +52,16 @@ impl CaptureCx for Files {
     }
     fn job_pids(&self) -> Vec<i32> {
         self.processes.keys().copied().collect()
+    }
+    fn queues(&self, id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
+        self.queues.get(&id)
+    }
+    fn sockets(&self) -> io::Result<&Sockets> {
+        if let Some(known) = self.sockets.get() {
+            return Ok(known);
+        }
+        let sockets = Sockets::read()?;
+        Ok(self.sockets.get_or_init(|| sockets))
     }
     fn let_timers_expire(&self) {
         self.expired.get_or_init(cpus::let_timers_expire);
@@ -70,7 +87,39 @@ impl Files {
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
-        Ok(Self { processes, views, annotations, expired: OnceCell::new() })
+        let (queues, sockets, expired) = Default::default();
+        Ok(Self { processes, views, annotations, queues, sockets, expired })
+    }
+
+    /// Looks into the Unix sockets of a frozen job, once: what waits in them, and the descriptions
+    /// that are on their way in them and nowhere else, which become some more of its objects.
+    ///
+    /// # Errors
+    /// The socket that cannot be looked into.
+    pub fn look_into_sockets(&mut self) -> Result<(), FdError> {
+        self.sockets = OnceCell::new();
+        let mut next = 0;
+        while let Some(view) = self.views.objects.get(next).cloned() {
+            next += 1;
+            if !fd::unix::is_unix(&view) {
+                continue;
+            }
+            if self.sockets.get().is_none() {
+                self.sockets()
+                    .map_err(|source| FdError::Io { what: "sock_diag".into(), source })?;
+            }
+            let Some(mut sockets) = self.sockets.take() else { continue };
+            let found = sockets.look_into(&view, self);
+            self.sockets = OnceCell::from(sockets);
+            self.views.objects.extend(found?);
+        }
+        Ok(())
+    }
+
+    /// Is it on its way inside of a socket, and in no table?
+    fn is_carried(&self, view: &FdView) -> bool {
+        let own = std::process::id() as i32;
+        view.host_pid == own && !self.processes.contains_key(&own)
     }
 
     /// The descriptors of one process, ascending; none if it is not of the job.
@@ -126,10 +175,49 @@ impl Files {
         self.dup(view)
     }
 
+    /// Takes the unread bytes of the ptys of a frozen job, for [`Files::capture`]. Those in
+    /// `taken` are to be put back if the job stays.
+    ///
+    /// # Errors
+    /// The first pty that cannot move.
+    pub fn take_queues(&mut self, taken: &mut Vec<pty::queues::Taken>) -> Result<(), FdError> {
+        for (_, view, _) in pty::masters(&self.views.objects) {
+            let (id, pty) = pty::take_queues(view, self)?;
+            self.queues.insert(id, pty.seen.clone());
+            taken.push(pty);
+        }
+        Ok(())
+    }
+
     /// Everything `check` has to say of descriptors that are not forwarded.
     pub fn check(&self, forwarded: impl Fn(&FdView) -> bool) -> Vec<Finding> {
         let own = self.views.objects.iter().filter(|v| !forwarded(v));
         own.flat_map(|view| self.check_object(view)).collect()
+    }
+
+    /// The locks that the processes of a frozen job hold, by host pid, each as that process takes
+    /// it again.
+    ///
+    /// # Errors
+    /// The first that cannot move.
+    pub fn locks(&self) -> Result<BTreeMap<i32, Vec<Lock>>, FdError> {
+        let mut all: BTreeMap<i32, Vec<Lock>> = BTreeMap::new();
+        for (object, view) in (0..).zip(&self.views.objects) {
+            for held in lock::held(view, self, true)? {
+                let taker = Some(held.taker).filter(|pid| self.slot(*pid, object).is_some());
+                let own = held.lock.kind == LockKind::Record;
+                let pid = if own { held.taker } else { taker.unwrap_or(view.host_pid) };
+                if let Some(slot) = self.slot(pid, object) {
+                    all.entry(pid).or_default().push(Lock { fd: slot.fd, ..held.lock });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// A descriptor of this process for a description.
+    fn slot(&self, pid: i32, object: u32) -> Option<&Slot> {
+        self.table(pid).iter().find(|slot| slot.object == object)
     }
 
     /// Captures all descriptions; those that are forwarded come from the target's supervisor.
@@ -146,8 +234,14 @@ impl Files {
         for view in &self.views.objects {
             image.identities.push((view.dev, view.ino));
             if forwarded(view) {
-                let kind = fd::PROVIDED.to_owned();
-                image.objects.push(Object { kind, state: Vec::new(), flags: view.flags });
+                if self.is_carried(view) {
+                    return Err(FdError::Refused(Box::new(view.blocker(
+                        "VOS-UNIX-RIGHTS",
+                        "it is on its way inside of a Unix socket, and its other end is relayed",
+                        "move again when the program has received it",
+                    ))));
+                }
+                image.objects.push(fd::capture_provided(view, self)?);
                 continue;
             }
             image.objects.push(fd::capture(view, self)?);
@@ -183,7 +277,7 @@ mod tests {
     #[test]
     fn what_was_closed_meanwhile_is_no_finding() {
         let own = std::process::id() as i32;
-        let status = std::fs::File::open("/proc/self/status").expect("open");
+        let status = std::fs::File::open("/proc/1/status").expect("open");
         let again = status.try_clone().expect("dup");
         let files = Files::read(&[own], |_, _| None).expect("files");
         let of = |status: &FdView| status.link.ends_with("/status");

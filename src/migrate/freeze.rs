@@ -66,8 +66,6 @@ pub trait Watched {
     fn root(&self) -> i32;
     /// Host pids of all processes.
     fn processes(&self) -> BTreeSet<i32>;
-    /// The thread is in group-stop by this signal, and listened to.
-    fn listening(&self, tid: i32) -> Option<i32>;
     /// Threads that wait in vfork(2), which nothing can stop, and the processes for which they
     /// wait, which must go on.
     fn in_vfork(&self) -> BTreeSet<i32>;
@@ -267,11 +265,9 @@ impl Freezing<'_> {
             Err(source) => return Err(FreezeError::Trace { tid, what: "wait", source }),
         };
         match wait.stop {
-            // PTRACE_INTERRUPT ends PTRACE_LISTEN: a stopped job reports its group-stop again.
-            Stop::Interrupt => {
-                let stop = self.watched.listening(tid).map_or(Stop::Interrupt, Stop::Group);
-                self.stopped(tid, stop);
-            }
+            // PTRACE_INTERRUPT ends PTRACE_LISTEN: a stopped thread reports its group-stop again
+            // (do_jobctl_trap, kernel/signal.c), unless SIGCONT has come meanwhile.
+            Stop::Interrupt => self.stopped(tid, Stop::Interrupt),
             // SIGSTOP cannot be blocked and so not be queued again: let it take effect.
             Stop::Signal(libc::SIGSTOP) => {
                 let resumed = raw::cont(tid, libc::SIGSTOP);
@@ -378,19 +374,14 @@ impl Pause {
 ///
 /// # Errors
 /// When the thread ended or its process forked or executed meanwhile.
-pub fn stop_thread(
-    pid: i32,
-    tid: i32,
-    listening: Option<i32>,
-    on_event: &mut dyn FnMut(Wait),
-) -> Result<Frozen> {
+pub fn stop_thread(pid: i32, tid: i32, on_event: &mut dyn FnMut(Wait)) -> Result<Frozen> {
     let interrupt = || {
         raw::interrupt(tid).map_err(|source| FreezeError::Trace { tid, what: "interrupt", source })
     };
     let asleep = Asleep::look(pid, tid);
     interrupt()?;
     loop {
-        match await_stop(pid, tid, listening, on_event)? {
+        match await_stop(pid, tid, on_event)? {
             Some(Stop::Signal(signal)) => {
                 interrupt()?;
                 on_event(Wait { tid, stop: Stop::Signal(signal) });
@@ -405,12 +396,7 @@ pub fn stop_thread(
 }
 
 /// Waits until a thread is stopped for us; `None` when it ended.
-fn await_stop(
-    pid: i32,
-    tid: i32,
-    listening: Option<i32>,
-    on_event: &mut dyn FnMut(Wait),
-) -> Result<Option<Stop>> {
+fn await_stop(pid: i32, tid: i32, on_event: &mut dyn FnMut(Wait)) -> Result<Option<Stop>> {
     let fail = |what| move |source| FreezeError::Trace { tid, what, source };
     loop {
         let wait = match stop::await_status(tid) {
@@ -422,10 +408,7 @@ fn await_stop(
             Err(e) => return Err(fail("wait")(e)),
         };
         match wait.stop {
-            // PTRACE_INTERRUPT ends PTRACE_LISTEN: a stopped job reports its group-stop again.
-            Stop::Interrupt => {
-                return Ok(Some(listening.map_or(Stop::Interrupt, Stop::Group)));
-            }
+            Stop::Interrupt => return Ok(Some(Stop::Interrupt)),
             Stop::Group(signal) => return Ok(Some(Stop::Group(signal))),
             // SIGSTOP cannot be blocked and so not be queued again: let it take effect.
             Stop::Signal(libc::SIGSTOP) => {

@@ -14,14 +14,17 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::resource::fd;
+use super::resource::ipc::undo::Undo;
+use super::resource::ipc::IpcImage;
 use super::resource::memory::MmImage;
 use super::resource::registers::Registers;
 use super::resource::PartState;
+use super::terminals::Terminal;
 use crate::control::MoveReport;
 use crate::ids::JobId;
 
 /// Version of [`JobImage`]; nodes of other versions refuse each other.
-pub const IMAGE_VERSION: u32 = 2;
+pub const IMAGE_VERSION: u32 = 3;
 
 /// A whole frozen job, without the pages of its memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +40,10 @@ pub struct JobImage {
     pub processes: Vec<ProcessImage>,
     /// Processes that have ended and wait to be reaped.
     pub zombies: Vec<Zombie>,
+    /// Controlling terminals of sessions.
+    pub terminals: Vec<Terminal>,
+    /// Objects of System V IPC.
+    pub ipc: IpcImage,
 }
 
 impl JobImage {
@@ -95,11 +102,15 @@ pub struct ProcessImage {
     pub memory: MmImage,
     /// Its descriptors, which refer to [`JobImage::files`].
     pub table: Vec<fd::Slot>,
+    /// Locks on files that it takes.
+    pub locks: Vec<fd::lock::Lock>,
     pub parts: Vec<PartState>,
     /// The first is the process's leader.
     pub threads: Vec<ThreadImage>,
     /// Stopped by this job-control signal.
     pub stopped: Option<i32>,
+    /// What its SEM_UNDO operations have added up to (semop(2)).
+    pub undo: Vec<Undo>,
 }
 
 impl ProcessImage {

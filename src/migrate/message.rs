@@ -9,7 +9,7 @@
 //!        ◄────────────────────── Prepared  the new process waits for its memory
 //! Image ───────────────────────────────►   job frozen
 //!        ◄─────── Unknown files, if any
-//! Bulk…, Pages…, PagesEnd ─────────────►
+//! Bulk…, Pages/Same…, PagesEnd───────────►
 //!        ◄───────────────────────── Ready
 //! Commit ──────────────────────────────►
 //!        ◄────────────────────────── Done
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::image::JobInfo;
 use super::resource::creds::User;
 use super::resource::fd::regular::Named;
+use super::resource::fd::unix::Wanted;
 use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
@@ -31,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 8;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,6 +80,12 @@ pub enum Msg {
         process: u32,
         ranges: Vec<(u64, u64)>,
     },
+    /// Source: these ranges of a process are as in process `from`, whose pages have come.
+    Same {
+        process: u32,
+        from: u32,
+        ranges: Vec<(u64, u64)>,
+    },
     PagesEnd,
     Ready,
     Commit,
@@ -86,6 +93,8 @@ pub enum Msg {
         processes: Vec<ProcessStatus>,
         /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
+        /// Locks that it does not have any more, because others took them meanwhile.
+        lost: Vec<String>,
     },
     /// The move is off, for this reason.
     Abort(String),
@@ -182,6 +191,8 @@ pub struct Hello {
     /// Which of them (by index) are mapped shared and writable.
     pub written: Vec<u32>,
     pub open: Vec<Named>,
+    /// Names of Unix sockets.
+    pub sockets: Vec<Wanted>,
     /// Working directories of its processes.
     pub cwds: Vec<String>,
     /// Whom it runs as; `None` when its ids are not all the same.

@@ -17,17 +17,19 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::Clocks;
 use super::resource::creds::User;
+use super::resource::fd::unix::{Cred, Deed};
+use super::resource::ipc::steps;
 use super::skeleton::{coarse_tick, offsets, pair, receive, send, Footing, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
-use super::{building, raw};
+use super::{building, raw, terminals};
 use crate::tracer::raw::{kill, set_default, wait4};
 
 /// What the new processes inherit.
 struct Ends {
     /// To the supervisor; of all of them.
     control: OwnedFd,
-    /// The terminal of the root's session.
-    tty: Option<OwnedFd>,
+    /// Terminals that wait for the leaders of these sessions.
+    ttys: Vec<(i32, OwnedFd)>,
     /// Held by the root's parent, where that is a stand-in, until the root has ended.
     held: Option<UnixStream>,
     /// The other end of that, of pid 1.
@@ -62,47 +64,75 @@ pub(super) fn start(
     tree: &Tree,
     now: Clocks,
     control: OwnedFd,
-    tty: Option<RawFd>,
     footing: Footing,
 ) -> ! {
-    let mut keep = vec![control.as_raw_fd()];
-    keep.extend(tty);
-    close_others(&keep);
-    let tty = tty.map(raw::own);
-    let mut ends = Ends { control, tty, held: None, watched: None, footing };
-    ends.must("SIGCHLD", quiet_children());
+    close_others(&[control.as_raw_fd()]);
+    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None, footing };
+    ends.must("signals", stay_quiet());
     if footing == Footing::Namespaces {
-        ends.must("namespaces", unshare(plan.user));
-        ends.must("clock offsets", set_clocks(plan, now));
-        ends.must("host name", nix::unistd::sethostname(&plan.nodename));
-        if !plan.domainname.is_empty() {
-            ends.must("domain name", raw::set_domain_name(&plan.domainname));
-        }
+        make_namespaces(plan, now, &ends);
     }
+    make_terminals(plan, &mut ends);
     let outside = plan.root().is_some_and(parent_is_outside);
     if outside || tree.guardian.is_some() {
         let (held, watched) = ends.must("socketpair", UnixStream::pair());
         (ends.held, ends.watched) = (Some(held), Some(watched));
     }
     if ends.must("fork", raw::fork_sibling()) == 0 {
-        init(plan, tree, ends);
+        init(tree, ends);
     }
     ends.watched = None;
     if !outside {
         raw::exit_now(0);
     }
-    parent_outside(plan, tree, ends)
+    parent_outside(tree, ends)
 }
 
-/// A child that ends leaves no signal behind: SIGCHLD is ignored by default unless it is
-/// blocked, as the supervisor has it.
-fn quiet_children() -> io::Result<()> {
-    set_default(libc::SIGCHLD)?;
-    Ok(SigSet::from(Signal::SIGCHLD).thread_unblock()?)
+fn make_namespaces(plan: &Plan, now: Clocks, ends: &Ends) {
+    ends.must("namespaces", unshare(plan.user));
+    ends.must("clock offsets", set_clocks(plan, now));
+    ends.must("host name", nix::unistd::sethostname(&plan.nodename));
+    if !plan.domainname.is_empty() {
+        ends.must("domain name", raw::set_domain_name(&plan.domainname));
+    }
+    let none: Option<&str> = None;
+    let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
+    ends.must("mount propagation", slave);
+}
+
+/// Makes the controlling terminals of sessions, and gives the supervisor both sides of each.
+fn make_terminals(plan: &Plan, ends: &mut Ends) {
+    if plan.terminals.is_empty() && !plan.ptys {
+        return;
+    }
+    let own = match ends.footing {
+        Footing::Namespaces => terminals::mount_own(),
+        Footing::Translated => Err(io::ErrorKind::Unsupported.into()),
+    };
+    if let (Err(e), true) = (&own, plan.ptys) {
+        ends.fail("a devpts of the job's own", e);
+    }
+    let made = terminals::make(&plan.terminals, own.is_ok(), plan.user);
+    let made = ends.must("controlling terminals", made);
+    for (place, (terminal, pair)) in (0..).zip(plan.terminals.iter().zip(made)) {
+        let fds = [pair.master.as_raw_fd(), pair.slave.as_raw_fd()];
+        ends.must("a terminal", send(ends.control.as_fd(), &Word::Terminal(place), &fds));
+        ends.ttys.push((terminal.sid, pair.slave));
+    }
+}
+
+/// A child that ends leaves no signal behind, nor does a terminal that gets its size: both are
+/// ignored by default unless they are blocked, as the supervisor has them.
+fn stay_quiet() -> io::Result<()> {
+    for signal in [Signal::SIGCHLD, Signal::SIGWINCH] {
+        set_default(signal as i32)?;
+        SigSet::from(signal).thread_unblock()?;
+    }
+    Ok(())
 }
 
 /// H, as the parent of the root, makes it when pid 1 says so.
-fn parent_outside(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
+fn parent_outside(tree: &Tree, mut ends: Ends) -> ! {
     // Nothing comes when pid 1 has failed; it has said so.
     let mut asked = [0];
     let said = ends.held.as_mut().map(|held| held.read_exact(&mut asked));
@@ -110,7 +140,7 @@ fn parent_outside(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
         raw::exit_now(1)
     };
     if fork(&ends, tree, root).is_none() {
-        let node = grow(plan, tree, &mut ends, root);
+        let node = grow(tree, &mut ends, root);
         wait_as(tree, ends, node);
     }
     guard(ends.held);
@@ -144,7 +174,11 @@ pub(super) fn probe(user: User) -> ! {
 /// New namespaces: with the privilege to make them directly where there is one, else within a
 /// user namespace in which this node's user is the job's.
 fn unshare(user: User) -> io::Result<()> {
-    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | raw::CLONE_NEWTIME;
+    let flags = libc::CLONE_NEWPID
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | raw::CLONE_NEWTIME;
     if user.is_givable() {
         match raw::unshare(flags) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
@@ -183,38 +217,36 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
 
 /// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
 /// job comes from; a session or group of 0 is led by nobody in the namespace.
-fn init(plan: &Plan, tree: &Tree, mut ends: Ends) -> ! {
+fn init(tree: &Tree, mut ends: Ends) -> ! {
     let without_proc = match ends.footing {
-        Footing::Namespaces => mount_proc(&ends),
+        Footing::Namespaces => mount_proc().is_err(),
         Footing::Translated => {
             ends.must("PR_SET_CHILD_SUBREAPER", raw::set_subreaper(true));
             false
         }
     };
     ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
-    let node = grow(plan, tree, &mut ends, 0);
+    let node = grow(tree, &mut ends, 0);
     wait_as(tree, ends, node)
 }
 
-/// A /proc of the namespace's own. True: that cannot be.
-fn mount_proc(ends: &Ends) -> bool {
+/// A /proc of the namespace's own.
+fn mount_proc() -> nix::Result<()> {
     let none: Option<&str> = None;
-    let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
-    ends.must("mount propagation", slave);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err()
+    mount(Some("proc"), "/proc", Some("proc"), flags, none)
 }
 
 /// Does the steps of a process of the plan. Answers which process this is now: the same, or
 /// one that it, or another in between, has forked.
-fn grow(plan: &Plan, tree: &Tree, ends: &mut Ends, first: usize) -> usize {
+fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
     let (mut node, mut at) = (first, 0);
     while let Some(step) = tree.nodes[node].steps.get(at) {
         at += 1;
         let pid = tree.nodes[node].pid;
         match *step {
             Step::Adopt => ends.must("PR_SET_CHILD_SUBREAPER", raw::set_subreaper(true)),
-            Step::Lead => lead_session(plan, tree, ends, node),
+            Step::Lead => lead_session(tree, ends, node),
             Step::OwnGroup => {
                 let own = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                 ends.must(&format!("group of process {pid}"), own);
@@ -233,14 +265,12 @@ fn grow(plan: &Plan, tree: &Tree, ends: &mut Ends, first: usize) -> usize {
     node
 }
 
-/// Leads a new session, which gets the terminal if it is the root's.
-fn lead_session(plan: &Plan, tree: &Tree, ends: &mut Ends, node: usize) {
+/// Leads a new session, which gets its terminal if it has one.
+fn lead_session(tree: &Tree, ends: &mut Ends, node: usize) {
     let own = &tree.nodes[node];
     ends.must(&format!("session of process {}", own.pid), setsid());
-    if plan.root().is_some_and(|ids| ids.sid == own.pid) {
-        if let Some(tty) = ends.tty.take() {
-            ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
-        }
+    for (_, tty) in ends.ttys.extract_if(.., |(sid, _)| *sid == own.pid).collect::<Vec<_>>() {
+        ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
     }
 }
 
@@ -453,23 +483,48 @@ pub(super) fn dumps_core(signal: i32) -> bool {
 
 /// Does what the supervisor asks for, and says how it went.
 fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
+    let mut opened = None;
     let (what, done) = match request {
         Request::Terminal(group) => (
             "controlling terminal",
             fds.first().map_or(Ok(()), |tty| take_terminal(tty.as_fd(), group)),
         ),
+        Request::OpenTerminal(flags) => {
+            let terminal = open_terminal(flags).map(|fd| opened = Some(fd));
+            ("open /dev/tty", terminal)
+        }
         Request::Join(group) => {
             let joined = setpgid(Pid::from_raw(0), Pid::from_raw(group));
             ("setpgid", joined.map_err(io::Error::from))
         }
         Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
-        Request::Build(_) | Request::More | Request::End(_) => return,
+        Request::Ipc(all) => ("IPC", steps::perform(&all).map_err(io::Error::other)),
+        Request::Act(by, deed) => return act(control, by, &deed, fds),
+        Request::Build(_) | Request::More | Request::Acted(_) | Request::End(_) => return,
     };
     let word = match done {
         Ok(()) => Word::Ready,
         Err(e) => Word::Failed(format!("{what}: {e}")),
     };
-    let _ = send(control, &word, &[]);
+    let fds: Vec<RawFd> = opened.iter().map(AsRawFd::as_raw_fd).collect();
+    let _ = send(control, &word, &fds);
+}
+
+fn open_terminal(flags: i32) -> io::Result<OwnedFd> {
+    use nix::fcntl::{open, OFlag};
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
+    Ok(open("/dev/tty", flags, nix::sys::stat::Mode::empty())?)
+}
+
+/// What leaves credentials in a socket.
+fn act(control: BorrowedFd, by: Cred, deed: &Deed, fds: &[OwnedFd]) {
+    let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
+    let (word, made) = match deed.perform(Some(by), &fds) {
+        Ok(made) => (Word::Ready, made),
+        Err(e) => (Word::Failed(e.to_string()), Vec::new()),
+    };
+    let numbers: Vec<i32> = made.iter().map(AsRawFd::as_raw_fd).collect();
+    let _ = send(control, &word, &numbers);
 }
 
 fn take_terminal(tty: BorrowedFd, group: i32) -> io::Result<()> {

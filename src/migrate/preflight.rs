@@ -18,6 +18,7 @@ use super::message::{Hello, Verdict};
 use super::raw::{compare_tasks, Shared};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
+use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{attributes, blocker, View, PARTS};
@@ -39,7 +40,14 @@ fn warning(code: &str, object: String, cause: &str, remedy: &str) -> Finding {
 pub struct Local {
     pub findings: Vec<Finding>,
     pub forwarded: Forwarded,
-    pub open: Vec<Named>,
+    pub open: Open,
+}
+
+/// What the target is asked about.
+#[derive(Debug, Clone, Default)]
+pub struct Open {
+    pub files: Vec<Named>,
+    pub sockets: Vec<Wanted>,
 }
 
 /// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
@@ -49,12 +57,14 @@ pub struct Local {
 /// When /proc cannot be read.
 pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let mut found = known.clone();
-    let one_ended = |v: &&FdView| fd::is_terminal(v) || is_unnamed_stream(v);
-    found.extend(files.views.objects.iter().filter(one_ended).map(identity));
+    let all = &files.views.objects;
+    let own = |v: &FdView| fd::pty::has_hung_up(v) || fd::pty::is_inside(v, all);
+    let one_ended = |v: &&FdView| (fd::is_terminal(v) && !own(v)) || is_unnamed_stream(v);
+    found.extend(all.iter().filter(one_ended).map(identity));
     let pipes: Vec<u64> =
         pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {
-        let outside = fd::outside_holders(&pipes, &files.job_pids())?;
+        let outside = fd::outside_holders("pipe", &pipes, &files.job_pids())?;
         for view in self::pipes(files) {
             if outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
                 found.insert(identity(view));
@@ -82,7 +92,7 @@ pub fn still_forwarded(
         .collect();
     let outside = match doubtful.is_empty() {
         true => HashSet::new(),
-        false => fd::outside_holders(&doubtful, &files.job_pids())?,
+        false => fd::outside_holders("pipe", &doubtful, &files.job_pids())?,
     };
     let mut found = before.clone();
     for view in pipes(files).filter(|v| !known.contains(&identity(v))) {
@@ -167,7 +177,10 @@ pub fn local(
     }
     findings.extend(super::capture::check_shared_memory(pids)?);
     let others = files.views.objects.iter().filter(|v| !is_forwarded(v));
-    let open = others.filter_map(|v| Named::of(v, false).ok().flatten()).collect();
+    let open = Open {
+        files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
+        sockets: wanted_names(&files.views.objects, files),
+    };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
     Ok(Local { findings, forwarded, open })
@@ -368,7 +381,7 @@ pub struct Move<'a> {
 ///
 /// # Errors
 /// When the first process is gone.
-pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
+pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
     let (mut all, mut users) = (Vec::new(), Vec::new());
     let (mut mapped, mut written, mut cwds) = (Vec::new(), Vec::new(), Vec::new());
     for (n, &pid) in pids.iter().enumerate() {
@@ -409,7 +422,8 @@ pub fn hello(pids: &[i32], of: Move, open: Vec<Named>) -> io::Result<Hello> {
         largest_tid: all.iter().flatten().map(|t| t.job_tid).max().unwrap_or(0),
         mapped,
         written,
-        open,
+        open: open.files,
+        sockets: open.sockets,
         cwds,
         user,
         history: of.history,
@@ -445,6 +459,7 @@ pub fn judge(hello: &Hello) -> Verdict {
     if !verdict.mapped.is_empty() {
         verdict.ok.push(format!("{} to compare", verdict.mapped.len()));
     }
+    verdict.findings.extend(judge_sockets(&hello.sockets));
     for cwd in &hello.cwds {
         judge_directory(cwd, &mut verdict);
     }

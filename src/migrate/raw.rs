@@ -226,6 +226,8 @@ pub enum Shared {
     Directories = 3,
     /// KCMP_SIGHAND.
     Handlers = 4,
+    /// KCMP_SYSVSEM: what semop(2) is to undo.
+    Undo = 6,
 }
 
 /// kcmp(2): are these the same in both tasks, or which comes first in the kernel's order?

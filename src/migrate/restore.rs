@@ -8,6 +8,7 @@
 //! All calls run in the new process through the batch stub. Until the job owns itself it has
 //! PTRACE_O_EXITKILL: a copy that may not run yet dies with its supervisor.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -15,7 +16,7 @@ use super::building::Built;
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
 use super::reexec;
-use super::resource::memory::{Backing, Mapping, MmImage};
+use super::resource::memory::{read_range, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
@@ -234,6 +235,25 @@ impl Restoring {
         Ok(())
     }
 
+    /// Writes pages as they are in `other`, which has got them.
+    ///
+    /// # Errors
+    /// `EFAULT` when either image does not map them.
+    pub fn fill_from(&self, other: &Self, ranges: &[(u64, u64)]) -> Result<()> {
+        const MOST: u64 = 1 << 20;
+        for &(start, end) in ranges {
+            let mut at = start;
+            while at < end {
+                let to = end.min(at + MOST);
+                let what = format!("read memory {at:x}-{to:x} of process {}", other.pid);
+                let bytes = io_error(what, read_range(other.pid, at, to))?;
+                self.fill(&[(at, to)], &bytes)?;
+                at = to;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the threads, tells everything its state, and leaves all threads stopped with
     /// their registers. `filter` is the seccomp program (`struct sock_filter`s) to put in.
     ///
@@ -378,8 +398,8 @@ fn make_mappings(
             Backing::Special(_) => continue,
             Backing::Anonymous { .. } => u64::MAX,
             Backing::File(index) => *descriptor(&built.paths, *index)? as u64,
-            Backing::Object(index) => match anonymous.get(*index as usize) {
-                Some(Some((base, _))) => {
+            Backing::Object(index) => match anonymous.get(&place(m, *index, image)) {
+                Some((base, _)) => {
                     let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
                     // An old size of 0 gives the same shared pages a second place (mremap(2)).
                     let args = [base + m.offset, 0, m.len(), flags, m.start];
@@ -401,7 +421,7 @@ fn make_mappings(
         name(runner, m)?;
         advise(runner, m)?;
     }
-    for (base, len) in anonymous.into_iter().flatten() {
+    for (base, len) in anonymous.into_values() {
         runner.call(libc::SYS_munmap, "munmap", &[base, len])?;
     }
     Ok(())
@@ -411,17 +431,48 @@ fn descriptor(fds: &[RawFd], index: u32) -> Result<&RawFd> {
     fds.get(index as usize).ok_or(RestoreError::Image("a mapping of no file"))
 }
 
+/// An object, and whether its mappings are to be written to; that is one for all that is no
+/// System V segment.
+type Place = (u32, bool);
+
+fn place(m: &Mapping, index: u32, image: &MmImage) -> Place {
+    let segment = image.objects.get(index as usize).is_some_and(|o| o.segment.is_some());
+    (index, !segment || m.flags.contains(VmFlags::MAY_WRITE))
+}
+
+/// System V segments are attached, once to be read only and once to be written to as well, as the
+/// mappings have them.
+fn attach_segments(
+    runner: &mut Runner,
+    image: &MmImage,
+    free: &mut Free,
+) -> Result<BTreeMap<Place, (u64, u64)>> {
+    let mut bases = BTreeMap::new();
+    for m in &image.mappings {
+        let Backing::Object(index) = m.backing else { continue };
+        let Some(object) = image.objects.get(index as usize) else { continue };
+        let (Some(id), place) = (object.segment, place(m, index, image)) else { continue };
+        if bases.contains_key(&place) {
+            continue;
+        }
+        let at = free.take(object.size)?;
+        let flags = if place.1 { 0 } else { libc::SHM_RDONLY };
+        runner.call(libc::SYS_shmat, "shmat", &[id as u64, at, flags as u64])?;
+        bases.insert(place, (at, object.size));
+    }
+    Ok(bases)
+}
+
 /// Shared anonymous memory is mapped once, whole, at a free place; its mappings are made from
 /// there, so that several keep sharing their pages.
 fn make_shared(
     runner: &mut Runner,
     image: &MmImage,
     free: &mut Free,
-) -> Result<Vec<Option<(u64, u64)>>> {
-    let mut bases = Vec::new();
-    for object in &image.objects {
+) -> Result<BTreeMap<Place, (u64, u64)>> {
+    let mut bases = attach_segments(runner, image, free)?;
+    for (index, object) in (0..).zip(&image.objects) {
         if !object.anonymous {
-            bases.push(None);
             continue;
         }
         let at = free.take(object.size)?;
@@ -429,7 +480,7 @@ fn make_shared(
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         let args = [at, object.size, prot, flags as u64, u64::MAX, 0];
         runner.call(libc::SYS_mmap, "mmap of shared memory", &args)?;
-        bases.push(Some((at, object.size)));
+        bases.insert((index, true), (at, object.size));
     }
     Ok(bases)
 }

@@ -30,7 +30,7 @@ use std::io;
 use super::cpus;
 use super::image::Restart;
 use super::resource::View;
-use crate::tracer::inject::{read_exact, sigbit};
+use crate::tracer::inject::{read_exact, sigbit, word};
 use crate::tracer::memory::read_proc;
 use crate::tracer::raw::{self, Regs};
 
@@ -300,13 +300,7 @@ fn scheduler_clock() -> io::Result<u64> {
 fn timespec(pid: i32, at: u64) -> io::Result<u64> {
     let mut raw = [0; 16];
     read_exact(pid, at, &mut raw)?;
-    let (sec, nsec) = raw.split_at(8);
-    let word = |b: &[u8]| {
-        let mut w = [0; 8];
-        w.copy_from_slice(b);
-        u64::from_le_bytes(w)
-    };
-    Ok(word(sec).saturating_mul(1_000_000_000).saturating_add(word(nsec)))
+    Ok(word(&raw, 0).saturating_mul(1_000_000_000).saturating_add(word(&raw, 8)))
 }
 
 /// The whole timeout of a call, nanoseconds; `None`: it has none.

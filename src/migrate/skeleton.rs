@@ -1,7 +1,8 @@
 //! The new processes before they get their old memory: namespaces, pids, sessions, groups.
 //!
 //! ```text
-//! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, mount; offsets, name
+//! supervisor ─fork─► H   unshare: user (ordinary user), pid, time, uts, ipc, mount; offsets, name,
+//!                    │   controlling terminals
 //!                    └─► I   pid 1: mounts proc, reaps; leads what pid 1 led before
 //!                        └─► L   stands in for the session leader   (pid = sid)
 //!                            ├─► G   stands in for the group leader (pid = pgid)
@@ -31,11 +32,17 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::building::{self, Build, Built};
-use super::image::{Clocks, Ids};
+use super::image::{Clocks, Ids, ProcessImage};
 use super::resource::creds::User;
+use super::resource::fd::unix::{Cred, Deed};
+use super::resource::ipc::steps::{self, Step};
+use super::resource::ipc::undo::Undo;
+use super::resource::ipc::IpcImage;
+use super::terminals::Terminal;
 use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw};
 use crate::control::Finding;
+use crate::proxy::PtyPair;
 use crate::syscalls::translate::numbers;
 
 /// What the frame of a job needs before its image arrives.
@@ -47,8 +54,10 @@ pub struct Plan {
     pub domainname: String,
     /// The job's clocks when this was sent.
     pub clocks: Clocks,
-    /// The session has a controlling terminal, which is relayed.
-    pub terminal: bool,
+    /// Controlling terminals of sessions.
+    pub terminals: Vec<Terminal>,
+    /// The job has ptys, which keep their numbers.
+    pub ptys: bool,
     /// Whom the processes run as, by its own numbers.
     pub user: User,
 }
@@ -58,6 +67,15 @@ impl Plan {
     #[must_use]
     pub fn root(&self) -> Option<Ids> {
         self.members.first().map(|m| m.ids)
+    }
+
+    /// Are the same terminals made for both?
+    #[must_use]
+    pub fn has_terminals_of(&self, other: &Self) -> bool {
+        let (own, theirs) = (&self.terminals, &other.terminals);
+        self.ptys == other.ptys
+            && own.len() == theirs.len()
+            && own.iter().zip(theirs).all(|(one, other)| one.is_made_as(other))
     }
 }
 
@@ -94,6 +112,8 @@ pub struct Skeleton {
     standins: Vec<i32>,
     /// The living processes of the job, in the order of the plan's members.
     pub processes: Vec<NewProcess>,
+    /// The ptys of the plan's terminals, by their place there.
+    pub terminals: BTreeMap<usize, PtyPair>,
     pub(super) frame: Frame,
 }
 
@@ -133,6 +153,8 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> Skeleton
 pub(super) enum Word {
     /// From I; the kernel tells its pid. True: proc could not be mounted.
     Init(bool),
+    /// From H: both sides of a terminal of the plan, by its place there.
+    Terminal(u32),
     /// From a process of the plan, by its place there: it waits. Its own socket comes along.
     Born(u32),
     /// What was asked is done.
@@ -143,20 +165,30 @@ pub(super) enum Word {
     More,
     Built(Built),
     Failed(String),
+    /// From P: this process is to do this with what comes along, which leaves its credentials.
+    Act(Cred, Deed),
 }
 
 /// What the supervisor asks of the new processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Make the terminal that comes along the controlling one, with this foreground group.
+    /// The terminal that comes along is the controlling one: this is its foreground group.
     Terminal(i32),
+    /// Open /dev/tty with these flags.
+    OpenTerminal(i32),
     /// Join this process group.
     Join(i32),
     /// These children end; and no orphans come any more.
     Reap(Vec<i32>),
     /// End with this wait status.
     End(i32),
+    /// Make objects of System V IPC.
+    Ipc(Vec<Step>),
     Build(Box<Build>),
+    /// As [`Word::Act`].
+    Act(Cred, Deed),
+    /// How that went: an errno, or 0, and what was made. `ESRCH`: there is no such process.
+    Acted(i32),
     /// More descriptors for [`Request::Build`], or more are wanted of those that P hands out.
     More,
 }
@@ -293,13 +325,11 @@ pub fn try_namespaces(user: User) -> io::Result<()> {
 }
 
 impl Skeleton {
-    /// Makes the processes; [`Skeleton::settle`] is next. The caller has one thread. The leader of
-    /// the root's session takes `tty` as its controlling terminal at once: the others get it by
-    /// fork(2), and in no other way (tty_ioctl(4), TIOCSCTTY).
+    /// Makes the processes; [`Skeleton::settle`] is next. The caller has one thread.
     ///
     /// # Errors
     /// The step that failed, in words.
-    pub fn spawn(plan: &Plan, tty: Option<BorrowedFd>, footing: Footing) -> Result<Self> {
+    pub fn spawn(plan: &Plan, footing: Footing) -> Result<Self> {
         let tree = tree::plan(&plan.members).map_err(SkeletonError::Refused)?;
         make_room(tree.nodes.len() as u64)?;
         let (control, theirs) = pair()?;
@@ -311,7 +341,7 @@ impl Skeleton {
         }
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, &tree, now, theirs, tty.map(|fd| fd.as_raw_fd()), footing);
+            newborn::start(plan, &tree, now, theirs, footing);
         }
         drop(theirs);
         let mut found = Found::default();
@@ -346,22 +376,84 @@ impl Skeleton {
     ) -> Result<(Built, Vec<OwnedFd>)> {
         let process = self.processes.get(index);
         let process = process.ok_or_else(|| SkeletonError::Step("no such process".into()))?;
-        building::ask(process.control.as_fd(), build, fds)
+        let act = |by: Cred, deed: &Deed, fds: &[OwnedFd]| self.act(by, deed, fds);
+        building::ask(process.control.as_fd(), build, fds, &act)
     }
 
-    /// Makes `tty` the controlling terminal of the root's session, with this foreground group.
+    /// Has the process with this number in the job do something; the supervisor itself stands for
+    /// all processes outside.
+    fn act(&self, by: Cred, deed: &Deed, fds: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+        if by.pid == 0 {
+            let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
+            return deed.perform(Some(by), &fds);
+        }
+        let rest = self.frame.rest.values().filter(|process| process.pid != self.init);
+        let found = self.processes.iter().chain(rest).find(|p| p.job_pid == by.pid);
+        let process = found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let control = process.control.as_fd();
+        send(control, &Request::Act(by, deed.clone()), &fds)?;
+        match receive::<Word>(control)? {
+            (Word::Ready, _, made) => Ok(made),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Sets the foreground group of `tty`, the controlling terminal of session `sid`.
     /// After [`Skeleton::settle`] and before [`Skeleton::build`].
     ///
     /// # Errors
     /// When the session leader cannot take it.
-    pub fn set_terminal(&self, tty: BorrowedFd, foreground: i32) -> Result<()> {
-        let sid = self.frame.members.first().map(|m| m.ids.sid);
-        let leader = self.frame.tree.nodes.iter().position(|n| Some(n.pid) == sid);
-        let leader = leader.and_then(|node| self.at(node));
-        let leader = leader
-            .ok_or_else(|| SkeletonError::Step("the session's leader is not there".into()))?;
+    pub fn set_terminal(&self, sid: i32, tty: BorrowedFd, foreground: i32) -> Result<()> {
         let foreground = numbers::to_host(foreground);
-        ask(leader, &Request::Terminal(foreground), &[tty.as_raw_fd()])
+        ask(self.leader(sid)?, &Request::Terminal(foreground), &[tty.as_raw_fd()])
+    }
+
+    /// Opens /dev/tty in session `sid`, with these flags. As [`Skeleton::set_terminal`].
+    ///
+    /// # Errors
+    /// When the session has no terminal.
+    pub fn open_terminal(&self, sid: i32, flags: i32) -> Result<OwnedFd> {
+        let fds = ask_for(self.leader(sid)?, &Request::OpenTerminal(flags), &[])?;
+        fds.into_iter().next().ok_or_else(out_of_order)
+    }
+
+    fn leader(&self, sid: i32) -> Result<&NewProcess> {
+        let leader = self.frame.tree.nodes.iter().position(|n| n.pid == sid);
+        let gone = || SkeletonError::Step(format!("the leader of session {sid} is not there"));
+        leader.and_then(|node| self.at(node)).ok_or_else(gone)
+    }
+
+    /// Makes the objects of System V IPC. After [`Skeleton::settle`] and before
+    /// [`Skeleton::build`].
+    ///
+    /// # Errors
+    /// The object that could not be made, in words.
+    pub fn make_ipc(&self, ipc: &IpcImage, processes: &[ProcessImage]) -> Result<()> {
+        let undo: Vec<(i32, Undo)> =
+            processes.iter().flat_map(|p| p.undo.iter().map(|undo| (p.ids.pid, *undo))).collect();
+        let find = |pid: i32| self.processes.iter().find(|process| process.job_pid == pid);
+        for (doer, all) in steps::plan(ipc, &undo, |pid| find(pid).is_some()) {
+            let process = match doer {
+                Some(pid) => find(pid),
+                None => self.at(0),
+            };
+            let process = process
+                .ok_or_else(|| SkeletonError::Step("no process that makes IPC objects".into()))?;
+            ask(process, &Request::Ipc(all), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Marks the segments for removal that were marked so. All that attach them have done so.
+    ///
+    /// # Errors
+    /// When one cannot be marked.
+    pub fn remove_segments(&self, ipc: &IpcImage) -> Result<()> {
+        let removed = ipc.segments.iter().filter(|segment| segment.is_removed());
+        let steps: Vec<Step> = removed.map(|segment| Step::Remove(segment.perm.id)).collect();
+        let init = self.at(0).filter(|_| !steps.is_empty());
+        init.map_or(Ok(()), |init| ask(init, &Request::Ipc(steps), &[]))
     }
 
     /// A process of the tree that has a socket.
@@ -403,11 +495,16 @@ fn kill(init: i32) {
 
 /// Asks one process for something, and waits until it is done.
 pub(super) fn ask(process: &NewProcess, request: &Request, fds: &[RawFd]) -> Result<()> {
+    ask_for(process, request, fds).map(drop)
+}
+
+/// The same; gives the descriptors that are answered.
+fn ask_for(process: &NewProcess, request: &Request, fds: &[RawFd]) -> Result<Vec<OwnedFd>> {
     let failed = |why: String| SkeletonError::Step(format!("process {}: {why}", process.job_pid));
     let control = process.control.as_fd();
     send(control, request, fds).map_err(|e| failed(e.to_string()))?;
     match receive::<Word>(control).map_err(|e| failed(e.to_string()))? {
-        (Word::Ready, ..) => Ok(()),
+        (Word::Ready, _, fds) => Ok(fds),
         (Word::Failed(text), ..) => Err(failed(text)),
         _ => Err(failed("out of order".into())),
     }
@@ -435,6 +532,7 @@ fn make_room(sockets: u64) -> Result<()> {
 struct Found {
     init: i32,
     host_proc: bool,
+    terminals: BTreeMap<usize, PtyPair>,
     born: BTreeMap<usize, NewProcess>,
     standins: Vec<i32>,
 }
@@ -461,6 +559,12 @@ impl Found {
                     numbers::bind(own.pid, pid);
                     self.standins.push(pid);
                 }
+                Word::Terminal(place) => {
+                    let mut fds = fds.into_iter();
+                    let both = fds.next().zip(fds.next()).ok_or_else(out_of_order)?;
+                    let pair = PtyPair { master: both.0, slave: both.1 };
+                    self.terminals.insert(place as usize, pair);
+                }
                 Word::Born(node) => {
                     let node = node as usize;
                     let at = tree.nodes.get(node).zip(fds.into_iter().next());
@@ -469,7 +573,9 @@ impl Found {
                     self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Ready | Word::More | Word::Built(_) => return Err(out_of_order()),
+                Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => {
+                    return Err(out_of_order())
+                }
             }
         }
         Ok(())
@@ -492,6 +598,7 @@ impl Found {
             ahead: None,
             standins: self.standins,
             processes,
+            terminals: self.terminals,
             frame,
         }
     }

@@ -68,7 +68,7 @@ fn confirmed(state: &StateDir, job: JobId, peer: NodeId, id: MoveId) -> io::Resu
     if last.peer != peer {
         return Ok(None);
     }
-    let runs = Ok(Some(Msg::Done { processes: Vec::new(), resumed_ns: 0 }));
+    let runs = Ok(Some(Msg::Done { processes: Vec::new(), resumed_ns: 0, lost: Vec::new() }));
     let went_on = records.last().is_some_and(|r| r.id != id);
     match last.step {
         Step::Own if went_on => runs,

@@ -334,7 +334,14 @@ impl PtyPair {
     /// When there is no devpts or no pty is left.
     pub fn open() -> io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let master = nix::fcntl::open("/dev/ptmx", flags, nix::sys::stat::Mode::empty())?;
+        Self::of(nix::fcntl::open("/dev/ptmx", flags, nix::sys::stat::Mode::empty())?)
+    }
+
+    /// The pty with this new master.
+    ///
+    /// # Errors
+    /// When its slave cannot be opened.
+    pub fn of(master: OwnedFd) -> io::Result<Self> {
         let slave = raw::pty_peer(master.as_fd())?;
         Ok(Self { master, slave })
     }

@@ -375,8 +375,7 @@ impl Session {
         pid: i32,
         work: impl FnOnce(&mut Remote) -> Result<R>,
     ) -> Result<R> {
-        let listening = self.listening(pid);
-        let thread = freeze::stop_thread(pid, pid, listening, &mut |wait| {
+        let thread = freeze::stop_thread(pid, pid, &mut |wait| {
             if let Err(e) = self.take(wait) {
                 tracing::warn!("thread {}: {e}", wait.tid);
             }
@@ -619,13 +618,6 @@ impl Watched for Session {
 
     fn processes(&self) -> BTreeSet<i32> {
         self.processes()
-    }
-
-    fn listening(&self, tid: i32) -> Option<i32> {
-        match self.tasks.get(&tid)?.state {
-            TaskState::Group(signal) => Some(signal),
-            TaskState::Running => None,
-        }
     }
 
     fn in_vfork(&self) -> BTreeSet<i32> {

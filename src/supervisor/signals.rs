@@ -289,9 +289,14 @@ impl Signals {
         Self::raise_default(signal)
     }
 
-    /// Has the terminal's interrupt key been read?
+    /// Has the terminal's interrupt key been typed?
     #[must_use]
-    pub fn was_interrupted(&self) -> bool {
+    pub fn was_interrupted(&mut self) -> bool {
+        // The job may have died of it before it has come here, or before it was read here.
+        barrier();
+        if let Err(e) = self.read() {
+            tracing::debug!("signals at the end: {e}");
+        }
         self.interrupted
     }
 

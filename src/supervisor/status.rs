@@ -13,7 +13,7 @@ use procfs::process::{Process, Stat, Status};
 use super::session::Session;
 use super::Supervisor;
 use crate::control::{FdStatus, JobState, JobStatus, ProcessStatus};
-use crate::migrate::resource::fd::{self, FdView};
+use crate::migrate::resource::fd::{self, pty, FdView};
 
 /// CPU time at the last question.
 #[derive(Debug)]
@@ -117,21 +117,9 @@ fn link(pid: i32, name: &str) -> String {
     target.map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned())
 }
 
-/// Major and minor number of the process's controlling terminal.
-pub(super) fn controlling_terminal(pid: i32) -> Option<(u32, u32)> {
-    let tty_nr = Process::new(pid).ok()?.stat().ok()?.tty_nr;
-    Some(device(tty_nr)).filter(|(major, _)| *major != 0)
-}
-
-/// `tty_nr` of proc_pid_stat(5).
-fn device(tty_nr: i32) -> (u32, u32) {
-    let nr = tty_nr as u32;
-    ((nr >> 8) & 0xfff, (nr & 0xff) | ((nr >> 12) & 0xf_ff00))
-}
-
 /// Name of a terminal by its device number.
 fn terminal(tty_nr: i32) -> Option<String> {
-    let (major, minor) = device(tty_nr);
+    let (major, minor) = pty::device(tty_nr);
     match major {
         0 => None,
         4 if minor < 64 => Some(format!("tty{minor}")),

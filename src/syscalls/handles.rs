@@ -2,7 +2,8 @@
 //!
 //! The kernel's own descriptor table is the handle table; here are only annotations to it.
 //! Today these are the paths of inotify watches: fdinfo shows a watch's inode (see
-//! proc_pid_fdinfo(5)), not its path.
+//! proc_pid_fdinfo(5)), not its path. Besides there are the objects of System V IPC that the job
+//! has asked for, which belong to no process.
 //!
 //! A record is found again by the watch number and inode that fdinfo shows, so that it
 //! holds for duplicates of the descriptor in any process, and a watch that the kernel has
@@ -12,7 +13,7 @@
 //! Every change is appended to `STATE/jobs/<id>/handles` before the job runs on: a `u32`
 //! little-endian length, then postcard. A torn last entry is ignored.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::migrate::resource::ipc::Id;
 use crate::state;
 
 /// One inotify watch.
@@ -51,6 +53,8 @@ struct Record {
 enum Change {
     Add(Key, Record),
     Remove(Key),
+    /// An object of System V IPC that the job has asked for.
+    Ipc(Id),
 }
 
 /// One `inotify` line of an fdinfo file.
@@ -66,6 +70,8 @@ pub struct Handles {
     path: PathBuf,
     file: Option<File>,
     records: BTreeMap<Key, Record>,
+    /// Objects of System V IPC.
+    ipc: BTreeSet<Id>,
     /// Entries in the file, to know when it is worth writing anew.
     entries: usize,
 }
@@ -81,8 +87,9 @@ impl Handles {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other?,
         };
+        let records = BTreeMap::new();
         let mut handles =
-            Self { path: path.to_owned(), file: None, records: BTreeMap::new(), entries: 0 };
+            Self { path: path.to_owned(), file: None, records, ipc: BTreeSet::new(), entries: 0 };
         decode(&bytes).into_iter().for_each(|change| handles.apply(change));
         if !bytes.is_empty() {
             handles.rewrite()?;
@@ -99,6 +106,19 @@ impl Handles {
     /// Forgets a watch.
     pub fn remove(&mut self, pid: i32, fd: i32, wd: i32) {
         self.change(Change::Remove((pid, fd, wd)));
+    }
+
+    /// Records an object of System V IPC that the job has asked for, once.
+    pub fn add_ipc(&mut self, id: Id) {
+        if !self.ipc.contains(&id) {
+            self.change(Change::Ipc(id));
+        }
+    }
+
+    /// The objects that the job has asked for; some may be gone.
+    #[must_use]
+    pub fn ipc(&self) -> &BTreeSet<Id> {
+        &self.ipc
     }
 
     /// The watches of a descriptor that still exist, as postcard of `Vec<Watch>`; `None`
@@ -136,7 +156,7 @@ impl Handles {
             tracing::warn!("{}: {e}; adopt would not know this watch", self.path.display());
         }
         self.apply(change);
-        if self.entries > 4 * self.records.len() + 1000 {
+        if self.entries > 4 * (self.records.len() + self.ipc.len()) + 1000 {
             let _ = self.rewrite();
         }
     }
@@ -146,6 +166,7 @@ impl Handles {
         match change {
             Change::Add(key, record) => drop(self.records.insert(key, record)),
             Change::Remove(key) => drop(self.records.remove(&key)),
+            Change::Ipc(id) => drop(self.ipc.insert(id)),
         }
     }
 
@@ -164,9 +185,12 @@ impl Handles {
         for (key, record) in &self.records {
             bytes.extend(encode(&Change::Add(*key, record.clone()))?);
         }
+        for id in &self.ipc {
+            bytes.extend(encode(&Change::Ipc(*id))?);
+        }
         state::write_atomic(&self.path, &bytes)?;
         self.file = None;
-        self.entries = self.records.len();
+        self.entries = self.records.len() + self.ipc.len();
         Ok(())
     }
 }

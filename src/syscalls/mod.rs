@@ -11,6 +11,7 @@ pub mod translate;
 
 use std::io;
 
+use crate::migrate::resource::ipc::Kind;
 use crate::tracer::raw;
 use handles::{Handles, Watch};
 
@@ -26,6 +27,8 @@ pub enum AtExit {
     RemoveWatch { fd: i32, wd: i32 },
     /// A call of a job that has no namespaces.
     Translated(Box<translate::Call>),
+    /// shmget(2), semget(2), msgget(2).
+    Ipc(Kind),
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -39,6 +42,9 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
     Ok(match table::find(regs.orig_rax).map(|row| row.name) {
         Some("inotify_add_watch") => add_watch(tid, fd, regs.rsi, regs.rdx as u32),
         Some("inotify_rm_watch") => Some(AtExit::RemoveWatch { fd, wd: regs.rsi as i32 }),
+        Some("shmget") => Some(AtExit::Ipc(Kind::Memory)),
+        Some("semget") => Some(AtExit::Ipc(Kind::Semaphores)),
+        Some("msgget") => Some(AtExit::Ipc(Kind::Queue)),
         _ => None,
     })
 }
@@ -73,6 +79,7 @@ impl AtExit {
                 handles.add(pid, fd, Watch { wd: result as i32, path, mask });
             }
             Self::RemoveWatch { fd, wd } if result >= 0 => handles.remove(pid, fd, wd),
+            Self::Ipc(kind) if result >= 0 => handles.add_ipc((kind, result as i32)),
             _ => {}
         }
         Ok(())

@@ -440,9 +440,7 @@ impl Remote {
         let table = (started.table_at - started.data_at) as usize;
         let results = started.program.calls.iter().enumerate().map(|(row, (_, what, _))| {
             let at = table + row * 64 + 56;
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            (i64::from_le_bytes(word), *what)
+            (word(&bytes, at) as i64, *what)
         });
         let results = results.collect();
         bytes.truncate(started.program.data.len());
@@ -572,6 +570,17 @@ pub fn write_all(pid: i32, addr: u64, bytes: &[u8]) -> io::Result<()> {
         };
     }
     Ok(())
+}
+
+/// The eight bytes of a thread's memory from `at` as one number.
+///
+/// # Panics
+/// When they are not all there.
+#[must_use]
+pub fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
 }
 
 /// Reads all of `buf` with process_vm_readv(2).

@@ -262,19 +262,28 @@ impl PageMap {
         }
     }
 
-    /// The same from the 64-bit entries of the file (Documentation/admin-guide/mm/pagemap.rst).
+    /// The same from the 64-bit entries of the file.
     fn entries(&self, start: u64, end: u64, pages: Pages) -> io::Result<Vec<(u64, u64)>> {
-        use std::os::unix::fs::FileExt;
-        const PRESENT: u64 = 1 << 63;
-        const SWAPPED: u64 = 1 << 62;
-        const FILE: u64 = 1 << 61;
-        const GUARD: u64 = 1 << 58;
-        let wanted = |entry: u64| match pages {
-            Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & (FILE | GUARD) == 0,
-            Pages::Present => entry & (PRESENT | SWAPPED) != 0,
-            Pages::Guard => entry & GUARD != 0,
-        };
         let mut ranges: Vec<(u64, u64)> = Vec::new();
+        self.each_entry(start, end, |addr, entry| {
+            if entry.is(pages) {
+                push_range(&mut ranges, addr, addr + PAGE);
+            }
+        })?;
+        Ok(ranges)
+    }
+
+    /// Shows every entry of a range of addresses.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn each_entry(
+        &self,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, Entry),
+    ) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
         let mut buf = vec![0u8; 64 << 10];
         let mut addr = start;
         while addr < end {
@@ -284,13 +293,39 @@ impl PageMap {
                 break;
             }
             for entry in buf[..got].as_chunks::<8>().0 {
-                if wanted(u64::from_le_bytes(*entry)) {
-                    push_range(&mut ranges, addr, addr + PAGE);
-                }
+                visit(addr, Entry(u64::from_le_bytes(*entry)));
                 addr += PAGE;
             }
         }
-        Ok(ranges)
+        Ok(())
+    }
+}
+
+/// One page in a [`PageMap`] (Documentation/admin-guide/mm/pagemap.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// Is it of this sort?
+    #[must_use]
+    pub fn is(self, pages: Pages) -> bool {
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const FILE: u64 = 1 << 61;
+        const GUARD: u64 = 1 << 58;
+        let Self(entry) = self;
+        match pages {
+            Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & (FILE | GUARD) == 0,
+            Pages::Present => entry & (PRESENT | SWAPPED) != 0,
+            Pages::Guard => entry & GUARD != 0,
+        }
+    }
+
+    /// Is it known to be in no other page table? Never of one that is swapped out.
+    #[must_use]
+    pub fn is_exclusive(self) -> bool {
+        const EXCLUSIVE: u64 = 1 << 56;
+        self.0 & EXCLUSIVE != 0
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::inject::read_exact;
+use super::inject::{read_exact, word};
 use super::raw::{self, Regs};
 
 /// `struct rseq_cs` of linux/rseq.h.
@@ -22,11 +22,7 @@ impl Section {
     const LEN: usize = 32;
 
     fn parse(bytes: &[u8; Self::LEN]) -> Self {
-        let word = |at: usize| {
-            let mut w = [0; 8];
-            w.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(w)
-        };
+        let word = |at| word(bytes, at);
         Self { version: word(0) as u32, start: word(8), len: word(16), abort: word(24) }
     }
 

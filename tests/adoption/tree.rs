@@ -15,7 +15,7 @@ use crate::common::hosts::Hosts;
 use crate::common::job::{Job, Program, Start};
 use crate::common::procs::{self, Done};
 use crate::common::runner::Cell;
-use crate::common::snapshot::{await_same_tree, members, tree, Tree};
+use crate::common::snapshot::{await_same_tree, is_running, members, tree, Tree};
 use crate::common::{self, until, Who, SOON};
 use crate::receiver;
 
@@ -73,7 +73,11 @@ impl<'h> Scene<'h> {
         }
         let mut job = Job::start(hosts, start, program)?;
         job.await_ready()?;
-        let root = job.program_pid().context("no program")?;
+        let is_guest = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "idle_tree")
+        };
+        let below = members(job.child.id() as i32);
+        let root = below.into_iter().find(is_guest).context("no program")?;
         Ok(Self { hosts, job, root })
     }
 
@@ -82,7 +86,8 @@ impl<'h> Scene<'h> {
         until(SOON, "a tree that is at rest", || {
             let before = tree(self.root)?;
             std::thread::yield_now();
-            Ok((tree(self.root)? == before).then_some(before))
+            let at_rest = tree(self.root)? == before && !is_running(&before);
+            Ok(at_rest.then_some(before))
         })
     }
 
@@ -145,9 +150,10 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
             }
             match end {
                 End::Cancelled => {
-                    hosts
-                        .run(0, &["migrate", "--cancel", "--json"])
-                        .and_then(|d| d.good("cancel"))?;
+                    let there = scene.job.ps()?;
+                    let moving = there["moving"].as_str().context("ps shows no move")?;
+                    let id = moving.split(' ').next().unwrap_or_default();
+                    hosts.run(0, &["migrate", "--cancel", id])?.good("cancel")?;
                     at_target.release()?;
                 }
                 End::Cut(_) => hosts.set_link(0, 1, false)?,
@@ -156,7 +162,12 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
             if let (Some(gate), Some(_)) = (&at_source, source) {
                 gate.release()?;
             }
-            ended(mover)?
+            let ended = ended(mover)?;
+            if matches!(end, End::Cut(_)) {
+                // A target that may have been told to go on asks the source until it hears.
+                hosts.set_link(0, 1, true)?;
+            }
+            ended
         }
     };
     let wanted = if matches!(end, End::Refused) { 10 } else { 11 };
@@ -231,7 +242,10 @@ pub fn cells(who: Who) -> Vec<Cell> {
     };
     for start in [Start::Launched, Start::Attached] {
         for end in [End::Refused, End::TargetFull, End::Cancelled, End::TargetDies] {
-            add(start, end);
+            // Limits are set from outside of the namespaces of root's hosts, which may not be.
+            if who == Who::User || !matches!(end, End::TargetFull) {
+                add(start, end);
+            }
         }
     }
     // Who attaches has no hook.

@@ -135,15 +135,19 @@ pub fn git_clone(hosts: &Hosts, start: Start) -> Result<()> {
             for i in $(seq 1 12); do
                 seq $i 7 400000 | sed \"s/$/ of $i/\" >file.$((i % 5)); git add .; git commit -qm \"$i\"
             done";
-        let made = run_dir().join("repository.new");
-        fs::create_dir_all(&made)?;
+        // Others may be making it as well.
+        let made = run_dir().join(format!("repository.{}", std::process::id()));
+        fs::create_dir(&made)?;
         let mut make = Command::new(&bash);
         make.args(["-c", text, "sh"]).arg(&made).env("HOME", &made);
         procs::run(&mut make, LONG)?.good("a repository")?;
         let mut open = Command::new("chmod");
         open.args(["-R", "a+rX"]).arg(&made);
         procs::run(&mut open, LONG)?.good("chmod")?;
-        fs::rename(made, &from)?;
+        match fs::rename(made, &from) {
+            Err(_) if from.exists() => {}
+            other => other?,
+        }
     }
     let text = format!(
         "set -e; cd \"$1\"; export HOME=$PWD; '{git}' config --global safe.directory '*'
@@ -155,12 +159,7 @@ pub fn git_clone(hosts: &Hosts, start: Start) -> Result<()> {
         git = git.display(),
         from = from.display()
     );
-    like_unmoved(
-        hosts,
-        start,
-        || Ok(script(&bash, &hosts.fresh_dir("clone")?, &text)),
-        |job| lines(job),
-    )
+    like_unmoved(hosts, start, || Ok(script(&bash, &hosts.fresh_dir("clone")?, &text)), lines)
 }
 
 pub fn ash(hosts: &Hosts, start: Start) -> Result<()> {

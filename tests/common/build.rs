@@ -80,7 +80,9 @@ pub fn guest(name: &str, flavour: Flavour) -> Result<PathBuf> {
     let source = sources().join(format!("{name}.c"));
     let mut hash = std::hash::DefaultHasher::new();
     fs::read(&source).with_context(|| format!("read {}", source.display()))?.hash(&mut hash);
-    fs::read(sources().join("guest.h"))?.hash(&mut hash);
+    for header in ["guest.h", "crew.h", "family.h", "pty.h", "unix.h"] {
+        fs::read(sources().join(header))?.hash(&mut hash);
+    }
     flavour.hash(&mut hash);
     let file = format!("{name}{}-{:016x}", flavour.suffix(), hash.finish());
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");

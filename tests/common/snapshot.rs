@@ -102,7 +102,8 @@ pub fn members(root: i32) -> Vec<i32> {
 }
 
 /// As [`snapshot`], with what must be the same too while one supervisor has the processes: their
-/// tracer, the state of each thread and where it sleeps.
+/// tracer and the state of each thread. (Where it sleeps is not: a call that was started again sleeps
+/// elsewhere in the kernel.)
 fn snapshot_in_tree(pid: i32) -> Result<Snapshot> {
     let mut all = Snapshot::new();
     if procs::state(pid) != Some('Z') {
@@ -115,8 +116,6 @@ fn snapshot_in_tree(pid: i32) -> Result<Snapshot> {
             let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
             all.insert(format!("{name} {}", task.display()), line.trim().to_owned());
         }
-        let wchan = fs::read_to_string(task.join("wchan"))?;
-        all.insert(format!("wchan {}", task.display()), wchan);
     }
     Ok(all)
 }
@@ -127,6 +126,12 @@ fn snapshot_in_tree(pid: i32) -> Result<Snapshot> {
 /// When a process ends meanwhile.
 pub fn tree(root: i32) -> Result<Tree> {
     members(root).into_iter().map(|pid| Ok((pid, snapshot_in_tree(pid)?))).collect()
+}
+
+/// Does a thread of the tree run?
+pub fn is_running(tree: &Tree) -> bool {
+    let states = tree.values().flatten().filter(|(name, _)| name.starts_with("State:"));
+    { states }.any(|(_, state)| state.starts_with('R'))
 }
 
 /// The tree comes to look as before; the first difference otherwise.

@@ -35,7 +35,8 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },
-        terminal: false,
+        terminals: Vec::new(),
+        ptys: false,
         user: User::own(),
     };
     let id = BulkId { dev: 1, ino: 2 };
@@ -104,7 +105,7 @@ fn talk(hosts: &Hosts, rest: &[(Msg, Vec<u8>)]) -> Result<Option<Msg>> {
         home: (tls.id(), "a".into()),
         history: Vec::new(),
     };
-    let hello = preflight::hello(&[std::process::id() as i32], of, Vec::new())?;
+    let hello = preflight::hello(&[std::process::id() as i32], of, preflight::Open::default())?;
     let mut link = Link::connect(&peer.addr, &tls, peer.id, Service::New)?;
     link.send(&Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello)?), &[])?;
     for (msg, payload) in rest {

@@ -27,6 +27,7 @@ __attribute__((noreturn)) static void idle(void)
 static int idle_clone(void *unused)
 {
     (void)unused;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     idle();
 }
 

@@ -12,13 +12,18 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/prctl.h>
-#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+/* A process outside of the job: the parent, or pid 1 where that is outside of the namespace. */
+static pid_t outsider(void)
+{
+    pid_t parent = getppid();
+    return parent ? parent : 1;
+}
+
 static char path[256];
 static pid_t child;
-static int shared_memory = -1;
 
 static int new_file(const char *suffix)
 {
@@ -40,10 +45,14 @@ static void unix_socket(void)
 {
     int pair[2];
     SYS(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    /* Lets everything pass. */
+    struct sock_filter all[] = {{BPF_RET | BPF_K, 0, 0, 0xffffffff}};
+    struct sock_fprog filter = {1, all};
+    SYS(setsockopt(pair[0], SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)));
 }
 static void other_socket(void) { may_lack(socket(AF_ALG, SOCK_SEQPACKET, 0), "no AF_ALG sockets"); }
-static void proc(void) { SYS(open("/proc/self/status", O_RDONLY)); }
-static void pidfd(void) { SYS(syscall(SYS_pidfd_open, getpid(), 0)); }
+static void proc(void) { SYS(open("/proc/1/stat", O_RDONLY)); }
+static void pidfd(void) { SYS(syscall(SYS_pidfd_open, outsider(), 0)); }
 static void namespace_fd(void) { SYS(open("/proc/self/ns/net", O_RDONLY)); }
 static void fanotify(void)
 {
@@ -70,32 +79,17 @@ static void bpf(void)
 static void userfaultfd(void) { may_lack(syscall(SYS_userfaultfd, 1), "no userfaultfd"); }
 static void secretmem(void) { may_lack(syscall(SYS_memfd_secret, 0), "no memfd_secret"); }
 static void kvm(void) { may_lack(open("/dev/kvm", O_RDWR), "no /dev/kvm"); }
-static void mqueue(void)
-{
-    char name[32];
-    snprintf(name, sizeof(name), "unmovable-%d", (int)getpid());
-    may_lack(syscall(SYS_mq_open, name, O_RDWR | O_CREAT, 0600, NULL), "no message queues");
-    SYS(syscall(SYS_mq_unlink, name));
-}
-static void unknown(void)
+static void landlock(void)
 {
     uint64_t attr = 1;
     may_lack(syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0), "no landlock");
 }
-static void lock_flock(void) { SYS(flock(new_file("lock"), LOCK_EX)); }
-static void lock(int command)
-{
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 10};
-    SYS(fcntl(new_file("lock"), command, &lock));
-}
-static void lock_posix(void) { lock(F_SETLK); }
-static void lock_ofd(void) { lock(F_OFD_SETLK); }
 static void lease(void) { SYS(fcntl(new_file("lease"), F_SETLEASE, F_WRLCK)); }
 static void async_owner(void)
 {
     int ends[2];
     SYS(pipe(ends));
-    SYS(fcntl(ends[0], F_SETOWN, getpid()));
+    SYS(fcntl(ends[0], F_SETOWN, outsider()));
 }
 static void pty_master(void) { SYS(posix_openpt(O_RDWR | O_NOCTTY)); }
 static void device(void)
@@ -171,12 +165,6 @@ static void start_child(int flags)
 }
 static void clone_shared(void) { start_child(CLONE_VM); }
 static void untraced(void) { start_child(CLONE_UNTRACED); }
-static void sysv_shm(void)
-{
-    shared_memory = SYS(shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600));
-    SYS(shmat(shared_memory, NULL, 0));
-    SYS(shmctl(shared_memory, IPC_RMID, NULL));
-}
 static void mem_hugetlb(void)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE;
@@ -236,16 +224,16 @@ static const struct {
     void (*hold)(void);
 } KINDS[] = {
     {"netlink", netlink}, {"tcp", tcp}, {"udp", udp}, {"unix", unix_socket},
-    {"socket-other", other_socket}, {"proc", proc}, {"pidfd", pidfd},
+    {"socket-other", other_socket}, {"proc-outside", proc}, {"pidfd-outside", pidfd},
     {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
     {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},
-    {"kvm", kvm}, {"posix-mq", mqueue}, {"unknown", unknown}, {"lock-flock", lock_flock},
-    {"lock-posix", lock_posix}, {"lock-ofd", lock_ofd}, {"lease", lease},
-    {"async-owner", async_owner}, {"pty-master", pty_master}, {"devices", device},
+    {"kvm", kvm}, {"landlock", landlock},
+    {"lease-write", lease},
+    {"async-outside", async_owner}, {"pty-master", pty_master}, {"devices", device},
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
-    {"clone-shared", clone_shared}, {"untraced", untraced}, {"sysv-shm", sysv_shm},
+    {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
     {"aio", aio}, {"mem-outside", mem_outside},
 };

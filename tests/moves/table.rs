@@ -22,14 +22,14 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("fifos", "src/migrate/resource/fd/pipe.rs", "mkfifo"),
     ("o-path", "src/migrate/resource/fd/opath.rs", "#[test]"),
     ("programs", "tests/moves.rs", "fn shipped("),
-    ("socket-dead", "src/migrate/resource/fd/socket.rs", "a_dead_socket_stays_dead"),
     ("streams", "tests/moves.rs", "stream-{name}"),
     ("terminal", "tests/apps.rs", "vim"),
+    ("unix-abstract", "src/migrate/resource/fd/unix/tests.rs", "fn an_abstract_name_can_be_taken("),
 ];
 
 /// Rows whose objects the guest `unmovable` can hold: their names are its argument.
 const HELD: &[&str] = &[
-    "async-owner",
+    "async-outside",
     "bpf",
     "chroot",
     "clone-shared",
@@ -43,11 +43,9 @@ const HELD: &[&str] = &[
     "inotify-events",
     "io-uring",
     "kvm",
+    "landlock",
     "leader-ended",
-    "lease",
-    "lock-flock",
-    "lock-ofd",
-    "lock-posix",
+    "lease-write",
     "mem-hugetlb",
     "mem-outside",
     "mem-pkey",
@@ -57,18 +55,15 @@ const HELD: &[&str] = &[
     "namespace-fd",
     "netlink",
     "perf",
-    "pidfd",
-    "posix-mq",
-    "proc",
+    "pidfd-outside",
+    "proc-outside",
     "pty-master",
     "seccomp",
     "secretmem",
     "socket-other",
-    "sysv-shm",
     "tcp",
     "udp",
     "unix",
-    "unknown",
     "untraced",
     "userfaultfd",
 ];
@@ -77,6 +72,8 @@ const HELD: &[&str] = &[
 /// unit test of the refusal.
 const UNITS: &[(&str, &str)] = &[
     ("abi-32", "src/migrate/preflight.rs"),
+    ("lock-wanted", "src/migrate/resource/fd/lock.rs"),
+    ("unknown", "src/migrate/resource/fd/refused.rs"),
     ("epoll-orphan", "src/migrate/resource/fd/epoll.rs"),
     ("fifo-shared", "src/migrate/resource/fd/pipe.rs"),
     ("file-local", "src/migrate/resource/fd/regular.rs"),
@@ -84,6 +81,10 @@ const UNITS: &[(&str, &str)] = &[
     ("mem-device", "src/migrate/resource/memory.rs"),
     ("mem-shadow-stack", "src/migrate/resource/memory.rs"),
     ("mem-uprobe", "src/migrate/resource/memory.rs"),
+    ("posix-mq-notify", "src/migrate/resource/fd/mqueue.rs"),
+    ("posix-mq-outside", "src/migrate/resource/fd/mqueue.rs"),
+    ("sysv-outside", "src/migrate/resource/ipc/choose.rs"),
+    ("unix-peer", "src/migrate/resource/fd/unix/tests.rs"),
 ];
 
 /// Rows that only a job which was started so can show: an attached tree is traced whole, a program

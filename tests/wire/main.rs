@@ -15,6 +15,8 @@ use vosrun::migrate::image::{
 use vosrun::migrate::message::{Failure, Hello, Msg, Parcel, Verdict, PROTOCOL};
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::{by_name, BulkId, Object, Slot};
+use vosrun::migrate::resource::ipc::undo::Undo;
+use vosrun::migrate::resource::ipc::{IpcImage, Perm, Queue, Segment, Set};
 use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
@@ -88,12 +90,29 @@ fn memory() -> MmImage {
             size: 8192,
             anonymous: true,
             held: false,
+            segment: None,
         }],
         layout: Layout::default(),
         auxv: vec![3; 320],
         exe: 0,
         vdso: vec![0x7f; 4096],
         data: vec![(0x50_0000, 0x50_2000)],
+    }
+}
+
+fn ipc() -> IpcImage {
+    let perm = Perm { key: 5, id: 4, mode: 0o600, uid: 1, gid: 2, cuid: 3, cgid: 4 };
+    let content = vec![(4096, vec![8; 100])];
+    IpcImage {
+        segments: vec![Segment { perm, size: 8192, creator: 4711, content }],
+        sets: vec![Set { perm, values: vec![1, 2], pids: vec![4711, 0] }],
+        queues: vec![Queue {
+            perm,
+            room: 16384,
+            sender: 4711,
+            receiver: 0,
+            messages: vec![(1, vec![7; 30])],
+        }],
     }
 }
 
@@ -105,14 +124,17 @@ fn parcel() -> Parcel {
         restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
         parts: vec![part("rseq"), part("sigaltstack")],
     };
-    let object = |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2 };
+    let object =
+        |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };
     let process = ProcessImage {
         ids: ids(),
         memory: memory(),
         table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
+        locks: Vec::new(),
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
+        undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {
         ids: Ids { pid: 4713, ppid: 4711, ..ids() },
@@ -135,6 +157,8 @@ fn parcel() -> Parcel {
             },
             processes: vec![process, child],
             zombies: vec![zombie],
+            ipc: ipc(),
+            terminals: Vec::new(),
         },
         relays: vec![AwayState { stream: 1, end }],
         relays_lost: false,
@@ -184,6 +208,7 @@ fn hello() -> Hello {
         largest_tid: 4712,
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
         open: Vec::new(),
+        sockets: Vec::new(),
         cwds: vec!["/".into()],
         written: vec![1],
         user: Some(User { uid: 1000, gid: 1000 }),
@@ -204,7 +229,8 @@ fn messages() -> Vec<Msg> {
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),
-        terminal: true,
+        terminals: Vec::new(),
+        ptys: true,
         user: User { uid: 1000, gid: 1000 },
     };
     vec![
@@ -217,7 +243,7 @@ fn messages() -> Vec<Msg> {
         Msg::Unknown(vec![file("/bin/true")]),
         Msg::Bulk { id: BulkId { dev: 1, ino: 2 }, offset: 3 },
         Msg::Pages { process: 1, ranges: vec![(0x1000, 0x3000), (0x5000, 0x6000)] },
-        Msg::Done { processes: processes(), resumed_ns: 5 },
+        Msg::Done { processes: processes(), resumed_ns: 5, lost: vec!["a lock".into()] },
         Msg::Failed(Failure { code: "VOS-TARGET".into(), text: "no".into() }),
         Msg::Decided { id: MoveId([9; 4]), commit: true },
         Msg::Gone { to: Some((NodeId([5; 32]), "c".into())), epoch: Epoch(9) },

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use serde::{Deserialize, Serialize};
 
+use super::ipc::choose::is_segment;
 use super::{blocker, raw, PartError};
 use crate::capabilities::Area::{Descriptors, Ipc, Memory, Processes};
 use crate::capabilities::Capability;
@@ -107,6 +108,8 @@ pub struct SharedObject {
     pub anonymous: bool,
     /// A descriptor holds it, and its content travels with that.
     pub held: bool,
+    /// It is the System V segment with this identifier, and the device is none.
+    pub segment: Option<i32>,
 }
 
 /// Addresses that PR_SET_MM_MAP gives back (`struct prctl_mm_map`), in its order.
@@ -244,7 +247,7 @@ pub const CAPABILITIES: &[Capability] = &[
         "VOS-EXE",
     ),
     Capability::refused(Descriptors, "aio", "AIO contexts (io_setup(2))", "VOS-AIO"),
-    Capability::refused(Ipc, "sysv-shm", "System V shared memory", "VOS-SYSV"),
+    Capability::moves(Ipc, "sysv-shm", "System V shared memory"),
 ];
 
 /// Shared memory that no name leads to: of which process of the job, and what maps(5) calls it,
@@ -253,10 +256,14 @@ pub type Nameless = BTreeMap<((u32, u32), u64), (i32, String)>;
 
 /// The [`Nameless`] memory among these mappings. System V segments have ids and are none.
 pub fn nameless(maps: &[Vma]) -> impl Iterator<Item = (((u32, u32), u64), String)> + '_ {
-    let is_nameless = |vma: &&Vma| {
-        vma.shared && vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/SYSV")
-    };
+    let is_nameless =
+        |vma: &&Vma| vma.shared && vma.path.ends_with(" (deleted)") && !is_of_kernel(&vma.path);
     maps.iter().filter(is_nameless).map(|vma| ((vma.dev, vma.ino), vma.path.clone()))
+}
+
+/// System V segments have ids; rings of AIO belong to the kernel.
+fn is_of_kernel(path: &str) -> bool {
+    path.starts_with("/SYSV") || path.starts_with("/[aio]")
 }
 
 /// Why memory that process `outsider` maps, too, does not move.
@@ -274,14 +281,6 @@ pub fn shared_outside((pid, name): &(i32, String), outsider: i32) -> Finding {
 #[must_use]
 pub fn check_vma(vma: &Vma) -> Option<Finding> {
     let f = vma.flags;
-    if vma.path.starts_with("/SYSV") {
-        return Some(blocker(
-            "VOS-SYSV",
-            object_name(vma),
-            "System V shared memory does not move yet",
-            "let the program use POSIX shared memory, or let it finish",
-        ));
-    }
     if vma.path.starts_with("/[aio]") {
         return Some(blocker(
             "VOS-AIO",
@@ -348,22 +347,23 @@ impl Backings<'_> {
     }
 
     fn holds(&self, vma: &Vma) -> bool {
-        self.held.contains(&(libc::makedev(vma.dev.0, vma.dev.1), vma.ino))
+        !is_segment(vma) && self.held.contains(&key(vma))
     }
 
     fn object(&mut self, vma: &Vma) -> u32 {
-        let dev = libc::makedev(vma.dev.0, vma.dev.1);
+        let (dev, ino) = key(vma);
         let size = vma.offset + vma.len();
-        let at = self.objects.iter().position(|o| (o.dev, o.ino) == (dev, vma.ino));
+        let at = self.objects.iter().position(|o| (o.dev, o.ino) == (dev, ino));
         let at = at.unwrap_or_else(|| {
             let name = vma.path.trim_end_matches(" (deleted)");
             self.objects.push(SharedObject {
                 dev,
-                ino: vma.ino,
+                ino,
                 name: name.strip_prefix("/memfd:").unwrap_or(name).to_owned(),
                 size,
                 anonymous: name == "/dev/zero",
                 held: self.holds(vma),
+                segment: is_segment(vma).then_some(vma.ino as i32),
             });
             self.objects.len() - 1
         });
@@ -374,6 +374,9 @@ impl Backings<'_> {
     fn of(&mut self, pid: i32, vma: &Vma) -> Backing {
         if is_special(vma) {
             return Backing::Special(vma.path.clone());
+        }
+        if is_segment(vma) {
+            return Backing::Object(self.object(vma));
         }
         let name = ["[anon:", "[anon_shmem:"].iter().find_map(|p| vma.path.strip_prefix(p));
         let name = name.map(|n| n.trim_end_matches(']').to_owned());
@@ -390,6 +393,13 @@ impl Backings<'_> {
         // A private mapping of a file that has no name any more: its pages travel as memory.
         Backing::Anonymous { name: None }
     }
+}
+
+/// Device and inode of what stands behind a mapping. Inodes of segments count for themselves.
+fn key(vma: &Vma) -> (u64, u64) {
+    const SEGMENTS: u64 = u64::MAX;
+    let dev = if is_segment(vma) { SEGMENTS } else { libc::makedev(vma.dev.0, vma.dev.1) };
+    (dev, vma.ino)
 }
 
 /// Captures the address space of a frozen process, but not its pages. `brk` is what brk(0)
@@ -554,6 +564,15 @@ pub fn read_pages(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result
     if raw::read_ranges(pid, ranges, buf).is_ok() {
         return Ok(());
     }
+    read_common(pid, ranges, buf)
+}
+
+/// The same by `/proc/PID/mem` alone. process_vm_readv(2) would first give the process a copy of
+/// each private page that it has in common with others (gup_must_unshare, mm/internal.h).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_common(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
     let mem = File::open(format!("/proc/{pid}/mem"))?;
     let mut at = 0;
     for &(start, end) in ranges {

@@ -10,8 +10,11 @@
 pub mod attributes;
 pub mod creds;
 pub mod fd;
+pub mod ipc;
+pub mod itimers;
 pub mod limits;
 pub mod memory;
+pub mod pause;
 pub mod raw;
 pub mod registers;
 pub mod schedule;
@@ -39,7 +42,7 @@ pub enum Scope {
 }
 
 /// A frozen thread as its parts see it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct View {
     /// Host pid of the process and host tid of the thread.
     pub pid: i32,
@@ -178,8 +181,9 @@ pub trait Part: Sync {
 /// parent-death signal come after, because a change of credentials resets them.
 pub const PARTS: &[&dyn Part] = &[
     &signals::Actions,
-    &timers::Intervals,
+    &itimers::Intervals,
     &timers::Posix,
+    &timers::OnThread,
     &thread::Pointers,
     &thread::AltStack,
     &thread::Name,

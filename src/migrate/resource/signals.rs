@@ -81,6 +81,20 @@ fn queued(thread: &ThreadImage) -> Vec<Vec<u8>> {
     queued.map(|q| q.own.into_iter().chain(q.process).collect()).unwrap_or_default()
 }
 
+/// Takes the signals that `is_gone` tells out of what an image has of a thread.
+pub(super) fn without(
+    thread: &mut ThreadImage,
+    is_gone: impl Fn(&[u8]) -> bool,
+) -> Result<(), PartError> {
+    let pending = thread.parts.iter_mut().find(|p| p.name == Pending.name());
+    let Some(pending) = pending else { return Ok(()) };
+    let mut queued: Queued = decode(Pending.name(), &pending.state)?;
+    queued.own.retain(|info| !is_gone(info));
+    queued.process.retain(|info| !is_gone(info));
+    pending.state = encode(Pending.name(), &queued)?;
+    Ok(())
+}
+
 /// Takes one entry like `info` out of `known`; false when there is none.
 pub(crate) fn forget(known: &mut Vec<Vec<u8>>, info: &raw::SigInfo) -> bool {
     let at = known.iter().position(|k| k.as_slice() == info);
@@ -113,7 +127,7 @@ pub(crate) fn timer_has_expired_since(view: &View, image: &ThreadImage) -> Resul
     Ok(now.iter().any(|info| !forget(&mut known, info) && is_of_timer(info)))
 }
 
-fn in_queue(view: &View, shared: bool) -> Result<Vec<raw::SigInfo>, PartError> {
+pub(super) fn in_queue(view: &View, shared: bool) -> Result<Vec<raw::SigInfo>, PartError> {
     raw::queued_signals(view.tid, shared).map_err(|source| PartError::Io {
         what: format!("signals queued for thread {}", view.tid),
         source,

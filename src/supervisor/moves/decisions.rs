@@ -50,10 +50,14 @@ impl Mover {
     pub(super) fn confirm(&mut self, key: LinkKey, id: MoveId) {
         let Ok(step) = self.recorded(key, id) else { return };
         let answer = match step {
-            Some(Step::Own) if self.agent.is_some() => {
-                Msg::Done { processes: self.sup.board.remote.clone(), resumed_ns: 0 }
+            Some(Step::Own) if self.agent.is_some() => Msg::Done {
+                processes: self.sup.board.remote.clone(),
+                resumed_ns: 0,
+                lost: Vec::new(),
+            },
+            Some(Step::Own) => {
+                Msg::Done { processes: self.processes(), resumed_ns: 0, lost: Vec::new() }
             }
-            Some(Step::Own) => Msg::Done { processes: self.processes(), resumed_ns: 0 },
             None | Some(Step::Abort) => Msg::Gone { to: None, epoch: self.epoch() },
             _ => return,
         };

@@ -86,10 +86,16 @@ impl Forward {
     }
 }
 
-/// Was the signal sent by a process (kill(2), sigqueue(3), tgkill(2))? The others are the
-/// kernel's own, of timers and the like, which the job's new copy has as well.
+/// Was the signal sent by a process (kill(2), sigqueue(3), tgkill(2)), or typed at the terminal? The
+/// others are the kernel's own, of timers and the like, which the job's new copy has as well. A
+/// hangup is left out: the frozen copy's terminal gives one when it is closed.
 fn was_sent(info: &raw::SigInfo) -> bool {
-    [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL].contains(&code(info))
+    const SI_KERNEL: i32 = 0x80;
+    match code(info) {
+        libc::SI_USER | libc::SI_QUEUE | libc::SI_TKILL => true,
+        SI_KERNEL => [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP].contains(&number(info)),
+        _ => false,
+    }
 }
 
 /// Signals that were sent to a frozen copy after it was captured as `image`.
@@ -130,5 +136,22 @@ mod tests {
         assert!(host.take(3) && !host.take(3) && host.take(4));
         let mut next = Forward::at(host.next());
         assert!(!next.take(4) && next.take(5));
+    }
+
+    #[test]
+    fn what_people_send_and_type_is_kept() {
+        let of = |signal: i32, code: i32| {
+            let mut info = [0; 128];
+            info[..4].copy_from_slice(&signal.to_le_bytes());
+            info[8..12].copy_from_slice(&code.to_le_bytes());
+            was_sent(&info)
+        };
+        const SI_KERNEL: i32 = 0x80;
+        for typed in [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP] {
+            assert!(of(typed, SI_KERNEL));
+        }
+        assert!(of(libc::SIGHUP, libc::SI_USER) && of(libc::SIGALRM, libc::SI_QUEUE));
+        assert!(!of(libc::SIGHUP, SI_KERNEL) && !of(libc::SIGALRM, SI_KERNEL));
+        assert!(!of(libc::SIGINT, libc::SI_TIMER));
     }
 }

@@ -6,6 +6,7 @@
 //! status.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
@@ -30,6 +31,9 @@ pub(super) struct StandIn {
     known: Vec<Vec<u8>>,
     /// It is about to stop by this signal, as the job did.
     stopping: Option<i32>,
+    /// Masters of the job's ptys: without them a stand-in that one of them controls would get a
+    /// SIGHUP.
+    masters: Vec<OwnedFd>,
     gone: bool,
 }
 
@@ -64,12 +68,23 @@ impl StandIn {
         sup.foreign.insert(pid, VecDeque::new());
         raw::cont(pid, 0)?;
         let known = captured(image);
-        let mut standin =
-            Self { pid, insn: stub.syscall_insn(), known, stopping: None, gone: false };
+        let mut standin = Self {
+            pid,
+            insn: stub.syscall_insn(),
+            known,
+            stopping: None,
+            masters: Vec::new(),
+            gone: false,
+        };
         if let Some(signal) = image.stopped {
             standin.stop(signal);
         }
         Ok(standin)
+    }
+
+    /// Keeps these open as long as it lives.
+    pub(super) fn keep(&mut self, masters: impl Iterator<Item = OwnedFd>) {
+        self.masters.extend(masters);
     }
 
     /// Stops it by `signal`, for whoever waits for it with WUNTRACED (waitpid(2)).

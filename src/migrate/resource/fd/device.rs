@@ -1,4 +1,4 @@
-//! Devices without state of their own: null(4), zero(4), full(4), random(4), tty(4).
+//! Devices without state of their own: null(4), zero(4), full(4), random(4).
 //! Every other device is refused by name.
 
 use std::fs::File;
@@ -16,13 +16,12 @@ use crate::capabilities::Capability;
 const NAME: &str = "device";
 
 /// Major, minor, name: the same device on every Linux (admin-guide/devices.txt).
-const SAME_EVERYWHERE: [(u32, u32, &str); 6] = [
+const SAME_EVERYWHERE: [(u32, u32, &str); 5] = [
     (1, 3, "/dev/null"),
     (1, 5, "/dev/zero"),
     (1, 7, "/dev/full"),
     (1, 8, "/dev/random"),
     (1, 9, "/dev/urandom"),
-    (5, 0, "/dev/tty"),
 ];
 
 /// Character majors of terminals: pty slaves (old and new), consoles, serial lines,
@@ -31,7 +30,7 @@ const TERMINALS: [std::ops::RangeInclusive<u32>; 6] =
     [3..=5, 136..=143, 166..=166, 188..=188, 204..=204, HVC..=HVC];
 const HVC: u32 = 229;
 
-/// Majors of pty masters, old and new; opened by name they are 5:2, /dev/ptmx.
+/// Majors of pty masters of the old kind.
 const MASTERS: [std::ops::RangeInclusive<u32>; 2] = [2..=2, 128..=135];
 
 /// Where accelerators live.
@@ -45,9 +44,8 @@ struct State {
     flags: i32,
 }
 
-/// A terminal: a tty, serial line or the slave of a pty. Not `/dev/tty`, which is opened
-/// again by its name once the new process has its controlling terminal, and no pty master:
-/// whoever holds that one is itself the person at a terminal.
+/// A terminal: a tty, serial line or the slave of a pty. Not `/dev/tty`, and no pty master (see
+/// [`super::pty`]): whoever holds that one is itself the person at a terminal.
 #[must_use]
 pub fn is_terminal(view: &FdView) -> bool {
     let (major, minor) = numbers(view.rdev);
@@ -58,9 +56,8 @@ pub fn is_terminal(view: &FdView) -> bool {
 }
 
 fn is_master(view: &FdView) -> bool {
-    let device = numbers(view.rdev);
-    view.file_type() == libc::S_IFCHR
-        && (device == PTMX || MASTERS.iter().any(|range| range.contains(&device.0)))
+    let (major, _) = numbers(view.rdev);
+    view.file_type() == libc::S_IFCHR && MASTERS.iter().any(|range| range.contains(&major))
 }
 
 fn numbers(rdev: u64) -> (u32, u32) {
@@ -87,12 +84,6 @@ impl FdKind for Device {
                     "devices-small",
                     "null, zero, full, random, urandom",
                 ),
-                Capability::refused(
-                    Descriptors,
-                    "pty-master",
-                    "ptys whose master is in the job",
-                    "VOS-TTY",
-                ),
                 Capability::refused(Descriptors, "devices", "other devices", "VOS-DEV"),
             ]
         }
@@ -112,7 +103,7 @@ impl FdKind for Device {
             let cause = "state lives in the accelerator";
             view.refuse("VOS-DEV-GPU", cause, "stop using the GPU, or let the program finish here")
         } else if is_master(view) {
-            let cause = "it is the master of a terminal that the program made";
+            let cause = "it is a pty of the old kind";
             view.refuse("VOS-TTY", cause, "let the program close its terminals")
         } else if is_terminal(view) {
             let cause = "it is a terminal that vosrun does not relay";
@@ -147,7 +138,7 @@ mod tests {
 
     #[test]
     fn common_devices_come_back() {
-        for (_, _, path) in &SAME_EVERYWHERE[..5] {
+        for (_, _, path) in &SAME_EVERYWHERE {
             let file = File::open(path).expect("open");
             let copy = File::from(moved(&file));
             assert_eq!(
@@ -171,7 +162,6 @@ mod tests {
         let master = open("/dev/ptmx").expect("open");
         let here = Here::of(&[&master]);
         assert!(!is_terminal(&here.view(&master)), "nobody types into a master");
-        assert_eq!(here.refusal(&master), "VOS-TTY");
         let pty = nix::pty::openpty(None, None).expect("openpty");
         assert!(is_terminal(&Here::of(&[&pty.slave]).view(&pty.slave)));
         let null = open("/dev/null").expect("open");

@@ -30,6 +30,9 @@ const HOW: u32 =
 const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
 const ANY: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
 
+/// So often the list of a running program may change while it is looked at.
+const MOST_TURNS: usize = 100;
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
@@ -80,14 +83,20 @@ impl FdKind for Epoll {
     }
 
     fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
-        let mut seen: HashMap<i32, u32> = HashMap::new();
-        let mut entries = Vec::new();
-        for shown in shown(view)? {
-            let nth = seen.entry(shown.tfd).or_default();
-            entries.push(locate(view, &shown, *nth)?);
-            *nth += 1;
+        let mut seen = view.clone();
+        for _turn in 0..MOST_TURNS {
+            match entries(&seen) {
+                Err(FdError::Refused(_)) => {}
+                found => return encode(&found?),
+            }
+            // A program that runs may have closed what was in the list a moment ago.
+            let now = FdView::read(view.host_pid, view.fd).map_err(view.failed("read fdinfo"))?;
+            if shown(&now)? == shown(&seen)? {
+                break;
+            }
+            seen = now;
         }
-        encode(&entries)
+        encode(&entries(&seen)?)
     }
 
     fn make(&self, _state: &[u8]) -> Result<OwnedFd, FdError> {
@@ -104,6 +113,18 @@ impl FdKind for Epoll {
             entry.place(|| entry.control(fd, libc::EPOLL_CTL_ADD, entry.events))
         })
     }
+}
+
+/// The list, each entry with a descriptor of what it watches.
+fn entries(view: &FdView) -> Result<Vec<Entry>, FdError> {
+    let mut seen: HashMap<i32, u32> = HashMap::new();
+    let mut entries = Vec::new();
+    for shown in shown(view)? {
+        let nth = seen.entry(shown.tfd).or_default();
+        entries.push(locate(view, &shown, *nth)?);
+        *nth += 1;
+    }
+    Ok(entries)
 }
 
 /// Lines `tfd:  5 events:  1d data:  5  pos:0 ino:61af sdev:7`; tfd and pos are decimal.
@@ -154,7 +175,8 @@ fn watches(view: &FdView, shown: &Shown, nth: u32, fd: i32) -> Result<bool, FdEr
         return Ok(meta.ino() == shown.ino);
     }
     match raw::epoll_watches(view.host_pid, fd, view.fd, shown.tfd, nth) {
-        Err(e) if e.raw_os_error() == Some(libc::EBADF) => Ok(false),
+        // One of the two is gone.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EBADF | libc::ENOENT)) => Ok(false),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(true),
         other => other.map_err(view.failed("compare an entry")),
     }
@@ -337,6 +359,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_closed_meanwhile_is_no_orphan() {
+        let epoll = raw::epoll().expect("epoll");
+        let (reader, _writer) = io::pipe().expect("pipe");
+        add(&epoll, &reader, IN, 5);
+        let here = Here::of(&[&epoll]);
+        drop(reader);
+        assert_eq!(here.capture(&epoll).state, encode(&Vec::<Entry>::new()).expect("state"));
+    }
+
+    #[test]
     fn an_alias_is_placed_and_taken_away() {
         let dir = tempfile::tempdir().expect("dir");
         let (reader, _writer) = io::pipe().expect("pipe");
@@ -375,7 +407,10 @@ mod tests {
         let view = FdView { fdinfo: "tfd: x events: 1\n".into(), ..FdView::default() };
         assert!(shown(&view).is_err());
         assert!(Restored::default()
-            .try_restore(&super::super::Object { kind: NAME.into(), state: vec![], flags: 0 }, 0)
+            .try_restore(
+                &super::super::Object { kind: NAME.into(), state: vec![], flags: 0, signals: None },
+                0,
+            )
             .is_ok());
         assert!(matches!(Epoll.finish(&[9], 0), Err(FdError::State(NAME))));
     }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,10 +28,16 @@ mod directory;
 mod epoll;
 mod eventfd;
 mod inotify;
+mod kernel_file;
+pub mod lock;
 mod memfd;
+pub mod mqueue;
 mod opath;
+mod owner;
+mod pidfd;
 mod pipe;
 pub mod place;
+pub mod pty;
 pub mod raw;
 mod refused;
 pub mod regular;
@@ -40,11 +46,13 @@ mod socket;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
+pub mod unix;
 mod view;
 
 pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
+pub use owner::Signals;
 pub use pipe::outside_holders;
 pub use place::{Making, PROVIDED};
 pub use view::{views, FdView, Views};
@@ -58,6 +66,8 @@ pub struct Object {
     pub state: Vec<u8>,
     /// Status flags as fcntl(F_GETFL) shows them, without O_CLOEXEC.
     pub flags: i32,
+    /// Signals that it sends when it is ready.
+    pub signals: Option<Signals>,
 }
 
 /// One descriptor of a process.
@@ -85,6 +95,15 @@ pub trait CaptureCx {
     fn annotation(&self, view: &FdView) -> Option<&[u8]>;
     /// Host pids of all processes of the job.
     fn job_pids(&self) -> Vec<i32>;
+    /// The bytes of a pty, which have been taken for this capture ([`pty::take_queues`]).
+    fn queues(&self, _id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
+        None
+    }
+    /// The Unix sockets of the job.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of them.
+    fn sockets(&self) -> io::Result<&unix::Sockets>;
     /// Returns when every timer has expired that was due when [`CaptureCx::all`] was read.
     fn let_timers_expire(&self) {
         cpus::let_timers_expire();
@@ -98,6 +117,17 @@ pub trait RestoreCx {
     fn provided(&mut self, object: u32) -> Option<OwnedFd>;
     /// What several objects of the job have in common while they are made.
     fn shared(&mut self) -> &mut Shared;
+    /// Has the process of the job that `by` names do something that leaves its credentials in a
+    /// socket.
+    ///
+    /// # Errors
+    /// Those of the call.
+    fn act(
+        &mut self,
+        by: Option<unix::Cred>,
+        deed: &unix::Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>>;
 }
 
 /// Kernel objects behind several descriptions, by their identity at the source. Emptied by
@@ -106,6 +136,8 @@ pub trait RestoreCx {
 pub struct Shared {
     /// By st_dev and st_ino of the source.
     pipes: HashMap<(u64, u64), pipe::Ends>,
+    queues: mqueue::Queues,
+    ptys: pty::Ptys,
 }
 
 /// Why an object cannot move or could not be restored.
@@ -200,19 +232,24 @@ pub trait FdKind: Sync {
 
 /// Every kind, first match wins.
 pub const KINDS: &[&dyn FdKind] = &[
+    &kernel_file::KernelFile,
     &refused::Special,
     &opath::OPath,
     &memfd::MemFd,
+    &mqueue::MQueue,
     &regular::Regular,
     &deleted::Deleted,
     &directory::Directory,
+    &pty::Pty,
     &device::Device,
     &pipe::Pipe,
     &eventfd::EventFd,
     &timerfd::TimerFd,
     &signalfd::SignalFd,
     &epoll::Epoll,
+    &pidfd::PidFd,
     &inotify::Inotify,
+    &unix::Unix,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,
@@ -226,14 +263,26 @@ pub const CAPABILITIES: &[Capability] = &[
         "fd-shared",
         "descriptions shared by dup(2) or fork(2), with their offset",
     ),
-    Capability::refused(Descriptors, "lock-flock", "locks of flock(2)", "VOS-LOCK"),
-    Capability::refused(Descriptors, "lock-posix", "record locks of fcntl(2)", "VOS-LOCK"),
-    Capability::refused(Descriptors, "lock-ofd", "open file description locks", "VOS-LOCK"),
-    Capability::refused(Descriptors, "lease", "leases of fcntl(2)", "VOS-LOCK"),
+    Capability::moves(Descriptors, "lock-flock", "locks of flock(2)"),
+    Capability::moves(Descriptors, "lock-posix", "record locks of fcntl(2)"),
+    Capability::moves(Descriptors, "lock-ofd", "open file description locks"),
     Capability::refused(
         Descriptors,
+        "lock-wanted",
+        "locks that a program outside of the job waits for",
+        "VOS-LOCK",
+    ),
+    Capability::moves(Descriptors, "lease", "read leases of fcntl(2)"),
+    Capability::refused(Descriptors, "lease-write", "write leases of fcntl(2)", "VOS-LEASE"),
+    Capability::moves(
+        Descriptors,
         "async-owner",
-        "signals when ready (O_ASYNC, F_SETOWN, F_SETSIG)",
+        "signals when ready (O_ASYNC, F_SETOWN, F_SETSIG) to the job",
+    ),
+    Capability::refused(
+        Descriptors,
+        "async-outside",
+        "signals when ready to processes outside of the job",
         "VOS-ASYNC",
     ),
 ];
@@ -255,54 +304,32 @@ pub fn by_name(name: &str) -> Option<&'static dyn FdKind> {
 #[must_use]
 pub fn check(view: &FdView, cx: &dyn CaptureCx) -> Vec<Finding> {
     let mut findings = find(view).map_or_else(Vec::new, |kind| kind.check(view, cx));
-    findings.extend(locks(view));
-    findings.extend(signal_driven(view, cx));
+    findings.extend(lock::check(view, cx));
+    findings.extend(owner::check(view, cx));
     findings
 }
 
-/// Captures one description of a frozen job.
+/// Captures one description of a frozen job; its locks are apart ([`lock::held`]).
 ///
 /// # Errors
 /// [`FdError::Refused`] with the first blocker, [`FdError::Io`] with what was tried.
 pub fn capture(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
-    if let Some(finding) = locks(view).or_else(|| signal_driven(view, cx)) {
-        return Err(FdError::Refused(Box::new(finding)));
-    }
     let kind = find(view).unwrap_or(&refused::Rest);
-    Ok(Object { kind: kind.name().to_owned(), state: kind.capture(view, cx)?, flags: view.flags })
+    let state = kind.capture(view, cx)?;
+    let signals = owner::capture(view, cx)?;
+    Ok(Object { kind: kind.name().to_owned(), state, flags: view.flags, signals })
 }
 
-/// Record locks, flock(2) locks, open-file-description locks and leases, which fdinfo shows
-/// as `lock:` lines (proc_pid_fdinfo(5)).
-fn locks(view: &FdView) -> Option<Finding> {
-    view.field("lock").map(|lock| {
-        // `1: FLOCK  ADVISORY  WRITE 4711 fe:00:7 0 EOF`: the kind tells what to look for.
-        let kind: Vec<&str> = lock.split_whitespace().skip(1).take(3).collect();
-        view.blocker(
-            "VOS-LOCK",
-            format!("a file lock or lease is held through it ({})", kind.join(" ")),
-            "let the program release the lock, then move it",
-        )
-    })
-}
-
-/// O_ASYNC, F_SETOWN, F_SETSIG (fcntl(2)): signals sent by the object to a pid.
-fn signal_driven(view: &FdView, cx: &dyn CaptureCx) -> Option<Finding> {
-    if view.flags & libc::O_PATH != 0 {
-        return None;
+/// Captures what is known here of a description that the target's supervisor provides.
+///
+/// # Errors
+/// As [`capture`]; a lock cannot come along.
+pub fn capture_provided(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdError> {
+    if let Some(refused) = lock::stays_behind(view) {
+        return Err(refused);
     }
-    let owner = cx.dup(view).and_then(|fd| {
-        let signal = raw::fcntl(fd.as_raw_fd(), raw::F_GETSIG, 0)?;
-        Ok((raw::owner(fd.as_raw_fd())?, signal))
-    });
-    let (owner, signal) = owner.unwrap_or_default();
-    (view.flags & libc::O_ASYNC != 0 || owner != 0 || signal != 0).then(|| {
-        view.blocker(
-            "VOS-ASYNC",
-            format!("it sends signals when ready (owner {owner}, signal {signal})"),
-            "use a program version that polls instead of O_ASYNC or F_SETOWN",
-        )
-    })
+    let signals = owner::capture(view, cx)?;
+    Ok(Object { kind: PROVIDED.to_owned(), state: Vec::new(), flags: view.flags, signals })
 }
 
 impl FdView {

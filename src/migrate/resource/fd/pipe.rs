@@ -259,41 +259,66 @@ impl Ends {
     }
 }
 
-/// Which of the pipes `inodes` (the number in `pipe:[…]`) are open in a process that is not
-/// among `job_pids`? Looks at all of /proc, so do it before the freeze. Processes of other
+/// Which of the pipes or sockets (`kind`) with these `inodes` (the number in `pipe:[…]`) are open
+/// in a process that is not among `job_pids`? Looks at all of /proc, so do it before the freeze. Processes of other
 /// users, whose descriptors cannot be seen, are passed over.
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn outside_holders(inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
+pub fn outside_holders(kind: &str, inodes: &[u64], job_pids: &[i32]) -> io::Result<HashSet<u64>> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found = HashSet::new();
-    each_link(job_pids, |pid, link| {
-        let inode = link.to_str().and_then(|l| l.strip_prefix("pipe:[")?.strip_suffix(']'));
-        let inode = inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n));
-        // One that the job has made just now is traced before the supervisor has heard of it.
-        found.extend(inode.filter(|n| !found.contains(n) && !is_traced_here(pid)));
+    let start = format!("{kind}:[");
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    each_link(job_pids, |_, link| {
+        let inode = link.to_str().and_then(|l| l.strip_prefix(&start)?.strip_suffix(']'));
+        found.extend(inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n)));
         found.len() == wanted.len()
     })?;
     Ok(found)
 }
 
+/// Has a process outside of the job this file open? This process does not count.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::process::id() as i32;
+    let known: Vec<i32> = job_pids.iter().copied().chain([own]).collect();
+    let mut found = false;
+    each_link(&known, |fd, link| {
+        let same = |m: fs::Metadata| (m.dev(), m.ino()) == (view.dev, view.ino);
+        found |= link.to_str() == Some(&view.link) && fs::metadata(fd).is_ok_and(same);
+        found
+    })?;
+    Ok(found)
+}
+
 /// Is this process the tracer of that one?
-fn is_traced_here(pid: i32) -> bool {
+pub(super) fn is_traced_here(pid: i32) -> bool {
     let own = u64::from(std::process::id());
     View::read_process(pid).is_ok_and(|view| view.number("TracerPid:") == own)
 }
 
-/// Shows the link of every descriptor of every process outside of the job to `visit`, until
-/// that says "enough".
-fn each_link(job_pids: &[i32], mut visit: impl FnMut(i32, &Path) -> bool) -> io::Result<()> {
+/// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to
+/// `visit`, until that says "enough".
+pub(super) fn each_link(
+    job_pids: &[i32],
+    mut visit: impl FnMut(&Path, &Path) -> bool,
+) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        let Some(pid) = pid.filter(|pid| !job_pids.contains(pid)) else { continue };
+        // One that the job has made just now is traced before the supervisor has heard of it.
+        if pid.is_none_or(|pid| job_pids.contains(&pid) || is_traced_here(pid)) {
+            continue;
+        }
         let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
         for fd in fds.flatten() {
-            if fs::read_link(fd.path()).is_ok_and(|link| visit(pid, &link)) {
+            if fs::read_link(fd.path()).is_ok_and(|link| visit(&fd.path(), &link)) {
                 return Ok(());
             }
         }
@@ -453,7 +478,7 @@ mod tests {
             .stdout(Stdio::from(file.try_clone().expect("dup")))
             .spawn()
             .expect("cat");
-        let found = outside_holders(&inodes, &here.job_pids()).expect("scan");
+        let found = outside_holders("pipe", &inodes, &here.job_pids()).expect("scan");
         let code = here.refusal(&file);
         drop(writer);
         child.wait().expect("wait");

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
+use super::unix::{self, Assembly, Renames};
 use super::{
     by_name, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx,
     Shared, Slot,
@@ -23,7 +24,8 @@ use crate::capabilities::Capability;
 pub const PROVIDED: &str = "provided";
 
 /// Status flags that fcntl(F_SETFL) can set, O_ASYNC aside.
-const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+pub(super) const SETTABLE: i32 =
+    libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
 
 /// The descriptors of a new process in the making; each step once, in the order of the
 /// functions. After an error the process is not usable.
@@ -34,6 +36,8 @@ pub struct Making<'a> {
     base: RawFd,
     /// By object.
     made: BTreeMap<u32, OwnedFd>,
+    /// Of sockets, when the job runs.
+    renames: Renames,
     _room: Room,
 }
 
@@ -55,7 +59,14 @@ impl<'a> Making<'a> {
         let count = 2 * objects.len() + more + keep.len() + 16;
         let room = Room::make(base as u64 + count as u64)?;
         lift_kept(keep, base)?;
-        Ok(Self { objects, table, base, made: BTreeMap::new(), _room: room })
+        Ok(Self {
+            objects,
+            table,
+            base,
+            made: BTreeMap::new(),
+            renames: Renames::default(),
+            _room: room,
+        })
     }
 
     /// Moves a descriptor out of the way of the wanted numbers.
@@ -64,6 +75,15 @@ impl<'a> Making<'a> {
     /// When the kernel refuses.
     pub fn lift(&self, fd: OwnedFd) -> Result<OwnedFd, FdError> {
         lift(fd, self.base)
+    }
+
+    /// A copy of a descriptor, out of the way of the table.
+    ///
+    /// # Errors
+    /// When the kernel has none to spare.
+    pub fn lift_copy(&self, fd: BorrowedFd) -> Result<OwnedFd, FdError> {
+        let copy = fd.try_clone_to_owned().map_err(failed("duplicate a descriptor"))?;
+        self.lift(copy)
     }
 
     /// Takes an object that another process of the job has made.
@@ -76,22 +96,45 @@ impl<'a> Making<'a> {
         Ok(())
     }
 
-    /// Makes all objects that are in the table or for others (`hand_out`) and not taken.
+    /// Makes all objects that are in the table, for others (`hand_out`) or on their way inside of
+    /// a socket only (`carried`), and not taken.
     ///
     /// # Errors
     /// What was tried on which object.
-    pub fn make(&mut self, hand_out: &[u32], cx: &mut dyn RestoreCx) -> Result<(), FdError> {
+    pub fn make(
+        &mut self,
+        hand_out: &[u32],
+        carried: &[u32],
+        cx: &mut dyn RestoreCx,
+    ) -> Result<(), FdError> {
         let mut wanted: BTreeSet<u32> = self.table.iter().map(|slot| slot.object).collect();
-        wanted.extend(hand_out);
+        wanted.extend(hand_out.iter().chain(carried));
         wanted.retain(|object| !self.made.contains_key(object));
         let mut high = High::lift(&wanted, self.base, cx)?;
+        let (mut sockets, made) = Assembly::make(self.objects, &wanted, self.base, &mut high)?;
+        self.made.extend(made);
         for index in wanted {
             let object = object(self.objects, index)?;
+            if let Some(socket) = self.made.get(&index) {
+                set_flags(socket.as_raw_fd(), object.flags)?;
+                continue;
+            }
             let fd = make(index, object, self.base, &mut high)?;
             self.made.insert(index, fd);
         }
         *high.shared() = Shared::default();
+        for &index in carried {
+            let object = object(self.objects, index)?;
+            kind(object)?.finish(&object.state, self.get(index)?.as_raw_fd())?;
+        }
+        sockets.fill(&self.made)?;
+        self.renames = sockets.into_renames();
         Ok(())
+    }
+
+    /// Files of sockets that are renamed when the job runs.
+    pub fn take_renames(&mut self) -> Renames {
+        std::mem::take(&mut self.renames)
     }
 
     /// The descriptor of an object.
@@ -227,9 +270,18 @@ impl RestoreCx for High<'_> {
     fn shared(&mut self) -> &mut Shared {
         self.cx.shared()
     }
+
+    fn act(
+        &mut self,
+        by: Option<unix::Cred>,
+        deed: &unix::Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>> {
+        self.cx.act(by, deed, fds)
+    }
 }
 
-fn lift(fd: OwnedFd, base: RawFd) -> Result<OwnedFd, FdError> {
+pub(super) fn lift(fd: OwnedFd, base: RawFd) -> Result<OwnedFd, FdError> {
     if fd.as_raw_fd() >= base {
         return Ok(fd);
     }
@@ -328,7 +380,7 @@ mod tests {
     use super::*;
 
     fn object(kind: &str) -> Object {
-        Object { kind: kind.into(), state: Vec::new(), flags: 0 }
+        Object { kind: kind.into(), state: Vec::new(), flags: 0, signals: None }
     }
 
     fn slot(fd: i32, object: u32, cloexec: bool) -> Slot {
@@ -358,7 +410,7 @@ mod tests {
         cx: &mut dyn RestoreCx,
     ) -> Result<(), FdError> {
         let mut making = Making::begin(objects, table, 0, keep)?;
-        making.make(&[], cx)?;
+        making.make(&[], &[], cx)?;
         making.place()?;
         making.finish(&(0..objects.len() as u32).collect::<Vec<_>>())?;
         making.close_others(keep)

@@ -4,7 +4,7 @@
 //! Descriptors are plain numbers here: the callers work on numbers of a job.
 
 use std::cmp::Ordering;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -62,15 +62,15 @@ pub fn fcntl(fd: RawFd, command: i32, arg: i32) -> io::Result<i32> {
     check(unsafe { libc::fcntl(fd, command, arg) })
 }
 
-/// fcntl(2) F_GETOWN_EX: who gets the object's signals, 0 for nobody.
+/// fcntl(2) F_GETOWN_EX: who gets the object's signals: kind and number, which is 0 for nobody.
 ///
 /// # Errors
 /// `EBADF`.
-pub fn owner(fd: RawFd) -> io::Result<i32> {
+pub fn owner(fd: RawFd) -> io::Result<(i32, i32)> {
     const F_GETOWN_EX: i32 = 16;
     let mut owner = [0i32; 2];
     // SAFETY: owner is a struct f_owner_ex (type, pid) that lives through the call.
-    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }).map(|_| owner[1])
+    check(unsafe { libc::fcntl(fd, F_GETOWN_EX, &raw mut owner) }).map(|_| (owner[0], owner[1]))
 }
 
 /// fcntl(2) F_DUPFD_CLOEXEC: the lowest free number from `min` on.
@@ -111,6 +111,40 @@ pub fn readable_bytes(fd: RawFd) -> io::Result<usize> {
     check(unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut n) }).map(|_| n as usize)
 }
 
+/// ioctl(2) SIOCOUTQ of a socket: what its messages that nobody has read cost (unix(7)), bytes.
+///
+/// # Errors
+/// `ENOTTY` for objects without it.
+pub fn unsent_bytes(fd: RawFd) -> io::Result<u32> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: n lives through the call; TIOCOUTQ, which is SIOCOUTQ, writes an int.
+    check(unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut n) }).map(|_| n as u32)
+}
+
+/// recvmsg(2) with MSG_PEEK into a buffer of `len` bytes whose last one cannot be written: a stream
+/// gives the writes that fit without it, each whole or not at all (unix_stream_read_generic of
+/// net/unix/af_unix.c), and 0 if that is none.
+///
+/// # Errors
+/// `EAGAIN` when nothing waits.
+pub fn peek_writes_before(fd: RawFd, len: usize) -> io::Result<usize> {
+    let mut bytes = vec![0u8; len.saturating_sub(1)];
+    let mut parts = [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() },
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 },
+    ];
+    // SAFETY: a msghdr without a name and control data may be all zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len() as _);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: message, parts and bytes live through the call; the kernel finds that nothing can
+    // be written to the null page, and answers EFAULT or what it has copied before.
+    match check(unsafe { libc::recvmsg(fd, &raw mut message, flags) }) {
+        Err(e) if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        other => other.map(|n| n as usize),
+    }
+}
+
 /// getsockopt(2) of an int at level SOL_SOCKET.
 ///
 /// # Errors
@@ -123,6 +157,64 @@ pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
         libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
     };
     check(result).map(|_| value)
+}
+
+/// getsockopt(2) at level SOL_SOCKET, of at most 64 bytes.
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT`.
+pub fn socket_option_bytes(fd: RawFd, option: i32) -> io::Result<Vec<u8>> {
+    let mut value = [0u8; 64];
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: value and len live through the call and len is the size of value.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, option, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    check(result).map(|_| value.get(..len as usize).unwrap_or_default().to_vec())
+}
+
+/// Has the socket a filter (SO_ATTACH_FILTER and the like of socket(7))? Without room
+/// SO_GET_FILTER gives the length only.
+pub fn has_socket_filter(fd: RawFd) -> bool {
+    const SO_GET_FILTER: i32 = 26;
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: nothing is written but len, which lives through the call.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, SO_GET_FILTER, std::ptr::null_mut(), &raw mut len)
+    };
+    // EACCES: a filter that is not told (eBPF).
+    result != 0 || len != 0
+}
+
+/// setsockopt(2) at level SOL_SOCKET.
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT`, `EINVAL`, `EPERM`.
+pub fn set_socket_option(fd: RawFd, option: i32, value: &[u8]) -> io::Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: value lives through the call and has the length told.
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value.as_ptr().cast(), len) })
+        .map(drop)
+}
+
+/// listen(2), with any backlog.
+///
+/// # Errors
+/// `EINVAL` for a socket that has no name or is connected.
+pub fn listen(fd: RawFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::listen(fd, backlog) }).map(drop)
+}
+
+/// connect(2) to AF_UNSPEC: a datagram socket is connected to nobody any more.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn disconnect(fd: RawFd) -> io::Result<()> {
+    let nobody = libc::sa_family_t::try_from(libc::AF_UNSPEC).unwrap_or_default();
+    let len = size_of::<libc::sa_family_t>() as libc::socklen_t;
+    // SAFETY: nobody lives through the call and has the length told.
+    check(unsafe { libc::connect(fd, (&raw const nobody).cast(), len) }).map(drop)
 }
 
 /// tee(2) without blocking: duplicates up to `len` bytes from one pipe to another.
@@ -283,6 +375,71 @@ pub fn inotify_remove(fd: RawFd, wd: i32) -> io::Result<()> {
     check(unsafe { libc::inotify_rm_watch(fd, wd) }).map(drop)
 }
 
+/// pidfd_open(2), close-on-exec.
+///
+/// # Errors
+/// `ESRCH`; `EINVAL` for flags that the kernel does not know.
+pub fn pidfd(pid: i32, flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) } as RawFd)
+}
+
+/// ioctl(2) PIDFD_GET_INFO: the status that wait(2) gave of a process that has been reaped.
+///
+/// # Errors
+/// `ENOTTY` and others before Linux 6.15; `ESRCH` when it is not known.
+pub fn pidfd_exit_status(fd: RawFd) -> io::Result<i32> {
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    // struct pidfd_info (linux/pidfd.h): the mask first, the status last.
+    let mut info = [0u64; 8];
+    info[0] = PIDFD_INFO_EXIT;
+    // SAFETY: info has the 64 bytes that the request's number tells, and lives through the call.
+    check(unsafe { libc::ioctl(fd, PIDFD_GET_INFO, info.as_mut_ptr()) })?;
+    match info[0] & PIDFD_INFO_EXIT {
+        0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        _ => Ok((info[7] >> 32) as i32),
+    }
+}
+
+/// A pidfd of a process that ends with this status, as wait(2) gives it, and is reaped.
+///
+/// # Errors
+/// Those of clone3(2) and pidfd_open(2).
+pub fn pidfd_of_reaped(status: i32, flags: u32) -> io::Result<OwnedFd> {
+    // Flags CLONE_CLEAR_SIGHAND; no signal at its end, which a program could see.
+    const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+    let args = [CLONE_CLEAR_SIGHAND, 0, 0, 0, 0, 0, 0, 0];
+    let size = size_of_val(&args);
+    // SAFETY: args is a struct clone_args; the child has a copy of the memory, as after fork(2).
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size) })?;
+    if pid == 0 {
+        end_with(status);
+    }
+    let fd = pidfd(pid as i32, flags);
+    // SAFETY: no status is asked for; the child is ours.
+    let reaped = unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::__WALL) };
+    check(reaped)?;
+    fd
+}
+
+/// Ends this process, a child that does nothing else, with a status as wait(2) gives it.
+fn end_with(status: i32) -> ! {
+    let signal = libc::WTERMSIG(status);
+    // SAFETY: numbers only, and a set that lives through the calls. Without a core of a process
+    // that is none of the program's.
+    unsafe {
+        if signal != 0 {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut all);
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+            libc::syscall(libc::SYS_kill, libc::syscall(libc::SYS_getpid), signal);
+        }
+        libc::_exit(libc::WEXITSTATUS(status))
+    }
+}
+
 /// getdents64(2): the next records of a directory, at most 4 KiB.
 ///
 /// # Errors
@@ -329,4 +486,95 @@ pub fn in_child(complaints: &std::path::Path, body: impl FnOnce() -> Result<(), 
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     let text = std::fs::read_to_string(complaints).unwrap_or_default();
     assert_eq!((status, text.as_str()), (0, ""));
+}
+
+/// mq_open(3) of a new queue, close-on-exec and not blocking; `name` with its slash.
+///
+/// # Errors
+/// `EINVAL` above the limits of mq_overview(7), `EMFILE` above RLIMIT_MSGQUEUE.
+pub fn mq_create(name: &[u8], mode: u32, most: i64, size: i64) -> io::Result<OwnedFd> {
+    let name = queue_name(name)?;
+    // SAFETY: the structure is plain data; it and the name live through the call.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        (attributes.mq_maxmsg, attributes.mq_msgsize) = (most, size);
+        let flags =
+            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let name = name.as_ptr();
+        let at = &raw const attributes;
+        let fd = check(libc::syscall(libc::SYS_mq_open, name, flags, mode, at))? as RawFd;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The system calls take names without the slash (mq_overview(7)).
+fn queue_name(name: &[u8]) -> io::Result<CString> {
+    CString::new(name.strip_prefix(b"/").unwrap_or(name)).map_err(io::Error::other)
+}
+
+/// mq_unlink(3).
+///
+/// # Errors
+/// `ENOENT`, `EACCES`.
+pub fn mq_unlink(name: &[u8]) -> io::Result<()> {
+    let name = queue_name(name)?;
+    // SAFETY: the name lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) }).map(drop)
+}
+
+/// mq_getattr(3): most messages, most bytes of one, messages now.
+///
+/// # Errors
+/// `EBADF`.
+pub fn mq_attributes(fd: RawFd) -> io::Result<(i64, i64, i64)> {
+    // SAFETY: the structure is plain data and lives through the call.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        let none = std::ptr::null::<libc::mq_attr>();
+        check(libc::syscall(libc::SYS_mq_getsetattr, fd, none, &raw mut attributes))?;
+        Ok((attributes.mq_maxmsg, attributes.mq_msgsize, attributes.mq_curmsgs))
+    }
+}
+
+/// mq_receive(3): priority and text. `size` is mq_msgsize.
+///
+/// # Errors
+/// `EAGAIN` when the queue is empty and does not block.
+pub fn mq_receive(fd: RawFd, size: usize) -> io::Result<(u32, Vec<u8>)> {
+    let (mut text, mut priority) = (vec![0u8; size], 0u32);
+    let none = std::ptr::null::<libc::timespec>();
+    // SAFETY: the buffer has the length told; it and the priority live through the call.
+    let got = check(unsafe {
+        let at = text.as_mut_ptr();
+        libc::syscall(libc::SYS_mq_timedreceive, fd, at, size, &raw mut priority, none)
+    })?;
+    text.truncate(got as usize);
+    Ok((priority, text))
+}
+
+/// mq_send(3).
+///
+/// # Errors
+/// `EAGAIN` when the queue is full and does not block.
+pub fn mq_send(fd: RawFd, text: &[u8], priority: u32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::timespec>();
+    // SAFETY: the text has the length told and lives through the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_mq_timedsend, fd, text.as_ptr(), text.len(), priority, none)
+    })
+    .map(drop)
+}
+
+/// mq_notify(3) with SIGEV_NONE.
+///
+/// # Errors
+/// `EBUSY` when another process is registered.
+#[cfg(test)]
+pub fn mq_notify_none(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the structure is plain data and lives through the call.
+    unsafe {
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_NONE;
+        check(libc::syscall(libc::SYS_mq_notify, fd, &raw const event)).map(drop)
+    }
 }

@@ -2,7 +2,7 @@
 //! such a file for a regular one, [`Rest`] takes whatever is left.
 
 use super::{CaptureCx, FdError, FdKind, FdView};
-use crate::capabilities::Area::{Descriptors, Ipc};
+use crate::capabilities::Area::Descriptors;
 use crate::capabilities::{Capability, Support};
 
 /// Start of the link, code, cause, remedy.
@@ -32,8 +32,15 @@ const RULES: &[Rule] = &[
         "the kernel may be working on requests in its rings",
         "start the program under vosrun, which makes it do without io_uring",
     ),
+    Rule(
+        "anon_inode:[landlock-ruleset]",
+        "VOS-LANDLOCK",
+        "a Landlock ruleset cannot be read out again",
+        CLOSE,
+    ),
+    Rule("anon_inode:[fscontext]", "VOS-MOUNT", "it is a mount in the making", CLOSE),
+    Rule("anon_inode:[iommufd]", "VOS-DEV", "it stands for devices of this machine", CLOSE),
     Rule("anon_inode:[perf_event]", "VOS-PERF", "it counts events of this machine", CLOSE),
-    Rule("anon_inode:[pidfd]", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
     Rule(
         "anon_inode:[userfaultfd]",
         "VOS-USERFAULTFD",
@@ -43,6 +50,12 @@ const RULES: &[Rule] = &[
     Rule("anon_inode:[vfio", "VOS-DEV", "it stands for a device of this machine", CLOSE),
     Rule("anon_inode:bpf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
     Rule("anon_inode:btf", "VOS-BPF", "BPF programs and maps belong to this kernel", CLOSE),
+    Rule(
+        "anon_inode:seccomp notify",
+        "VOS-SECCOMP",
+        "it answers the system calls of another process",
+        CLOSE,
+    ),
     Rule("anon_inode:kvm", "VOS-DEV", "it is a virtual machine or a part of one", CLOSE),
     Rule(
         "anon_inode:sync_file",
@@ -50,7 +63,6 @@ const RULES: &[Rule] = &[
         "it is a fence of a graphics device",
         "stop using the GPU",
     ),
-    Rule("pidfd:[", "VOS-PIDFD", "it stands for a process of this machine", CLOSE),
 ];
 
 /// File systems that are windows into this kernel: proc, sysfs, debugfs, tracefs, cgroup,
@@ -68,15 +80,10 @@ const KERNEL: [i64; 11] = [
     0x6265_6570,
     0xde5e_81e4,
 ];
-const MQUEUE: i64 = 0x1980_0202;
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 
 /// Code, cause and remedy of what [`Special`] recognises.
 fn special(view: &FdView) -> Option<(&'static str, &'static str, &'static str)> {
-    if view.fs == MQUEUE {
-        let remedy = "let the program close the queue (mq_overview(7))";
-        return Some(("VOS-MQUEUE", "a POSIX message queue belongs to this machine", remedy));
-    }
     if KERNEL.contains(&view.fs) {
         let cause = "it is a file of this kernel (proc, sysfs or the like)";
         return Some(("VOS-PROC-FD", cause, "let the program open it when it reads it"));
@@ -103,11 +110,10 @@ impl FdKind for Special {
             &[
                 Capability::refused(
                     Descriptors,
-                    "proc",
-                    "files of /proc, /sys and the like",
-                    "VOS-PROC-FD",
+                    "landlock",
+                    "rulesets of Landlock",
+                    "VOS-LANDLOCK",
                 ),
-                Capability::refused(Descriptors, "pidfd", "pidfds", "VOS-PIDFD"),
                 Capability::refused(
                     Descriptors,
                     "namespace-fd",
@@ -133,7 +139,6 @@ impl FdKind for Special {
                     "VOS-DEV-GPU",
                 ),
                 Capability::refused(Descriptors, "kvm", "virtual machines, vfio", "VOS-DEV"),
-                Capability::refused(Ipc, "posix-mq", "POSIX message queues", "VOS-MQUEUE"),
             ]
         }
     }
@@ -180,21 +185,16 @@ impl FdKind for Rest {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::AsRawFd;
 
+    use super::super::find;
     use super::super::testing::{refusal, Here};
-    use super::super::{find, raw};
     use super::*;
     use crate::codes;
 
     #[test]
     fn objects_of_this_kernel() {
         let open = |path: &str| File::open(path).expect("open");
-        assert_eq!(refusal(&open("/proc/self/status")), "VOS-PROC-FD");
-        assert_eq!(refusal(&open("/proc")), "VOS-PROC-FD");
         assert_eq!(refusal(&open("/proc/self/ns/net")), "VOS-NSFD");
-        let pidfd = crate::tracer::raw::pidfd_open(std::process::id() as i32).expect("pidfd");
-        assert_eq!(refusal(&pidfd), "VOS-PIDFD");
     }
 
     #[test]
@@ -214,14 +214,16 @@ mod tests {
             ("anon_inode:[perf_event]", "VOS-PERF"),
             ("anon_inode:[fanotify]", "VOS-FANOTIFY"),
             ("anon_inode:kvm-vcpu:0", "VOS-DEV"),
-            ("anon_inode:[landlock-ruleset]", "VOS-UNKNOWN-FD"),
+            ("anon_inode:[landlock-ruleset]", "VOS-LANDLOCK"),
+            ("anon_inode:[fscontext]", "VOS-MOUNT"),
+            ("anon_inode:seccomp notify", "VOS-SECCOMP"),
             ("anon_inode:[something new]", "VOS-UNKNOWN-FD"),
         ] {
             assert_eq!(code(link, 0o600, 0), want, "{link}");
         }
         let file = libc::S_IFREG | 0o600;
         assert_eq!(code("/secretmem (deleted)", file, 0x5345_434d), "VOS-SECRETMEM");
-        assert_eq!(code("/queue", file, MQUEUE), "VOS-MQUEUE");
+        assert_eq!(code("/sys/fs/cgroup/cgroup.procs", file, 0x6367_7270), "VOS-PROC-FD");
         assert!(special(&FdView { link: "/secretmem.txt".into(), ..FdView::default() }).is_none());
     }
 
@@ -230,12 +232,5 @@ mod tests {
         for rule in RULES {
             assert!(codes::find(rule.1).is_some(), "{}", rule.1);
         }
-    }
-
-    #[test]
-    fn signal_driven_descriptors() {
-        let (reader, _writer) = std::io::pipe().expect("pipe");
-        raw::fcntl(reader.as_raw_fd(), libc::F_SETOWN, std::process::id() as i32).expect("owner");
-        assert_eq!(refusal(&reader), "VOS-ASYNC");
     }
 }

@@ -1,12 +1,14 @@
 //! Capture and restore of this process's own descriptors, for the tests of the kinds.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use super::unix::{Cred, Deed, Sockets};
 use super::{by_name, find, place, CaptureCx, FdError, FdView, Object, RestoreCx, Shared};
 use crate::codes;
 use crate::tracer;
@@ -16,6 +18,7 @@ use crate::tracer;
 pub struct Here {
     all: Vec<FdView>,
     pub annotation: Option<Vec<u8>>,
+    sockets: OnceCell<Sockets>,
 }
 
 fn me() -> i32 {
@@ -25,7 +28,7 @@ fn me() -> i32 {
 impl Here {
     pub fn of(fds: &[&dyn AsRawFd]) -> Self {
         let view = |fd: &&dyn AsRawFd| FdView::read(me(), fd.as_raw_fd()).expect("view");
-        Self { all: fds.iter().map(view).collect(), annotation: None }
+        Self { all: fds.iter().map(view).collect(), ..Self::default() }
     }
 
     pub fn view(&self, fd: &dyn AsRawFd) -> FdView {
@@ -63,6 +66,18 @@ impl CaptureCx for Here {
 
     fn annotation(&self, _view: &FdView) -> Option<&[u8]> {
         self.annotation.as_deref()
+    }
+
+    fn sockets(&self) -> io::Result<&Sockets> {
+        if self.sockets.get().is_none() {
+            let mut sockets = Sockets::read()?;
+            for view in &self.all {
+                let found = sockets.look_into(view, self).map_err(io::Error::other)?;
+                assert_eq!(found.len(), 0, "descriptors on their way");
+            }
+            let _ = self.sockets.set(sockets);
+        }
+        self.sockets.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// With the children that other tests have forked, which hold our descriptors as well.
@@ -110,6 +125,15 @@ impl RestoreCx for Restored {
 
     fn shared(&mut self) -> &mut Shared {
         &mut self.shared
+    }
+
+    fn act(
+        &mut self,
+        by: Option<Cred>,
+        deed: &Deed,
+        fds: &[BorrowedFd],
+    ) -> io::Result<Vec<OwnedFd>> {
+        deed.perform(by, fds)
     }
 }
 

@@ -15,8 +15,10 @@ use crate::control::{MoveFailure, MoveReport, Phase, ProcessStatus, Reply};
 use crate::ids::MoveId;
 use crate::journal::Step;
 use crate::migrate::freeze::FrozenProcess;
-use crate::migrate::image::JobImage;
+use crate::migrate::image::{JobImage, ProcessImage};
+use crate::migrate::late;
 use crate::migrate::message::Msg;
+use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::supervisor::job::now_ms;
@@ -28,8 +30,8 @@ const DONE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the target said after the commit.
 enum Heard {
-    /// It runs there, for so long already.
-    Done(Vec<ProcessStatus>, Duration),
+    /// It runs there, for so long already, without these locks.
+    Done(Vec<ProcessStatus>, Duration, Vec<String>),
     /// It does not have the job (any more).
     Lost,
     Nothing,
@@ -58,11 +60,17 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.resync(out));
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
+        release_locks(&frozen, &image);
         self.send(target.key, &Msg::Commit, &[]);
         let text = owns_text(&to, self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
         let (processes, resumed) = match self.await_done(id, target) {
-            Heard::Done(processes, resumed) => (processes, resumed),
+            Heard::Done(processes, resumed, lost) => {
+                for lock in lost {
+                    self.progress(&to, Phase::Resume, format!("⚠ {lock}"), None);
+                }
+                (processes, resumed)
+            }
             heard => return self.in_doubt(id, target, frozen, image, heard),
         };
         laps.lap("commit");
@@ -84,7 +92,7 @@ impl Mover {
             bytes_wire: wire,
             processes,
         };
-        self.let_go(id, target, &frozen, &image, &report);
+        self.let_go(id, target, frozen, &image, &report);
         reached("done");
         Ok(report)
     }
@@ -93,8 +101,8 @@ impl Mover {
     fn await_done(&mut self, id: MoveId, target: &Target) -> Heard {
         let until = Instant::now() + DONE_PATIENCE;
         match self.next(target.key, until) {
-            Ok(Some((Msg::Done { processes, resumed_ns }, _))) => {
-                return Heard::Done(processes, Duration::from_nanos(resumed_ns));
+            Ok(Some((Msg::Done { processes, resumed_ns, lost }, _))) => {
+                return Heard::Done(processes, Duration::from_nanos(resumed_ns), lost);
             }
             Ok(Some((other, _))) => tracing::warn!("instead of DONE: {other:?}"),
             Ok(None) | Err(_) => {}
@@ -121,7 +129,9 @@ impl Mover {
         let until = Instant::now() + Duration::from_secs(2);
         self.send(key, &Msg::Decided { id, commit: true }, &[]);
         let heard = match self.next(key, until) {
-            Ok(Some((Msg::Done { processes, .. }, _))) => Heard::Done(processes, Duration::ZERO),
+            Ok(Some((Msg::Done { processes, lost, .. }, _))) => {
+                Heard::Done(processes, Duration::ZERO, lost)
+            }
             Ok(Some((Msg::Gone { .. }, _))) => Heard::Lost,
             _ => Heard::Nothing,
         };
@@ -152,7 +162,7 @@ impl Mover {
         match resolved.map_err(own)? {
             Some(processes) => {
                 let report = self.plain_report(id, target, processes);
-                self.let_go(id, target, &frozen, &image, &report);
+                self.let_go(id, target, frozen, &image, &report);
                 Ok(report)
             }
             None => {
@@ -161,6 +171,7 @@ impl Mover {
                 if let Err(e) = self.sup.job.save() {
                     tracing::error!("{}: {e}", self.sup.job.dir.path().display());
                 }
+                take_locks_back(&frozen, &image);
                 self.thaw(&frozen);
                 let text = format!("{} was said to be dead, and the move undone", target.name);
                 Err(stopped(11, "VOS-COMMIT-SENT", text))
@@ -188,7 +199,7 @@ impl Mover {
     fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
         let peer = (target.id, target.name.clone());
         loop {
-            if let Heard::Done(processes, _) = self.repeat_commit(id, target) {
+            if let Heard::Done(processes, ..) = self.repeat_commit(id, target) {
                 return Ok(Some(processes));
             }
             let until = Instant::now() + Duration::from_secs(1);
@@ -248,7 +259,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        frozen: &Frozen,
+        frozen: Frozen,
         image: &JobImage,
         report: &MoveReport,
     ) {
@@ -277,12 +288,17 @@ impl Mover {
                     .inspect_err(|e| tracing::error!("stand-in of process {}: {e:#}", process.pid))
                     .ok();
                 self.kill_copy(&frozen.job.processes[1..]);
+                if let Some(standin) = &mut self.standin {
+                    standin.keep(frozen.ptys.into_iter().map(Taken::into_master));
+                }
             }
             None => {
                 late = root.map_or_else(Vec::new, |(image, p)| signals::late(p.pid, image));
                 self.kill_copy(&frozen.job.processes);
             }
         }
+        // What would be found here is the job's no more.
+        super::ipc::remove(&frozen.ipc, &frozen.queues);
         if self.sup.session.ended == Some(Exit::Signal(libc::SIGKILL)) {
             late.push(libc::SIGKILL);
         }
@@ -355,4 +371,38 @@ impl Mover {
             }
         }
     }
+}
+
+/// The copy here lets its locks go, so that the job can take them at the target. One that it
+/// keeps goes with it.
+fn release_locks(frozen: &Frozen, image: &JobImage) {
+    for (process, image) in with_locks(frozen, image) {
+        if let Err(e) = late::release(process.pid, image) {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+/// The copy here is the job again. The end of a lease has ended its signals as well.
+fn take_locks_back(frozen: &Frozen, image: &JobImage) {
+    let all: Vec<_> = frozen.job.processes.iter().map(|p| p.pid).zip(&image.processes).collect();
+    if let Err(e) = late::drive(&all, &image.files) {
+        tracing::error!("signals of descriptors: {e}");
+    }
+    for (process, image) in with_locks(frozen, image) {
+        match late::take(process.pid, image, &image.locks) {
+            Ok(missed) => missed.iter().for_each(|(lock, e)| {
+                tracing::error!("process {} has lost its {lock}: {e}", image.ids.pid);
+            }),
+            Err(e) => tracing::error!("process {} has lost its locks: {e}", image.ids.pid),
+        }
+    }
+}
+
+fn with_locks<'a>(
+    frozen: &'a Frozen,
+    image: &'a JobImage,
+) -> impl Iterator<Item = (&'a FrozenProcess, &'a ProcessImage)> {
+    let all = frozen.job.processes.iter().zip(&image.processes);
+    all.filter(|(_, image)| !image.locks.is_empty())
 }

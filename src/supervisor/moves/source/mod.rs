@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 mod commit;
+mod ipc;
 mod send;
 
 use super::hook::reached;
@@ -19,11 +20,15 @@ use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
+use crate::migrate::resource::fd::pty::queues::Taken;
+use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
+use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
+use crate::migrate::terminals;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::AwayState;
@@ -35,9 +40,12 @@ use crate::tracer::raw;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
-/// Files of /proc and /sys are open for a moment as a rule, and a first thread that has ended is
-/// followed by the others: these are waited for.
-const PASSING: [&str; 2] = ["VOS-LEADER", "VOS-PROC-FD"];
+/// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
+/// followed by the others, and ptys and their sessions change: these are waited for.
+const PASSING: [&str; 5] =
+    ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
+/// Compilers and sort(1) make files that they remove again.
+const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// A move that ended without the job having moved.
@@ -109,6 +117,12 @@ pub(super) struct Frozen {
     states: Vec<AwayState>,
     /// Home halves were made for this move.
     new_home: bool,
+    /// Objects of System V IPC that nobody else uses, in this node's namespace.
+    ipc: Vec<Id>,
+    /// POSIX message queues, likewise: their names.
+    queues: Vec<Vec<u8>>,
+    /// Ptys of the job whose unread bytes were taken.
+    ptys: Vec<Taken>,
 }
 
 /// What the preflight came to.
@@ -237,10 +251,7 @@ impl Mover {
         let until = Instant::now() + MOMENT;
         loop {
             let local = self.look()?;
-            let mut blockers =
-                local.findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
-            let passes =
-                blockers.peek().is_some() && blockers.all(|f| PASSING.contains(&f.code.as_str()));
+            let passes = is_passing(&local.findings, &PASSING);
             if !passes || self.early_freeze.is_some() || Instant::now() > until {
                 return Ok(local);
             }
@@ -251,7 +262,7 @@ impl Mover {
     /// What is known here, of the running job.
     fn look(&mut self) -> Step1<Local> {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
-            let (forwarded, open) = (Forwarded::new(), Vec::new());
+            let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
         if !self.is_open(self.sup.session.root).map_err(own)? {
@@ -265,8 +276,12 @@ impl Mover {
         let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
         let busy = self.sup.session.in_vfork();
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
-        let settled: Vec<i32> = pids.into_iter().filter(is_settled).collect();
+        let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
+        local.findings.extend(self.choose_ipc(&pids, false).err());
+        if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
+            local.findings.push(*finding);
+        }
         Ok(local)
     }
 
@@ -377,7 +392,7 @@ impl Mover {
         &mut self,
         id: MoveId,
         target: &Target,
-        mut open: Vec<Named>,
+        mut open: preflight::Open,
         dry: bool,
     ) -> Step1<(Verdict, Vec<FileId>)> {
         let pids = self.pids();
@@ -405,9 +420,31 @@ impl Mover {
             if verdict.unsure.is_empty() {
                 return Ok((verdict, hello.mapped));
             }
-            self.add_hashes(&mut open, &verdict.unsure);
+            self.add_hashes(&mut open.files, &verdict.unsure);
         }
         Err(stopped(11, "VOS-TARGET", "the target cannot decide about an open file"))
+    }
+
+    /// The target's judgement of a job that is to move. Files that a running job makes for a moment
+    /// and removes are waited for: the target does not find them.
+    fn judged(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+        mut local: Local,
+    ) -> Step1<(Local, Verdict, Vec<FileId>)> {
+        let until = Instant::now() + MOMENT;
+        loop {
+            let (verdict, mapped) = self.ask_verdict(id, target, local.open.clone(), false)?;
+            let runs = self.early_freeze.is_none();
+            if !runs || !is_passing(&verdict.findings, &[LOCAL_FILE]) || Instant::now() > until {
+                return Ok((local, verdict, mapped));
+            }
+            self.pump(Some(Duration::from_millis(10))).map_err(own)?;
+            self.requests_while_moving().map_err(own)?;
+            local = self.look_again()?;
+            refuse_blockers(&local.findings)?;
+        }
     }
 
     /// Adds the hashes of the content that the target wants. Files that the running job has closed
@@ -499,8 +536,8 @@ impl Mover {
         held: &mut Option<Frozen>,
     ) -> Step1<JobImage> {
         let to = &target.name;
-        let named = local.open.clone();
-        let (verdict, mapped) = self.ask_verdict(id, target, local.open, false)?;
+        let (local, verdict, mapped) = self.judged(id, target, local)?;
+        let named = local.open;
         refuse_blockers(&verdict.findings)?;
         let ok: Vec<String> = verdict.ok.iter().map(|w| format!("✔ {w}")).collect();
         self.progress(to, Phase::Preflight, ok.join(" "), None);
@@ -516,7 +553,7 @@ impl Mover {
         let mut plan = self.plan()?;
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
-        forward_files(&verdict, &named, &mut forwarded);
+        forward_files(&verdict, &named.files, &mut forwarded);
         self.moving_on(&target.name, "frozen");
         if let Some(peer) = self.links.get_mut(&target.key) {
             peer.link.expect_many(CHUNK);
@@ -551,6 +588,12 @@ impl Mover {
             laps.parts.clear();
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
             self.requests_while_moving().map_err(own)?;
+            // The ptys are no longer those of the frame, perhaps.
+            let now = self.plan()?;
+            if !now.has_terminals_of(&plan) {
+                plan = now;
+                self.prepare(target, &plan)?;
+            }
         }
     }
 
@@ -613,11 +656,11 @@ impl Mover {
         let members = family::members(&pids).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
-        let terminal = crate::supervisor::status::controlling_terminal(root)
-            .is_some_and(|tty| files.views.objects.iter().any(|v| is_same_terminal(v, tty)));
+        let terminals = terminals::of(&files, root).map_err(fd_stopped)?;
+        let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { members, nodename, domainname, clocks, terminal, user })
+        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })
     }
 
     /// Stops every thread.
@@ -639,7 +682,14 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
-        let mut frozen = Frozen { job: frozen?, states: Vec::new(), new_home: false };
+        let mut frozen = Frozen {
+            job: frozen?,
+            states: Vec::new(),
+            new_home: false,
+            ipc: Vec::new(),
+            queues: Vec::new(),
+            ptys: Vec::new(),
+        };
         if let Err(e) = self.open_up(&mut frozen.job) {
             self.thaw(&frozen);
             return Err(own(format!("{e:#}")));
@@ -660,6 +710,11 @@ impl Mover {
             let put_back = self.relay(Side::Away, |relays, out| relays.unfreeze(state, out));
             if let Some(Err(e)) = put_back {
                 tracing::error!("{e}");
+            }
+        }
+        for pty in &frozen.ptys {
+            if let Err(e) = pty.put_back() {
+                tracing::error!("unread bytes of a pty are lost: {e}");
             }
         }
         if frozen.new_home {
@@ -717,9 +772,10 @@ impl Stopped {
     }
 }
 
-fn is_same_terminal(view: &FdView, (major, minor): (u32, u32)) -> bool {
-    let same = (libc::major(view.rdev), libc::minor(view.rdev)) == (major, minor);
-    same && crate::migrate::resource::fd::is_terminal(view)
+/// Are there blockers, and all of these codes?
+fn is_passing(findings: &[Finding], codes: &[&str]) -> bool {
+    let mut blockers = findings.iter().filter(|f| f.severity == Severity::Blocker).peekable();
+    blockers.peek().is_some() && blockers.all(|f| codes.contains(&f.code.as_str()))
 }
 
 fn refuse_blockers(findings: &[Finding]) -> Step1<()> {

@@ -21,10 +21,13 @@ use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::preflight::{self, Forwarded};
-use crate::migrate::resource::fd::{BulkSource, FdView};
-use crate::migrate::resource::memory::{read_pages, FileId};
+use crate::migrate::resource::fd::{pty, BulkSource, FdView};
+use crate::migrate::resource::memory::{read_common, read_pages, FileId};
+use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
+use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
+use crate::tracer::memory::PageMap;
 
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
@@ -156,18 +159,26 @@ impl Mover {
         agreed: &Agreed,
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
-        let files = self.files(&frozen.job.pids()).map_err(own)?;
+        let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
+        let terminals = self.terminals(&files, plan)?;
+        files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
+        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        let sets = self.semaphores(&chosen)?;
+        let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let mut images = BTreeMap::new();
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
-            let image = capture::capture(process, table, &fds.identities, scheduler_now, &running);
-            images.insert(pid, image.map_err(part_stopped)?);
+            let image =
+                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
+            let locks = locks.remove(&pid).unwrap_or_default();
+            images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }
         let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
         processes.sort_by_key(|process| images.get(&process.pid).map(|image| place(image.ids.pid)));
@@ -182,6 +193,9 @@ impl Mover {
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
         family::adopt(&mut images, plan).map_err(own)?;
+        let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
+        self.note_left_behind(&chosen, &files, frozen).map_err(own)?;
+        send_objects_once(&mut images);
         let (nodename, domainname) = self.names().map_err(own)?;
         let parcel = Parcel {
             annotations,
@@ -193,6 +207,8 @@ impl Mover {
                 files: fds,
                 processes: images,
                 zombies: family::zombies(plan),
+                ipc,
+                terminals,
             },
             relays,
             relays_lost: self.has_lost_relays(),
@@ -200,6 +216,17 @@ impl Mover {
             signals_taken: self.forward.next(),
         };
         Ok((parcel, bulk))
+    }
+
+    /// The controlling terminals of the frozen job, which are those of the frame.
+    fn terminals(&self, files: &Files, plan: &Plan) -> Step1<Vec<Terminal>> {
+        let terminals = terminals::of(files, self.sup.session.root).map_err(fd_stopped)?;
+        let ptys = pty::has_any(&files.views.objects);
+        let now = Plan { terminals, ptys, ..plan.clone() };
+        if now.has_terminals_of(plan) {
+            return Ok(now.terminals);
+        }
+        Err(stopped(11, pty::PASSING, "the job's terminals have changed during the move"))
     }
 
     fn still_forwarded(&self, files: &Files, agreed: &Agreed) -> std::io::Result<Forwarded> {
@@ -259,7 +286,7 @@ impl Mover {
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
         let mut home = self.new_relays().map_err(own)?;
         let pid = self.sup.session.root;
-        let group = getpgid(Some(Pid::from_raw(pid))).map_err(own)?;
+        let group = self.group_at_terminal(&frozen.job.pids()).map_err(own)?;
         let control = match self.sup.job.meta.attached {
             true => JobControl::Of(pid),
             false if group == getpgrp() => JobControl::Own,
@@ -278,6 +305,18 @@ impl Mover {
         self.home = Some(home);
         frozen.new_home = true;
         Ok(())
+    }
+
+    /// The foreground group of the job's terminal if that is a group of the job, else that of
+    /// its first process.
+    fn group_at_terminal(&self, pids: &[i32]) -> std::io::Result<Pid> {
+        let root = self.sup.session.root;
+        let stat = procfs::process::Process::new(root).and_then(|p| p.stat());
+        let foreground = stat.map_err(std::io::Error::other)?.tpgid;
+        if foreground > 0 && terminals::member_of_group(pids, foreground).is_some() {
+            return Ok(Pid::from_raw(foreground));
+        }
+        Ok(getpgid(Some(Pid::from_raw(root)))?)
     }
 
     fn send_parcel(&mut self, target: &Target, parcel: &Parcel) -> Step1<()> {
@@ -340,13 +379,31 @@ impl Mover {
         let total = image.data_bytes();
         let (mut done, mut shown) = (0, 0);
         let mut buf = vec![0; CHUNK];
+        let moved = self.init.is_some();
+        let mut sent = (image.processes.len() > 1).then(Sent::default);
         for (n, (frozen, process)) in (0..).zip(job.processes.iter().zip(&image.processes)) {
+            let map = PageMap::open(frozen.pid).map_err(own)?;
             for ranges in chunks(&process.memory.data) {
                 let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
                 let piece = &mut buf[..len as usize];
-                let read = read_pages(frozen.pid, &ranges, piece);
-                read.map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
-                self.send(target.key, &Msg::Pages { process: n, ranges }, piece);
+                let mut shared = match &sent {
+                    Some(_) => perhaps_shared(&map, &ranges).map_err(own)?,
+                    None => Vec::new(),
+                };
+                let read = if shared.contains(&true) { read_common } else { read_pages };
+                read(frozen.pid, &ranges, piece)
+                    .map_err(|e| own(format!("reading memory of {}: {e}", frozen.pid)))?;
+                match &mut sent {
+                    Some(sent) => {
+                        if moved {
+                            // Each process has got pages of its own, but of the same content.
+                            shared.fill(true);
+                        }
+                        let divided = sent.divide(n, &ranges, piece, &shared);
+                        self.send_divided(target, n, divided, &buf);
+                    }
+                    None => self.send(target.key, &Msg::Pages { process: n, ranges }, piece),
+                }
                 done += len;
                 if done - shown > 64 << 20 {
                     shown = done;
@@ -358,6 +415,18 @@ impl Mover {
         self.send(target.key, &Msg::PagesEnd, &[]);
         self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
+    }
+}
+
+impl Mover {
+    fn send_divided(&mut self, target: &Target, process: u32, divided: Divided, bytes: &[u8]) {
+        let Divided { ranges, len, same } = divided;
+        if !ranges.is_empty() {
+            self.send(target.key, &Msg::Pages { process, ranges }, &bytes[..len]);
+        }
+        for (from, ranges) in same {
+            self.send(target.key, &Msg::Same { process, from, ranges }, &[]);
+        }
     }
 }
 

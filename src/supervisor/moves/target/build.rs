@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,15 +12,18 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
-use super::outfit::{join_shared, Outfit};
+use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
+use crate::migrate::terminals::Terminal;
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -47,9 +50,13 @@ struct Arriving {
     content_done: bool,
     /// One for each process of the image.
     restoring: Vec<Restoring>,
+    /// Files of the job's sockets.
+    renames: Renames,
     names: (String, String),
     /// Becomes the controlling terminal of the job's session.
     pty: Option<PtyPair>,
+    /// Those of the frame.
+    terminals: Vec<Terminal>,
     /// When the image of the frozen job began to arrive.
     arrived: Option<Instant>,
 }
@@ -81,8 +88,10 @@ impl Mover {
             vessels: BTreeMap::new(),
             content_done: false,
             restoring: Vec::new(),
+            renames: Renames::default(),
             names: Default::default(),
             pty: None,
+            terminals: Vec::new(),
             arrived: None,
         };
         let built = self.build_from(key, &mut arriving);
@@ -129,10 +138,12 @@ impl Mover {
                         outdated.kill();
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    a.pty = plan.terminal.then(PtyPair::open).transpose().context("terminal")?;
                     let footing = preflight::footing(&a.hello);
-                    let skeleton = Skeleton::spawn(&plan, a.pty.as_ref().map(slave), footing)?;
-                    a.skeleton.insert(skeleton).settle()?;
+                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan, footing)?);
+                    skeleton.settle()?;
+                    let relayed = plan.terminals.iter().position(|t| t.master.is_none());
+                    a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
+                    a.terminals = plan.terminals;
                     // After the fork, which would make every page be copied again.
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.expect_many(CHUNK);
@@ -161,6 +172,10 @@ impl Mover {
                     if let Some(peer) = self.links.get_mut(&key) {
                         peer.link.recycle(payload);
                     }
+                }
+                Msg::Same { process, from, ranges } => {
+                    let at = |n: u32| a.restoring.get(n as usize).context("pages of no process");
+                    at(process)?.fill_from(at(from)?, &ranges)?;
                 }
                 Msg::PagesEnd => {
                     self.content_is_done(a)?;
@@ -209,6 +224,7 @@ impl Mover {
             postcard::from_bytes(&bytes).context("the image does not decode")?;
         parcel.image.check().map_err(|why| anyhow!("the image is inconsistent: {why}"))?;
         join_shared(&mut parcel.image.processes);
+        size_segments(&mut parcel.image.processes, &parcel.image.ipc)?;
         let mapped = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let unknown: BTreeSet<FileId> = mapped
             .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
@@ -255,7 +271,7 @@ impl Mover {
             paths.push(own);
         }
         let parcel = a.parcel.clone().context("no image")?;
-        a.restoring = self.begin(a, &parcel, &paths)?;
+        (a.restoring, a.renames) = self.begin(a, &parcel, &paths)?;
         Ok(())
     }
 
@@ -265,7 +281,7 @@ impl Mover {
         a: &mut Arriving,
         parcel: &Parcel,
         paths: &[Vec<String>],
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let image = &parcel.image;
@@ -284,7 +300,15 @@ impl Mover {
                 outfit.provide(object, vessel.try_clone()?.into());
             }
         }
-        outfit.equip(skeleton, &image.processes, paths, &self.vdso)
+        outfit.provide_terminals(skeleton, image, &a.terminals)?;
+        skeleton.make_ipc(&image.ipc, &image.processes)?;
+        let restoring = outfit.equip(skeleton, &image.processes, paths, &self.vdso)?;
+        skeleton.remove_segments(&image.ipc)?;
+        // Only the job's own descriptions of a slave keep it open.
+        if let Some(skeleton) = &mut a.skeleton {
+            skeleton.terminals.clear();
+        }
+        Ok(restoring)
     }
 
     /// Joins the relays that come along to this side. Gives the job's end of each stream.
@@ -302,8 +326,10 @@ impl Mover {
             let controlling = pty.is_some();
             let end = away.rebuild_on(state.clone(), pty)?;
             if controlling {
-                let foreground = parcel.image.processes.first().map_or(0, |p| p.ids.pgid);
-                skeleton.set_terminal(end.as_fd(), foreground)?;
+                let root = parcel.image.processes.first().context("no process")?.ids;
+                let terminal = parcel.image.terminals.iter().find(|t| t.master.is_none());
+                let foreground = terminal.and_then(|t| t.foreground).unwrap_or(root.pgid);
+                skeleton.set_terminal(root.sid, end.as_fd(), foreground)?;
             }
             ends.insert(state.stream, end);
         }
@@ -334,8 +360,11 @@ impl Mover {
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
             let threads = restoring.finish(&image, program.as_deref())?;
             verify(pid, &image)?;
-            processes.push(Restored { image, pid, threads });
+            processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
+        let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
+        late::drive(&all, &image.files)?;
+        processes.iter_mut().try_for_each(take_locks)?;
         let names = std::mem::take(&mut a.names);
         let translation = skeleton.ahead.map(|ahead| Translation {
             ahead,
@@ -349,12 +378,17 @@ impl Mover {
         wait_for_clock(skeleton, image.clocks.monotonic)?;
         let skeleton = a.skeleton.take().context("no frame")?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
-        Ok(Prepared { processes, skeleton, translation, annotations, signals_taken, arrived })
+        let renames = std::mem::take(&mut a.renames);
+        Ok(Prepared {
+            processes,
+            skeleton,
+            translation,
+            annotations,
+            signals_taken,
+            renames,
+            arrived,
+        })
     }
-}
-
-fn slave(pty: &PtyPair) -> BorrowedFd<'_> {
-    pty.slave.as_fd()
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {
@@ -408,6 +442,21 @@ fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
     if now < reached {
         let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
         std::thread::sleep(Duration::from_nanos(missing));
+    }
+    Ok(())
+}
+
+/// Takes the locks that nobody holds. The source's copy may hold those on a file of both nodes;
+/// any other that is not to be had is held by a program here.
+fn take_locks(process: &mut Restored) -> Result<()> {
+    let missed = match process.image.locks.is_empty() {
+        true => Vec::new(),
+        false => late::take(process.pid, &process.image, &process.image.locks)?,
+    };
+    for (lock, e) in missed {
+        let of_source = lock.is_of_source(process.pid).unwrap_or(false);
+        ensure!(of_source, "process {} cannot take its {lock}: {e}", process.image.ids.pid);
+        process.locks.push(lock);
     }
     Ok(())
 }

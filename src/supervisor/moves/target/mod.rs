@@ -17,6 +17,8 @@ use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::message::{Failure, Hello, Msg, PROTOCOL};
 use crate::migrate::preflight;
+use crate::migrate::resource::fd::lock::Lock;
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::restore::NewThread;
 use crate::migrate::skeleton::{Skeleton, SkeletonError};
 use crate::migrate::transport::Link;
@@ -179,6 +181,8 @@ struct Restored {
     /// Its pid here.
     pid: i32,
     threads: Vec<NewThread>,
+    /// Locks that it could not take yet.
+    locks: Vec<Lock>,
 }
 
 impl Restored {
@@ -198,6 +202,8 @@ struct Prepared {
     /// As in [`Parcel`](crate::migrate::message::Parcel).
     annotations: Vec<(u32, i32, Vec<u8>)>,
     signals_taken: u64,
+    /// Files of the job's sockets.
+    renames: Renames,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
 }

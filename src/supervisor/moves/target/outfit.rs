@@ -15,14 +15,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 
-use crate::migrate::building::{shared_memory, shares, Build, Share};
-use crate::migrate::image::{FdImage, ProcessImage};
+use crate::migrate::building::{object_of, shared_memory, shares, Build, Share};
+use crate::migrate::image::{FdImage, JobImage, ProcessImage};
+use crate::migrate::resource::fd::pty::{self, PtyId};
+use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::Slot;
+use crate::migrate::resource::ipc::IpcImage;
 use crate::migrate::resource::memory::{Backing, MmImage, SharedObject};
 use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
+use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
-use crate::tracer::memory::VmFlags;
+use crate::tracer::memory::{VmFlags, PAGE};
 
 /// The descriptions of a job on their way to its processes.
 pub(super) struct Outfit<'a> {
@@ -46,6 +50,40 @@ impl<'a> Outfit<'a> {
         self.provided.insert(object, fd);
     }
 
+    /// Terminals that were made with the frame (`made`), and what was opened as /dev/tty in
+    /// their sessions.
+    pub(super) fn provide_terminals(
+        &mut self,
+        skeleton: &Skeleton,
+        image: &JobImage,
+        made: &[Terminal],
+    ) -> Result<()> {
+        let mut sessions: BTreeMap<Option<PtyId>, i32> = BTreeMap::new();
+        for terminal in &image.terminals {
+            let object =
+                terminal.master.and_then(|o| Some((o, self.files.objects.get(o as usize)?)));
+            let Some((object, master)) = object else {
+                sessions.insert(None, terminal.sid);
+                continue;
+            };
+            sessions.insert(pty::id_of(master)?, terminal.sid);
+            let place = made.iter().position(|m| m.is_made_as(terminal));
+            let pair = place.and_then(|place| skeleton.terminals.get(&place));
+            let pair = pair.with_context(|| format!("no pty {} in the frame", terminal.number))?;
+            if let Some(group) = terminal.foreground {
+                skeleton.set_terminal(terminal.sid, pair.slave.as_fd(), group)?;
+            }
+            self.provide(object, pair.master.try_clone()?);
+        }
+        for (object, state) in (0..).zip(&self.files.objects) {
+            let Some((flags, id)) = pty::opened_by_name(state)? else { continue };
+            if let Some(sid) = sessions.get(&id) {
+                self.provided.insert(object, skeleton.open_terminal(*sid, flags)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Equips every process, and gives it its mappings. `paths` are the mapped files of each, as
     /// they are found here.
     pub(super) fn equip(
@@ -54,17 +92,29 @@ impl<'a> Outfit<'a> {
         processes: &[ProcessImage],
         paths: &[Vec<String>],
         vdso: &Vdso,
-    ) -> Result<Vec<Restoring>> {
+    ) -> Result<(Vec<Restoring>, Renames)> {
         let tables: Vec<&[Slot]> = processes.iter().map(|p| p.table.as_slice()).collect();
         self.make_common(processes)?;
         let mut restoring = Vec::with_capacity(processes.len());
-        let all = shares(self.files, &tables).into_iter().zip(processes).zip(paths);
+        let mut renames = Renames::default();
+        let mut shares = shares(self.files, &tables);
+        if let Some(first) = shares.first_mut() {
+            let mapped = processes.iter().skip(1).flat_map(|p| self.mapped_only(p));
+            let hand_out = &mut first.build.hand_out;
+            hand_out.extend(mapped.map(|(_, object)| object));
+            hand_out.sort_unstable();
+            hand_out.dedup();
+        }
+        let all = shares.into_iter().zip(processes).zip(paths);
         for (n, ((Share { build, ready }, process), paths)) in all.enumerate() {
             let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
-            let common = |o: &SharedObject| self.common.get(&(o.dev, o.ino));
-            let given =
-                (0..).zip(&process.memory.objects).filter_map(|(i, o)| Some((i, common(o)?)));
-            let given: Vec<(u32, &OwnedFd)> = given.collect();
+            let mut given: Vec<(u32, &OwnedFd)> = Vec::new();
+            for (index, object) in (0..).zip(&process.memory.objects) {
+                given.extend(self.common.get(&(object.dev, object.ino)).map(|fd| (index, fd)));
+            }
+            for (index, object) in self.mapped_only(process).filter(|_| n > 0) {
+                given.push((index, self.made.get(&object).context("memory that nobody has made")?));
+            }
             let build = Build {
                 paths: mapped_paths(&process.memory, paths),
                 exe: exe.clone(),
@@ -79,12 +129,24 @@ impl<'a> Outfit<'a> {
                 fds.push(self.made.get(object).context("an object that nobody has made")?.as_fd());
             }
             fds.extend(given.iter().map(|(_, fd)| fd.as_fd()));
-            let (built, made) = skeleton.build(n, &build, &fds)?;
+            let (mut built, made) = skeleton.build(n, &build, &fds)?;
+            if n == 0 {
+                renames = std::mem::take(&mut built.renames);
+            }
             self.made.extend(build.hand_out.iter().copied().zip(made));
             let place = skeleton.processes.get(n).context("a process of no frame")?;
             restoring.push(Restoring::begin(place.pid, process, &built, vdso)?);
         }
-        Ok(restoring)
+        Ok((restoring, renames))
+    }
+
+    /// Memory that a process maps and holds no descriptor of, while another one does: places among
+    /// its objects, and the descriptions.
+    fn mapped_only<'b>(&'b self, p: &'b ProcessImage) -> impl Iterator<Item = (u32, u32)> + 'b {
+        (0..).zip(&p.memory.objects).filter_map(|(index, memory)| {
+            let object = object_of(&self.files.identities, memory)?;
+            p.table.iter().all(|slot| slot.object != object).then_some((index, object))
+        })
     }
 
     /// Makes the memory that several processes map, of which no descriptor is left.
@@ -93,7 +155,8 @@ impl<'a> Outfit<'a> {
             processes.iter().flat_map(|p| &p.memory.objects).filter(|o| is_common(o, processes))
         {
             let key = (object.dev, object.ino);
-            if !self.files.identities.contains(&key) && !self.common.contains_key(&key) {
+            let other = self.files.identities.contains(&key) || object.segment.is_some();
+            if !other && !self.common.contains_key(&key) {
                 let memory = shared_memory(&object.name, object.size);
                 self.common.insert(key, memory.with_context(|| format!("memory {}", object.name))?);
             }
@@ -119,10 +182,24 @@ pub(super) fn join_shared(processes: &mut [ProcessImage]) {
         (*size, *holders) = ((*size).max(object.size), *holders + 1);
     }
     for object in processes.iter_mut().flat_map(|p| &mut p.memory.objects) {
+        if object.segment.is_some() {
+            continue;
+        }
         if let Some((size, 2..)) = sizes.get(&(object.dev, object.ino)) {
             (object.size, object.anonymous) = (*size, false);
         }
     }
+}
+
+/// Gives the objects that stand for System V segments the size of those.
+pub(super) fn size_segments(processes: &mut [ProcessImage], ipc: &IpcImage) -> Result<()> {
+    for object in processes.iter_mut().flat_map(|p| &mut p.memory.objects) {
+        let Some(id) = object.segment else { continue };
+        let segment = ipc.segments.iter().find(|segment| segment.perm.id == id);
+        let size = segment.with_context(|| format!("segment {id} is not in the image"))?.size;
+        object.size = size.checked_next_multiple_of(PAGE).context("a segment that is too large")?;
+    }
+    Ok(())
 }
 
 /// Paths here of the mapped files, and whether a mapping may write to them.

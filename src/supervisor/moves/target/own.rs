@@ -13,6 +13,7 @@ use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
 use crate::migrate::capture;
+use crate::migrate::late;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::attributes::is_dumpable;
 use crate::migrate::restore::NewThread;
@@ -20,7 +21,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
-use crate::supervisor::session::Way;
+use crate::supervisor::session::{Session, Way};
 use crate::tracer::raw;
 
 /// In doubt: pause between two questions to the source.
@@ -34,8 +35,8 @@ pub(super) enum Decision {
     Abort,
 }
 
-/// A job that is to stop does so in far less.
-const STOPS_WITHIN: Duration = Duration::from_secs(1);
+/// A job that is to stop, or to enter its calls again, does so in far less.
+const SOON: Duration = Duration::from_secs(1);
 
 impl Mover {
     /// PREPARED: only the source's word counts, for ever.
@@ -105,8 +106,15 @@ impl Mover {
         peer: &(NodeId, String),
         prepared: Prepared,
     ) -> Result<()> {
-        let Prepared { processes, skeleton, translation, annotations, signals_taken, arrived } =
-            prepared;
+        let Prepared {
+            mut processes,
+            skeleton,
+            translation,
+            annotations,
+            signals_taken,
+            renames,
+            arrived,
+        } = prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
         // Who looks after this supervisor's death finds by this whether the job lives.
@@ -120,6 +128,8 @@ impl Mover {
             tracing::error!("{e:#}");
         }
         reached("owned");
+        let lost = take_locks(&mut processes);
+        let Some(root) = processes.first() else { bail!("an image without a process") };
         let home = self.is_home();
         self.agent = None;
         self.sup.away = false;
@@ -145,6 +155,9 @@ impl Mover {
         let waiting = self.forward.rest();
         self.forward = Forward::at(signals_taken + waiting.len() as u64);
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
+        for e in renames.apply() {
+            tracing::error!("{e}");
+        }
         self.resume_all(&processes)?;
         let resumed = Instant::now();
         waiting.into_iter().for_each(|signal| self.signal_job(signal));
@@ -154,7 +167,7 @@ impl Mover {
         self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns }, &[]);
+        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns, lost }, &[]);
         self.note(self.own_report(id, peer, &processes, statuses, arrived));
         self.note_restored();
         self.stop_again(root.image.stopped, home)
@@ -164,8 +177,13 @@ impl Mover {
     /// it stops at the entry of one gets EINTR from some (`__ptrace_unlink`, kernel/ptrace.c):
     /// nobody hears that the job is here before that is over.
     fn await_entries(&mut self) -> Result<()> {
-        let until = Instant::now() + STOPS_WITHIN;
-        while self.sup.session.starts_calls() && Instant::now() < until {
+        self.pump_until(|session| !session.starts_calls())
+    }
+
+    /// Serves everybody until the job has come so far, but no longer than [`SOON`].
+    fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
+        let until = Instant::now() + SOON;
+        while !there(&self.sup.session) && Instant::now() < until {
             self.pump(Some(Duration::from_millis(1)))?;
         }
         Ok(())
@@ -180,10 +198,7 @@ impl Mover {
             }
             return Ok(());
         };
-        let until = Instant::now() + STOPS_WITHIN;
-        while self.sup.session.root_in_stop().is_none() && Instant::now() < until {
-            self.pump(Some(Duration::from_millis(10)))?;
-        }
+        self.pump_until(|session| session.root_in_stop().is_some())?;
         if self.sup.session.root_stopped.take().is_some() && home {
             self.stop_with_far_job(signal);
         }
@@ -297,5 +312,32 @@ impl Mover {
         let ready = self.sup.session.make_ready(thread.host_tid, restart);
         ready.with_context(|| format!("the call of thread {}", thread.tid))?;
         Ok(Way::Step(0))
+    }
+}
+
+/// Takes the locks that the source's copy has let go. Another program may have been faster and
+/// is waited for a moment; a lock that it keeps is lost, of which the sentences tell.
+fn take_locks(processes: &mut [Restored]) -> Vec<String> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(5);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut lost = Vec::new();
+        for process in processes.iter_mut().filter(|process| !process.locks.is_empty()) {
+            let pid = process.image.ids.pid;
+            match late::take(process.pid, &process.image, &process.locks) {
+                Ok(missed) => {
+                    let text = |(lock, e)| format!("process {pid} has lost its {lock}: {e}");
+                    process.locks = missed.iter().map(|(lock, _)| lock.clone()).collect();
+                    lost.extend(missed.into_iter().map(text));
+                }
+                Err(e) => lost.push(format!("process {pid} has lost its locks: {e}")),
+            }
+        }
+        if lost.is_empty() || Instant::now() > until {
+            lost.iter().for_each(|text| tracing::error!("{text}"));
+            return lost;
+        }
+        std::thread::sleep(PAUSE);
     }
 }

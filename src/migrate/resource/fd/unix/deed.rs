@@ -1,0 +1,71 @@
+//! Calls that leave the caller's credentials in a socket (SO_PEERCRED of unix(7)).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{socketpair, AddressFamily, SockFlag, SockType};
+use nix::unistd::{getegid, geteuid, setegid, seteuid, Gid, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::super::raw;
+use super::names::connect_in;
+use super::Cred;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Deed {
+    /// socketpair(2).
+    Pair { kind: i32 },
+    /// listen(2) at the first descriptor that comes along.
+    Listen { backlog: i32 },
+    /// connect(2) of the first descriptor that comes along, from the directory of the second.
+    Connect { address: Vec<u8> },
+}
+
+impl Deed {
+    /// Does it, as this process and with these effective ids as far as it may have them. Gives
+    /// what was made.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub fn perform(&self, by: Option<Cred>, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
+        let (uid, gid) = (geteuid(), getegid());
+        if let Some(by) = by {
+            if Gid::from_raw(by.gid) != gid {
+                let _ = setegid(Gid::from_raw(by.gid));
+            }
+            if Uid::from_raw(by.uid) != uid {
+                let _ = seteuid(Uid::from_raw(by.uid));
+            }
+        }
+        let done = self.call(fds);
+        if geteuid() != uid {
+            seteuid(uid)?;
+        }
+        if getegid() != gid {
+            setegid(gid)?;
+        }
+        done
+    }
+
+    fn call(&self, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
+        let first = || fds.first().copied().ok_or(io::Error::from(io::ErrorKind::InvalidInput));
+        match self {
+            Self::Pair { kind } => {
+                let kind = SockType::try_from(*kind)?;
+                let (one, other) =
+                    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)?;
+                Ok(vec![one, other])
+            }
+            Self::Listen { backlog } => {
+                raw::listen(first()?.as_raw_fd(), *backlog)?;
+                Ok(Vec::new())
+            }
+            Self::Connect { address } => {
+                let dir = fds.get(1).map(|dir| dir.try_clone_to_owned()).transpose()?;
+                connect_in(first()?.as_raw_fd(), address, dir.as_ref())?;
+                Ok(Vec::new())
+            }
+        }
+    }
+}
