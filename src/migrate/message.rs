@@ -215,6 +215,8 @@ pub struct Verdict {
     pub relay: Vec<(i32, i32)>,
     /// The target's vdso differs: no thread may be inside it.
     pub foreign_vdso: bool,
+    /// The job will have no namespaces there.
+    pub translated: bool,
 }
 
 /// A failure at the target.

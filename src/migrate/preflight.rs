@@ -48,6 +48,8 @@ pub struct Local {
 pub struct Open {
     pub files: Vec<Named>,
     pub sockets: Vec<Wanted>,
+    /// What cannot be there if it makes no namespaces.
+    pub untranslated: Vec<Finding>,
 }
 
 /// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
@@ -180,6 +182,7 @@ pub fn local(
     let open = Open {
         files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
         sockets: wanted_names(&files.views.objects, files),
+        untranslated: files.untranslated(is_forwarded),
     };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
@@ -412,7 +415,7 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         epoch: of.epoch,
         dry: of.dry,
         translate: of.translate,
-        untranslated: pids.iter().flat_map(|pid| untranslated(*pid)).collect(),
+        untranslated: open.untranslated,
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
@@ -558,6 +561,7 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
         ));
         return;
     }
+    verdict.translated = true;
     let why = refused.map_or_else(|| "--translate".to_owned(), |e| e.to_string());
     verdict.findings.push(warning(
         "VOS-TRANSLATE",
@@ -591,23 +595,6 @@ pub fn undumpable(pid: i32) -> Finding {
         "it is not dumpable (PR_SET_DUMPABLE): an ordinary user may not read what its calls carry",
         "allow user namespaces on the target, or run its node as root",
     )
-}
-
-/// What of a process cannot be where numbers are translated.
-fn untranslated(pid: i32) -> Vec<Finding> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let signalfd = entries.filter(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[signalfd]")
-    });
-    let finding = |entry: fs::DirEntry| {
-        blocker(
-            "VOS-TRANSLATE",
-            format!("fd {} → signalfd", entry.file_name().to_string_lossy()),
-            "who sent a signal is read from it, by a number that nobody can translate",
-            "allow user namespaces on the target",
-        )
-    };
-    signalfd.map(finding).collect()
 }
 
 /// Features that programs ask for; the kernel's own (synthetic flags, mitigations) do not count.

@@ -335,9 +335,13 @@ impl Skeleton {
         let (control, theirs) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
         let now = own_clocks().map_err(io_error("clock_gettime"))?;
-        match footing {
-            Footing::Namespaces => numbers::end(),
-            Footing::Translated => numbers::begin(),
+        let ahead = match footing {
+            Footing::Namespaces => None,
+            Footing::Translated => Some(ahead(plan, now)?),
+        };
+        match ahead {
+            None => numbers::end(),
+            Some(ahead) => numbers::begin(ahead),
         }
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
@@ -355,10 +359,6 @@ impl Skeleton {
             // H ends as soon as pid 1 is there, or has failed.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
         }
-        let ahead = match footing {
-            Footing::Namespaces => None,
-            Footing::Translated => Some(ahead(plan, now)?),
-        };
         all.map(|()| Self { ahead, ..found.skeleton(plan, tree) })
     }
 

@@ -21,7 +21,7 @@ use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
 use crate::syscalls::handles::Handles;
-use crate::syscalls::translate::{self, numbers, Translation};
+use crate::syscalls::translate::{self, Translation};
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
 use crate::tracer::{filter, raw, Exit, Stop, Wait};
@@ -516,12 +516,9 @@ impl Session {
         if tid == self.root {
             self.ended = Some(exit);
         }
-        let task = self.tasks.remove(&tid);
-        // A process is waited for, and its number may be a group's.
-        if task.as_ref().is_some_and(|task| task.pid != tid) {
-            numbers::forget(tid);
-        }
-        if task.is_some_and(|task| !task.announced) {
+        // Its number is kept until the next sweep: its creator may not have been told it yet, a
+        // process is waited for, and a number may be a group's.
+        if self.tasks.remove(&tid).is_some_and(|task| !task.announced) {
             self.early_dead.insert(tid);
         }
     }

@@ -8,19 +8,6 @@ const SECOND: i128 = 1_000_000_000;
 /// TIMER_ABSTIME and TFD_TIMER_ABSTIME.
 const ABSOLUTE: u64 = 1;
 
-impl Translation {
-    /// By how much the job's clock of this number is ahead; `None`: it is the machine's.
-    fn ahead_of(&self, clock: i32) -> Option<i128> {
-        match clock {
-            libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_MONOTONIC_COARSE => {
-                Some(self.ahead.monotonic)
-            }
-            libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => Some(self.ahead.boottime),
-            _ => None,
-        }
-    }
-}
-
 /// A `struct timespec`.
 fn timespec(ns: i128) -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -47,7 +34,7 @@ fn to_host(bytes: &[u8], ahead: i128) -> Option<[u8; 16]> {
 /// clock_gettime(2).
 pub(super) fn read(it: &Translation, call: &mut Making) -> Option<Entry> {
     let clock = call.arg(0) as i32;
-    let Some(ahead) = it.ahead_of(clock) else { return named(call) };
+    let Some(ahead) = it.ahead.of(clock) else { return named(call) };
     let now = match raw::clock(clock) {
         Ok(now) => timespec(now + ahead),
         Err(e) => return Some(Entry::errno(e.raw_os_error().unwrap_or(libc::EINVAL))),
@@ -75,7 +62,7 @@ pub(super) fn named(call: &mut Making) -> Option<Entry> {
 
 /// clock_nanosleep(2).
 pub(super) fn sleep(it: &Translation, call: &mut Making) -> Option<Entry> {
-    let ahead = it.ahead_of(call.arg(0) as i32);
+    let ahead = it.ahead.of(call.arg(0) as i32);
     match ahead.filter(|_| call.arg(1) & ABSOLUTE != 0) {
         Some(ahead) => time(call, 2, ahead),
         None => named(call),
@@ -123,7 +110,7 @@ pub(super) fn set_timer(it: &Translation, call: &mut Making, is_file: bool) -> O
         true => timerfd_clock(call.caller.tid, number),
         false => timers::clock_of(pid, number),
     };
-    let ahead = it.ahead_of(clock?)?;
+    let ahead = it.ahead.of(clock?)?;
     let at = call.arg(2);
     let spec = call.read::<32>(at).and_then(|mut spec| {
         let value = to_host(&spec[16..], ahead)?;
@@ -153,7 +140,7 @@ pub(super) fn futex(it: &Translation, call: &mut Making) -> Option<Entry> {
 
 /// futex_wait(2) and futex_waitv(2).
 pub(super) fn futex_time(it: &Translation, call: &mut Making, arg: u8, clock: u8) -> Option<Entry> {
-    let ahead = it.ahead_of(call.arg(clock) as i32)?;
+    let ahead = it.ahead.of(call.arg(clock) as i32)?;
     match call.arg(arg) {
         0 => None,
         _ => time(call, arg, ahead),

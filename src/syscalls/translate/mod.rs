@@ -26,12 +26,18 @@ use std::io;
 
 pub use exec::hide_vdso;
 pub use filter::program;
+pub use paths::{path_to_host, path_to_job};
 pub use robust::leave;
 pub use signals::{deliver, to_host as signal_to_host, to_job as signal_to_job};
 
 use crate::migrate::image::Clocks;
 use crate::tracer::inject::{read_exact, write_all};
 use crate::tracer::raw::{self, Regs};
+
+/// What can be done about a state that cannot be where numbers are translated.
+pub const REMEDY: &str =
+    "allow user namespaces on the target (vosrun explain VOS-TRANSLATE), or let the program close \
+     it";
 
 /// What a job without namespaces has of its own, besides its numbers ([`numbers`]).
 #[derive(Debug, Clone)]

@@ -11,6 +11,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::migrate::image::Clocks;
+
 /// No process has this number: it is above every `kernel.pid_max`.
 pub const NOBODY: i32 = i32::MAX - 1;
 
@@ -26,6 +28,8 @@ struct Numbers {
     to_job: BTreeMap<i32, i32>,
     /// Where the search for a free number begins.
     next: i32,
+    /// By how much the job's clocks are ahead of those here, nanoseconds.
+    ahead: Clocks,
     /// At this size the table is looked through for numbers that are nobody's any more.
     sweep_at: usize,
 }
@@ -65,9 +69,10 @@ impl Numbers {
     }
 }
 
-/// Begins an empty table: the job of this supervisor has no namespaces here.
-pub fn begin() {
-    let numbers = Numbers { sweep_at: 1000, ..Numbers::default() };
+/// Begins an empty table: the job of this supervisor has no namespaces here, and clocks that are
+/// ahead by so many nanoseconds.
+pub fn begin(ahead: Clocks) {
+    let numbers = Numbers { sweep_at: 1000, ahead, ..Numbers::default() };
     TABLE.set(Some(numbers));
 }
 
@@ -96,15 +101,6 @@ pub fn born(host: i32) {
     TABLE.with_borrow_mut(|table| {
         if let Some(numbers) = table {
             numbers.born(host);
-        }
-    });
-}
-
-/// A thread that has ended, and that nobody waits for.
-pub fn forget(host: i32) {
-    TABLE.with_borrow_mut(|table| {
-        if let Some(numbers) = table {
-            numbers.forget(host);
         }
     });
 }
@@ -146,6 +142,24 @@ pub fn to_job_signed(host: i32) -> i32 {
     }
 }
 
+/// By how much a clock of the job is ahead of the one here, nanoseconds; 0 for those that are the
+/// machine's, or that the kernel itself keeps for the job.
+#[must_use]
+pub fn clock_ahead(clock: i32) -> i64 {
+    let ahead = TABLE.with_borrow(|table| table.as_ref()?.ahead.of(clock));
+    i64::try_from(ahead.unwrap_or(0)).unwrap_or(0)
+}
+
+/// The table: the job's numbers and the kernel's.
+#[must_use]
+pub fn all() -> Vec<(i32, i32)> {
+    TABLE
+        .with_borrow(|table| {
+            table.as_ref().map(|n| n.to_host.iter().map(|(job, host)| (*job, *host)).collect())
+        })
+        .unwrap_or_default()
+}
+
 /// The kernel's numbers of all that the job knows.
 #[must_use]
 pub fn hosts() -> Vec<i32> {
@@ -164,9 +178,9 @@ pub fn are_many() -> bool {
 pub fn sweep(used: &BTreeSet<i32>) {
     let lives = |host: i32| used.contains(&host) || Path::new(&format!("/proc/{host}")).exists();
     let gone: Vec<i32> = hosts().into_iter().filter(|host| !lives(*host)).collect();
-    gone.into_iter().for_each(forget);
     TABLE.with_borrow_mut(|table| {
         if let Some(numbers) = table {
+            gone.into_iter().for_each(|host| numbers.forget(host));
             numbers.sweep_at = 1000 + 2 * numbers.to_job.len();
         }
     });
@@ -185,7 +199,7 @@ mod tests {
 
     #[test]
     fn numbers_go_both_ways_and_strangers_have_none() {
-        begin();
+        begin(Clocks::default());
         bind(10, 5000);
         bind(1, 4000);
         assert_eq!((to_job(5000), to_host(10), to_job(1)), (10, 5000, 0));
@@ -197,7 +211,7 @@ mod tests {
 
     #[test]
     fn who_is_born_keeps_its_number_if_it_is_free() {
-        begin();
+        begin(Clocks::default());
         bind(5000, 6000);
         born(7000);
         assert_eq!(to_job(7000), 7000);
@@ -211,7 +225,7 @@ mod tests {
 
     #[test]
     fn numbers_of_the_dead_are_forgotten_unless_a_group_has_them() {
-        begin();
+        begin(Clocks::default());
         let own = std::process::id() as i32;
         bind(1, own);
         bind(2, NOBODY - 1);

@@ -14,6 +14,22 @@ const PROC: &str = "/proc";
 /// The path, with the kernel's numbers. None: it is none of /proc, or has no number in it.
 /// `in_proc`: what is relative is relative to /proc.
 fn to_host(path: &[u8], in_proc: bool) -> Option<Vec<u8>> {
+    renumbered(path, in_proc, numbers::to_host)
+}
+
+/// An absolute path as the kernel has it here.
+#[must_use]
+pub fn path_to_host(path: &[u8]) -> Vec<u8> {
+    to_host(path, false).unwrap_or_else(|| path.to_vec())
+}
+
+/// An absolute path as the job knows it.
+#[must_use]
+pub fn path_to_job(path: &[u8]) -> Vec<u8> {
+    renumbered(path, false, numbers::to_job).unwrap_or_else(|| path.to_vec())
+}
+
+fn renumbered(path: &[u8], in_proc: bool, number: fn(i32) -> i32) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(path).ok()?;
     let mut words: Vec<String> = text.split('/').map(str::to_owned).collect();
     let named: Vec<usize> =
@@ -28,20 +44,20 @@ fn to_host(path: &[u8], in_proc: bool) -> Option<Vec<u8>> {
         return None;
     }
     let process = named.next()?;
-    let mut changed = change(&mut words[process]);
+    let mut changed = change(&mut words[process], number);
     let task = named.next().filter(|n| words[*n] == "task");
     if let Some(thread) = task.and_then(|_| named.next()) {
-        changed |= change(&mut words[thread]);
+        changed |= change(&mut words[thread], number);
     }
     changed.then(|| words.join("/").into_bytes())
 }
 
-/// Makes a number the kernel's; false: it is none, or the same.
-fn change(word: &mut String) -> bool {
-    let Some(job) = word.parse::<i32>().ok().filter(|n| *n > 0) else { return false };
-    let host = numbers::to_host(job);
-    *word = host.to_string();
-    host != job
+/// Puts the other number in the place of a word; false: it is none, or the same.
+fn change(word: &mut String, number: fn(i32) -> i32) -> bool {
+    let Some(old) = word.parse::<i32>().ok().filter(|n| *n > 0) else { return false };
+    let new = number(old);
+    *word = new.to_string();
+    new != old
 }
 
 /// Is the directory from which a relative path leads /proc?
@@ -87,10 +103,11 @@ pub(super) fn link(call: &mut Making, arg: u8, at: bool) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::image::Clocks;
 
     #[test]
     fn numbers_in_paths_are_the_kernels() {
-        numbers::begin();
+        numbers::begin(Clocks::default());
         numbers::bind(10, 5000);
         numbers::bind(11, 5001);
         let of = |path: &str, in_proc| {
@@ -103,6 +120,7 @@ mod tests {
         assert_eq!(of("/proc/self/task/11", false), some("/proc/self/task/5001"));
         assert_eq!(of("/proc/5000/stat", false), Some(format!("/proc/{}/stat", numbers::NOBODY)));
         assert_eq!(of("10/stat", true), some("5000/stat"));
+        assert_eq!(path_to_job(b"/proc/5000/task/5001/stat"), b"/proc/10/task/11/stat");
         for other in ["10/stat", "/tmp/10", "/proc/self/stat", "/proc", "/proc/10x", ""] {
             assert_eq!(of(other, false), None, "{other}");
         }

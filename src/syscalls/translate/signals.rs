@@ -57,6 +57,7 @@ pub fn deliver(tid: i32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::image::Clocks;
 
     fn info(signal: i32, code: i32, pid: i32) -> Vec<u8> {
         let mut info = vec![0; 128];
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn only_numbers_of_the_kernel_are_changed() {
-        numbers::begin();
+        numbers::begin(Clocks::default());
         numbers::bind(10, 5000);
         let cases = [
             (libc::SIGUSR1, libc::SI_USER, 10),

@@ -70,6 +70,14 @@ fn clock_of_thread(tid: i32) -> i32 {
     (!tid << 3) | (OWN_THREAD & 7)
 }
 
+/// A clock that may be of a thread's CPU time, with the thread's number here.
+fn clock_here(clock: i32) -> i32 {
+    match !(clock >> 3) {
+        thread if clock < 0 && thread > 0 => clock_of_thread(numbers::to_host(thread)),
+        _ => clock,
+    }
+}
+
 impl Timer {
     fn is_of_cpu_time(&self) -> bool {
         self.clock < 0
@@ -98,6 +106,11 @@ impl Timer {
     fn stop(&mut self) {
         self.silence();
         (self.clock, self.left) = (OWN_PROCESS, 0);
+    }
+
+    /// A time of its clock as the job sees that, as this kernel does.
+    fn here(&self, at: u64) -> u64 {
+        at.saturating_add_signed(numbers::clock_ahead(self.base()).saturating_neg()).max(1)
     }
 
     /// Flags and value for timer_settime(2), after `pause` (none: the job's clocks were not kept).
@@ -223,6 +236,7 @@ impl Timer {
             self.interval = time(interval, SECOND);
             let left = time(left, SECOND);
             let at = i64::try_from(time(outcome.data(clock.1), SECOND)).unwrap_or(i64::MAX);
+            let at = at.saturating_add(numbers::clock_ahead(self.base()));
             let due = |(at, left): (i64, u64)| at.saturating_add_unsigned(left);
             // Another period has begun between the two: the later answer is right.
             let sooner = best.is_none_or(|b| {
@@ -309,8 +323,13 @@ impl Part for Posix {
                 burn(program, next);
                 next += 1;
             }
-            let now =
-                if timer.is_of_cpu_time() { 0 } else { raw::clock(timer.base()).map_err(io)? };
+            let now = match timer.is_of_cpu_time() {
+                true => 0,
+                false => {
+                    raw::clock(timer.base()).map_err(io)?
+                        + i128::from(numbers::clock_ahead(timer.base()))
+                }
+            };
             let pause = pause.map(|p| if timer.is_kept() { p } else { p.saturating_sub(tick) });
             create(program, timer, timer.value(pause, i64::try_from(now).unwrap_or(i64::MAX)));
             next = timer.id + 1;
@@ -388,12 +407,16 @@ fn sigevent(timer: &Timer) -> [u8; 64] {
 fn create(program: &mut Program, timer: &Timer, (flags, value): (i32, u64)) {
     let event = Arg::Data(program.data(&sigevent(timer)));
     let id = Arg::Data(program.data(&timer.id.to_le_bytes()));
-    let clock = Arg::Num(timer.clock as i64 as u64);
+    let clock = Arg::Num(i64::from(clock_here(timer.clock)) as u64);
     program.call(libc::SYS_timer_create, "timer_create", &[clock, event, id]);
     set(program, timer, (flags, value));
 }
 
 fn set(program: &mut Program, timer: &Timer, (flags, value): (i32, u64)) {
+    let value = match flags {
+        libc::TIMER_ABSTIME => timer.here(value),
+        _ => value,
+    };
     let spec = [words(timer.interval, SECOND), words(value, SECOND)].concat();
     let spec = Arg::Data(program.data(&spec));
     let args = [Arg::Num(timer.id as u64), Arg::Num(flags as u64), spec, Arg::Num(0)];

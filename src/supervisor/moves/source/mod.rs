@@ -132,6 +132,8 @@ struct Agreed {
     /// Mapped files that the target has.
     mapped: Vec<FileId>,
     foreign_vdso: bool,
+    /// The job will have no namespaces.
+    translated: bool,
 }
 
 /// Who the target is.
@@ -278,7 +280,10 @@ impl Mover {
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
         local.findings.extend(preflight::shared_tasks(&settled));
-        local.findings.extend(self.choose_ipc(&pids, false).err());
+        match self.choose_ipc(&pids, false) {
+            Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
+            Err(refused) => local.findings.push(refused),
+        }
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
         }
@@ -551,6 +556,11 @@ impl Mover {
         }
         self.ship(target, &wanted)?;
         let mut plan = self.plan()?;
+        if verdict.translated && plan.ptys {
+            // It has come since the target was asked.
+            let text = "the job has a terminal of its own, which needs namespaces at the target";
+            return Err(stopped(10, "VOS-TRANSLATE", text));
+        }
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
@@ -561,7 +571,8 @@ impl Mover {
         let threads = self.sup.session.tasks.len();
         let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
-        let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
+        let Verdict { foreign_vdso, translated, .. } = verdict;
+        let agreed = Agreed { forwarded, mapped, foreign_vdso, translated };
         let until = Instant::now() + MOMENT;
         loop {
             let early = self.early_freeze.take();

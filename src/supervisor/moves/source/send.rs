@@ -10,8 +10,8 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use super::super::hook::reached;
 use super::super::{stream_key, Mover, StreamKey, CHUNK};
 use super::{
-    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, refused, stopped, Agreed,
-    Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
+    cancelled, fd_stopped, ipc, job_clocks, out_of_order, own, part_stopped, refused, stopped,
+    Agreed, Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
 use crate::migrate::capture;
@@ -162,12 +162,20 @@ impl Mover {
         let mut files = self.files(&frozen.job.pids()).map_err(own)?;
         files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
+        let mut chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        if agreed.translated {
+            let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+            let mut come = files.untranslated(is_forwarded);
+            come.extend(ipc::untranslated(&chosen));
+            come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
+            // What may be somebody else's stays.
+            chosen.clear();
+        }
         let terminals = self.terminals(&files, plan)?;
         files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
-        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
         let sets = self.semaphores(&chosen)?;
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();

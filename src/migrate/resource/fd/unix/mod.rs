@@ -169,6 +169,18 @@ impl FdKind for Unix {
         }
     }
 
+    fn untranslated(&self, view: &FdView, cx: &dyn CaptureCx) -> Option<&'static str> {
+        let fd = cx.dup(view).ok()?;
+        let passes = |option| {
+            raw::socket_option_bytes(fd.as_raw_fd(), option)
+                .is_ok_and(|value| value.iter().any(|byte| *byte != 0))
+        };
+        [libc::SO_PASSCRED, queue::SO_PASSPIDFD]
+            .into_iter()
+            .any(passes)
+            .then_some("its messages tell their sender's number (SO_PASSCRED)")
+    }
+
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         let looked = Looked::at(view, cx)?;
         looked.examine(cx)?;
