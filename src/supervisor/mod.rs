@@ -299,14 +299,35 @@ impl Supervisor {
                 self.more_waits = true;
                 break;
             }
-            match stop::wait(-1, false) {
-                Ok(Some(wait)) => self.take_wait(wait).context("ptrace")?,
-                Ok(None) => break,
-                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
-                Err(e) => return Err(e).context("wait4"),
+            let round = self.round().context("wait4")?;
+            if round.is_empty() {
+                break;
+            }
+            for wait in round {
+                self.take_wait(wait).context("ptrace")?;
             }
         }
         Ok(())
+    }
+
+    /// The next wait status. Of a job whose calls are translated all that there are: its threads
+    /// may stop all the time, and the kernel tells of those first that were attached last.
+    fn round(&self) -> io::Result<Vec<Wait>> {
+        let mut round = Vec::new();
+        loop {
+            match stop::wait(-1, false) {
+                Ok(Some(wait)) => round.push(wait),
+                Ok(None) => break,
+                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
+                Err(e) => return Err(e),
+            }
+            if self.session.translation.is_none() {
+                break;
+            }
+        }
+        // A new thread goes on when its creator has told of it.
+        round.sort_by_key(|wait| wait.stop == Stop::Interrupt);
+        Ok(round)
     }
 
     fn take_wait(&mut self, wait: Wait) -> io::Result<()> {

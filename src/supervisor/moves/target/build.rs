@@ -429,6 +429,8 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
 
 /// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
 fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
+    /// The plan was on its way for longer than this: the machines are out of time, nanoseconds.
+    const LONGEST: u64 = 10_000_000_000;
     let ahead = match skeleton.ahead {
         Some(ahead) => ahead.monotonic,
         None => {
@@ -440,7 +442,7 @@ fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
     let reached = reached + coarse_tick().context("clock_getres")?;
     let now = own_clocks()?.monotonic + ahead;
     if now < reached {
-        let missing = u64::try_from(reached - now).unwrap_or(0).min(1_000_000_000);
+        let missing = u64::try_from(reached - now).unwrap_or(0).min(LONGEST);
         std::thread::sleep(Duration::from_nanos(missing));
     }
     Ok(())
