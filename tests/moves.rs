@@ -897,7 +897,8 @@ fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Resul
                 let code = given_up?.code();
                 anyhow::ensure!(code == 11, "a move that should be given up ended with {code}");
             }
-            Disturbance::Moved => {}
+            // So long that a timeout which starts anew at each move is seen.
+            Disturbance::Moved => std::thread::sleep(Duration::from_millis(300)),
         }
         job.migrate(to).with_context(|| format!("to host {to}"))?;
         // How long it has slept is not known after a wake-up that was none of the supervisor's.

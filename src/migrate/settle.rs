@@ -433,6 +433,19 @@ pub fn cut_short(regs: &Regs) -> bool {
     regs.rax as i64 == EINTR && answers_eintr(regs.orig_rax as i64)
 }
 
+/// Has a stop interrupted the call, which the kernel will start again unless a handler runs?
+#[must_use]
+pub fn starts_again(regs: &Regs) -> bool {
+    const CODES: [i64; 4] = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK];
+    CODES.contains(&(regs.rax as i64)) && regs.orig_rax as i64 >= 0
+}
+
+/// Is it in a call that the kernel has started again with what is left of its timeout?
+#[must_use]
+pub fn is_restart(regs: &Regs) -> bool {
+    regs.orig_rax as i64 == libc::SYS_restart_syscall
+}
+
 /// Gives a stopped thread the registers with which its call starts again with what is left of
 /// its timeout. The old arguments must be put back when the call returns: the kernel keeps
 /// argument registers, and compilers count on it. A timespec goes below the red zone, where

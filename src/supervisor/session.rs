@@ -70,7 +70,8 @@ enum Stage {
     /// The kernel works on it.
     Entered,
     /// It has returned with the program's arguments, but by a stop only; see
-    /// [`settle::cut_short`]. The stop that comes next tells whether it is started again.
+    /// [`settle::cut_short`] and [`settle::starts_again`]. The stop that comes next tells whether
+    /// it is started again.
     CutShort,
 }
 
@@ -427,7 +428,7 @@ impl Session {
         match call.stage {
             Stage::Entered if of_ours => {
                 raw::set_regs(tid, &settle::with_arguments(&now, &call.regs))?;
-                if settle::cut_short(&now) {
+                if settle::cut_short(&now) || settle::starts_again(&now) {
                     call.stage = Stage::CutShort;
                     return raw::syscall_step(tid, 0);
                 }
@@ -436,8 +437,11 @@ impl Session {
                 call.stage = Stage::Entered;
                 return raw::syscall_step(tid, 0);
             }
-            Stage::Asked | Stage::Entered => {}
-            Stage::CutShort => {}
+            Stage::CutShort if of_ours && settle::is_restart(&now) => {
+                call.stage = Stage::ByKernel;
+                return raw::cont(tid, 0);
+            }
+            Stage::Asked | Stage::Entered | Stage::CutShort => {}
             // Nobody steps it.
             Stage::ByKernel => return raw::cont(tid, 0),
         }
