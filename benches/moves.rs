@@ -9,21 +9,16 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
+use common::nodes::{tracer, Job, Nodes};
 use common::stats::{conclude, median, quantile, spread, Wanted};
-use common::{free_port, number, output, retry, run, words, Options, Scratch, VOSRUN};
+use common::{number, retry, run, Options, Scratch};
 
 /// No single command takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -58,7 +53,7 @@ fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {
     let scratch = Scratch::new()?;
     let unit = scratch.guest("spawn", &[])?;
     let holder = scratch.guest("holder", &[])?;
-    let nodes = Nodes::start(&scratch)?;
+    let nodes = Nodes::start(&scratch, LIMIT)?;
     println!(
         "{:<18}{:>4}{:>10}{:>10}{:>10}{:>12}  {:<22}wanted",
         "pause of a move", "n", "median ms", "p10", "p90", "spawn ms", "pause / spawn"
@@ -88,7 +83,9 @@ fn measure(
     guest: &Guest,
     moves: usize,
 ) -> Result<Series> {
-    let job = Job::start(nodes, holder, guest)?;
+    let name = format!("holder{}-{}", guest.size, guest.threads);
+    let args = [guest.size.to_string(), guest.threads.to_string()];
+    let job = Job::start(nodes, &name, holder, &args.each_ref().map(String::as_str))?;
     let mut series = Series::default();
     series.weigh("supervisor of a job that never moved", job.supervisor()?)?;
     // The nodes may not know each other yet: the first move is tried again.
@@ -164,160 +161,10 @@ fn print_weights(name: &str, weights: &[(&str, u64)]) {
     }
 }
 
-/// Two nodes, `a` and `b`, that know each other. Dropping them ends them.
-struct Nodes {
-    states: [PathBuf; 2],
-    daemons: Vec<Child>,
-}
-
-impl Nodes {
-    fn start(scratch: &Scratch) -> Result<Self> {
-        let states = [scratch.dir("a")?, scratch.dir("b")?];
-        let mut nodes = Self { states, daemons: Vec::new() };
-        nodes.daemon(0, "a", None)?;
-        let token = retry(Duration::from_secs(10), || {
-            let text = run(nodes.vosrun(0).arg("token"), LIMIT)?;
-            ensure!(!text.trim().is_empty(), "vosrun token printed nothing");
-            Ok(text.trim().to_owned())
-        })?;
-        nodes.daemon(1, "b", Some(&token))?;
-        Ok(nodes)
-    }
-
-    /// `vosrun --state-dir STATE` of one node, the rest still to be added.
-    fn vosrun(&self, node: usize) -> Command {
-        let mut command = Command::new(VOSRUN);
-        command.arg("--state-dir").arg(&self.states[node]);
-        command
-    }
-
-    /// Starts a node and waits until it listens.
-    fn daemon(&mut self, node: usize, name: &str, token: Option<&str>) -> Result<()> {
-        let port = free_port()?;
-        let mut command = self.vosrun(node);
-        command.args(["node", "--name", name, "--listen", &format!("127.0.0.1:{port}")]);
-        command.args(token.into_iter().flat_map(|token| ["--join", token]));
-        let log = self.states[node].join("bench.log");
-        let stderr = fs::File::create(&log).with_context(|| log.display().to_string())?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let child = command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
-        self.daemons.push(child);
-        retry(Duration::from_secs(10), || Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))
-            .with_context(|| fs::read_to_string(&log).unwrap_or_default())
-            .with_context(|| format!("node {name} does not listen on 127.0.0.1:{port}"))?;
-        Ok(())
-    }
-
-    /// Moves a job from one node (0 is `a`) to the other; the report of `migrate --json`.
-    fn migrate(&self, job: &str, from: usize) -> Result<Value> {
-        let mut command = self.vosrun(from);
-        let to = ["b", "a"][from];
-        let ended = output(command.args(["migrate", job, "--to", to, "--json"]), LIMIT)?;
-        let errors = String::from_utf8_lossy(&ended.stderr);
-        let failure = || format!("{}: {}: {}", words(&command), ended.status, errors.trim());
-        let report: Value = serde_json::from_slice(&ended.stdout).with_context(failure)?;
-        ensure!(ended.status.success() && report["result"] == "moved", failure());
-        Ok(report)
-    }
-}
-
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        for daemon in &mut self.daemons {
-            let _ = terminate(daemon);
-        }
-    }
-}
-
-/// A holder under vosrun, started on node `a`. Dropping it ends it.
-struct Job {
-    name: String,
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    guest: PathBuf,
-}
-
-impl Job {
-    /// Starts the holder and waits until its memory is filled.
-    fn start(nodes: &Nodes, holder: &Path, guest: &Guest) -> Result<Self> {
-        let name = format!("holder{}-{}", guest.size, guest.threads);
-        let mut command = nodes.vosrun(0);
-        command.args(["--name", &name, "--"]).arg(holder);
-        command.args([guest.size.to_string(), guest.threads.to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child =
-            command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
-        let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
-        let (send, lines) = mpsc::channel();
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
-        let job = Self { name, child, lines, guest: holder.to_owned() };
-        job.says("ready").with_context(|| words(&command))?;
-        Ok(job)
-    }
-
-    /// Waits for the job's next line, which must begin so.
-    fn says(&self, expected: &str) -> Result<()> {
-        let line = self.lines.recv_timeout(Duration::from_secs(10));
-        let line = line.with_context(|| format!("the job does not say {expected:?}"))?;
-        ensure!(line.starts_with(expected), "the job says {line:?}, not {expected:?}");
-        Ok(())
-    }
-
-    fn pid(&self) -> Result<i32> {
-        i32::try_from(self.child.id()).context("pid")
-    }
-
-    /// The process that traces the holder.
-    fn supervisor(&self) -> Result<i32> {
-        let runs_guest = |pid: &i32| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.guest)
-        };
-        let pids = fs::read_dir("/proc").context("/proc")?.flatten();
-        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        tracer(pids.find(runs_guest).context("the holder is not to be found in /proc")?)
-    }
-
-    /// Ends the holder by a SIGTERM to the vosrun that was started, wherever it has moved,
-    /// and asks for its verdict on its memory.
-    fn end(mut self) -> Result<()> {
-        terminate(&mut self.child)?;
-        self.says("intact")
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        let _ = terminate(&mut self.child);
-    }
-}
-
-/// SIGTERM, then, if that does not help, SIGKILL.
-fn terminate(child: &mut Child) -> Result<()> {
-    if child.try_wait()?.is_some() {
-        return Ok(());
-    }
-    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM)?;
-    let ended = retry(Duration::from_secs(5), || child.try_wait()?.context("not ended by SIGTERM"));
-    if ended.is_err() {
-        child.kill()?;
-        child.wait()?;
-    }
-    ended.map(drop)
-}
-
 /// The supervisor of a job that has just moved.
 fn supervisor_of(report: &Value) -> Result<i32> {
     let pid = report["processes"][0]["host_pid"].as_i64();
     tracer(i32::try_from(pid.context("migrate --json gave no host_pid")?)?)
-}
-
-/// `TracerPid` of proc_pid_status(5).
-fn tracer(pid: i32) -> Result<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("TracerPid:"));
-    let tracer = line.and_then(|t| t.trim().parse().ok()).context("no TracerPid")?;
-    ensure!(tracer != 0, "process {pid} has no tracer");
-    Ok(tracer)
 }
 
 /// Private_Clean + Private_Dirty of proc_pid_smaps(5): what the system gets back when only

@@ -18,6 +18,11 @@ pub const CODES: &[Code] = &[
         text: "The process runs i386 or x32 code. It runs under vosrun as always, but vosrun moves x86-64 programs only.\nWay out: run the 64-bit build of the program.",
     },
     Code {
+        code: "VOS-AFFINITY",
+        title: "CPUs that the target does not have",
+        text: "A warning: the program may run on certain CPUs only (sched_setaffinity(2)), and the target has not all of them, or may not give them (cpuset(7)). Its threads run there on those that it has; if that is none, on all.\nWay out: nothing to do, unless the program counts on its CPUs.",
+    },
+    Code {
         code: "VOS-AIO",
         title: "an AIO context",
         text: "The program has made a context for asynchronous input and output (io_setup(2)). The kernel may be working on requests in it, and the number of the context cannot be given to another one.\nWay out: let the program destroy the context (io_destroy(2)), or start it so that it does without (databases have an option for it)."
@@ -188,6 +193,11 @@ pub const CODES: &[Code] = &[
         text: "The job holds a kind of state that the target's kernel cannot make: a feature too new for it, or one left out when it was built.\nWay out: move to a node with a kernel at least as new; vosrun doctor on the target shows what it has.",
     },
     Code {
+        code: "VOS-KEYRING",
+        title: "keys that stay on this machine",
+        text: "A warning: the program has made keys or keyrings (add_key(2), keyctl(2)). The kernel keeps them, some from the program too, so they do not move: after the move a thread and a process have no keyring, and a session has that of the target's node.\nWay out: nothing to do if the program can do without its keys, or makes them anew; else let it finish here.",
+    },
+    Code {
         code: "VOS-LANDLOCK",
         title: "a Landlock ruleset",
         text: "A ruleset of landlock_create_ruleset(2) is open, which the kernel does not give out again.\nWay out: let the program close it; most do as soon as they have restricted themselves.",
@@ -251,6 +261,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-MQUEUE",
         title: "a POSIX message queue that stays here",
         text: "A process outside of the job has the queue open as well, or its messages may not be read by the job's user. After a move its two ends would be on two machines.\nWay out: run all that use the queue in one job, let the program close it, or let it finish here.",
+    },
+    Code {
+        code: "VOS-NAMESPACE",
+        title: "a namespace of its own",
+        text: "A process or thread of the job is in another namespace (namespaces(7)) than the rest of the job: it has called unshare(2), setns(2) or clone(2) for a network, file system view, host name or users of its own, as containers and sandboxes do. Vosrun gives a job one set of namespaces at the target.\nWay out: start the program with its sandbox switched off, or run vosrun inside of the container.",
     },
     Code {
         code: "VOS-NETLINK",
@@ -358,6 +373,11 @@ pub const CODES: &[Code] = &[
         text: "The program has a TCP connection or a listening socket that cannot be moved or relayed.\nWay out: let the program close the connection, or let it finish here.",
     },
     Code {
+        code: "VOS-THREAD-FILES",
+        title: "a thread with descriptors of its own",
+        text: "A thread has left the descriptor table of its process (CLONE_FILES of unshare(2)). At the target all threads of a process get the same one.\nWay out: wait until the thread has ended.",
+    },
+    Code {
         code: "VOS-TIMEOUT",
         title: "the other side took too long",
         text: "Before the commit the source waits only so long for the target, because the job stands still meanwhile. It gave the move up and let the job go on.\nWay out: try again when the target or the network has less to do.",
@@ -365,7 +385,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TIMER",
         title: "a timer that the kernel does not tell all of",
-        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so.\nWay out: let the program set the timer, or delete it.",
+        text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so. Or a thread sleeps on a clock of CPU time (clock_nanosleep(2)), which begins anew at the target.\nWay out: let the program set the timer, or delete it; or move it when the sleep is over.",
     },
     Code {
         code: "VOS-TRANSLATE",

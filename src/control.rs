@@ -223,6 +223,9 @@ pub struct MoveReport {
     pub bytes_memory: u64,
     pub bytes_wire: u64,
     pub processes: Vec<ProcessStatus>,
+    /// What the job does not have any more, a sentence each: locks that others took, keyrings, what
+    /// the target does not grant.
+    pub lost: Vec<String>,
 }
 
 /// A move that did not end in [`MoveReport`].

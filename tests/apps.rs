@@ -6,6 +6,8 @@ mod adopted;
 #[path = "apps/background.rs"]
 mod background;
 mod common;
+#[path = "apps/inside.rs"]
+mod inside;
 #[path = "apps/multiplexer.rs"]
 mod multiplexer;
 #[path = "apps/shell.rs"]
@@ -385,6 +387,9 @@ const APPS: &[(&str, App)] = &[
     ("git-clone", trees::git_clone),
     ("ash", trees::ash),
     ("java-forks", trees::java_forks),
+    ("under-script", inside::under_script),
+    ("bash-jobs", inside::bash_jobs),
+    ("redis-saves", inside::redis_saves),
 ];
 
 const SHELL: &[(&str, App)] = &[
@@ -393,6 +398,7 @@ const SHELL: &[(&str, App)] = &[
     ("asked-while-stopped", shell::asked_while_stopped),
     ("background", background::background),
     ("tmux", multiplexer::tmux),
+    ("tmux-server", inside::tmux_server),
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];

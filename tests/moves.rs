@@ -5,6 +5,10 @@
 //! `placed/root/PLACE`; arguments choose cells by substrings.
 
 mod common;
+#[path = "moves/said.rs"]
+mod said;
+#[path = "moves/soak.rs"]
+mod soak;
 #[path = "moves/table.rs"]
 mod table;
 
@@ -68,8 +72,6 @@ impl Guest {
     }
 }
 
-const ONE_ATTACHED: &str = "an attached job is one process";
-
 const GUESTS: &[Guest] = &[
     guest("counter"),
     guest("mem_private").proves(&["mem-private"]),
@@ -83,6 +85,7 @@ const GUESTS: &[Guest] = &[
     guest("mem_prot_none"),
     guest("mem_growsdown"),
     guest("mem_mlock").proves(&["mem-locked"]),
+    guest("lock_future").proves(&["mem-lock-future"]),
     guest("mem_layout"),
     guest("mem_brk").proves(&["mem-heap"]),
     guest("mem_big"),
@@ -106,29 +109,47 @@ const GUESTS: &[Guest] = &[
     guest("sigaltstack").proves(&["alternate-stack"]),
     guest("sig_pending").proves(&["signals-pending"]),
     guest("sig_order"),
+    guest("sig_twice"),
+    guest("sig_own_mask"),
+    guest("faults"),
+    guest("stop_reports").proves(&["stopped"]),
     guest("itimers").proves(&["itimers"]),
     guest("posix_timers").proves(&["posix-timers"]),
     guest("timers_once"),
     guest("sleepers").proves(&["sleeping"]),
+    guest("sleep_absolute").proves(&["sleeping"]),
     with("sleepers", &["nanosleep"]),
     guest("blocked").proves(&["blocked"]),
     guest("call_registers"),
     guest("ids").proves(&["pids"]),
-    guest("creds").proves(&[
-        "affinity",
-        "capabilities",
-        "directory",
-        "limits",
-        "prctl",
-        "proc-values",
-        "schedule",
-        "subreaper",
-    ]),
+    guest("creds").proves(&["directory", "limits", "parent-death", "subreaper"]),
+    guest("sched_policy").proves(&["policy"]),
+    guest("sched_nice").proves(&["nice"]),
+    guest("sched_affinity").proves(&["affinity"]),
+    guest("ioprio").proves(&["ioprio"]),
+    guest("oom_score").proves(&["oom-score", "coredump-filter"]),
+    guest("rlimits").proves(&["limits"]),
+    guest("umask_tree").proves(&["umask", "directory"]),
+    guest("personality").proves(&["personality", "no-new-privs", "timer-slack"]),
+    guest("capsets").proves(&["capabilities", "securebits"]),
+    guest("dispatch").proves(&["dispatch"]),
+    guest("mdwe").proves(&["mdwe"]),
+    guest("tsc").proves(&["tsc"]),
+    guest("membarrier").proves(&["membarrier"]),
+    guest("switches").proves(&["memory-switches", "thread-switches"]),
+    guest("keyrings").proves(&["keyrings"]),
+    guest("cpu_timers").proves(&["cpu-timers"]),
     guest("own_ids").proves(&["ids"]),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
         .proves(&["dumpable"]),
     guest("numbers"),
     guest("deadlines"),
+    launched_only(
+        "undumpable_child",
+        &[Who::User],
+        "a process that is not dumpable belongs to root",
+    ),
+    guest("thread_directory").proves(&["thread-directory"]),
     guest("uname").proves(&["host-name"]),
     guest("clocks").proves(&["clocks"]),
     guest("fd_files").proves(&["fd-table", "files"]),
@@ -193,8 +214,9 @@ const GUESTS: &[Guest] = &[
     )
     .proves(&["orphans"]),
     guest("tree_storm").proves(&["fork-storm"]),
-    launched_only("pdeathsig", &[Who::Root, Who::User], ONE_ATTACHED),
-    launched_only("subreaper", &[Who::Root, Who::User], ONE_ATTACHED),
+    guest("tree_stops").proves(&["stopped"]),
+    guest("pdeathsig").proves(&["parent-death"]),
+    guest("subreaper").proves(&["subreaper"]),
     guest("posix_timer_clocks"),
     guest("posix_timer_overrun"),
     guest("timer_thread_gone").proves(&["timers-thread"]),
@@ -956,6 +978,7 @@ fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
     cells.extend(disturbed_cells());
     cells.extend(table::cells());
+    cells.extend(said::cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
@@ -972,6 +995,8 @@ fn cells() -> Vec<Cell> {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
         }
+        let run = move |w: &mut Worker| soak::soak(Start::Launched, who, w);
+        cells.push(Cell::new(format!("soak/{word}/tree"), run).limit(3 * soak::seconds() + 300));
         let run = move |w: &mut Worker| fork_shares_pages(who, w);
         cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
         let run = move |w: &mut Worker| foreign_segment(who, w);

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
+pub mod nodes;
 pub mod stats;
 
 use std::env;

@@ -1,7 +1,7 @@
 //! What moves and what does not: a row for each kind of state that a program can hold.
 //!
 //! A module that captures a kind of object declares the rows of it ([`FdKind::capabilities`],
-//! [`Part::capabilities`], `memory::CAPABILITIES`); [`others`] has what no registry has. `vosrun
+//! [`Part::capabilities`], `memory::CAPABILITIES`); `others` has what no registry has. `vosrun
 //! capabilities` prints the rows, the table in `README.md` is made from them, and the tests compare
 //! them with what the guests prove.
 //!

@@ -26,6 +26,18 @@ pub const ROWS: &[Capability] = &[
     ),
     Capability::refused(
         Processes,
+        "thread-files",
+        "threads with a descriptor table of their own (unshare(2))",
+        "VOS-THREAD-FILES",
+    ),
+    Capability::refused(
+        Processes,
+        "namespaces",
+        "processes or threads in a namespace of their own (unshare(2))",
+        "VOS-NAMESPACE",
+    ),
+    Capability::refused(
+        Processes,
         "leader-ended",
         "a first thread that has ended while others go on",
         "VOS-LEADER",
@@ -69,7 +81,6 @@ pub const ROWS: &[Capability] = &[
         "CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from where they were",
     ),
     Capability::new(Time, "cpu-clocks", "CPU-time clocks", Support::Lost),
-    Capability::new(Attributes, "keyrings", "keyrings (keyrings(7))", Support::Lost),
     Capability::refused(Attributes, "chroot", "a root directory of its own", "VOS-CHROOT"),
     Capability::moves(Surroundings, "terminal", "the terminal that it was started in: relayed"),
     Capability::moves(

@@ -289,7 +289,7 @@ pub fn moved_document(r: &MoveReport) -> Value {
         "result": "moved", "move": r.id.to_string(), "job": r.job, "id": r.job_id.hex(),
         "from": r.from, "to": r.to, "epoch": r.epoch, "at_ms": r.at_ms,
         "pause_ms": r.pause_ms, "pause_parts_ms": parts, "total_ms": r.total_ms,
-        "bytes": r.bytes_memory, "bytes_wire": r.bytes_wire, "processes": r.processes,
+        "bytes": r.bytes_memory, "bytes_wire": r.bytes_wire, "processes": r.processes, "lost": r.lost,
     })
 }
 

@@ -129,7 +129,11 @@ pub fn moved(r: &MoveReport, paint: Paint) -> String {
         amount(r.bytes_wire),
         duration(r.pause_ms),
         paint.dim(&parts)
-    )
+    ) + &r
+        .lost
+        .iter()
+        .map(|text| format!("{} {}\n", paint.warn("⚠"), clean(text)))
+        .collect::<String>()
 }
 
 /// What `--json` calls the end of a move, by its exit code.
@@ -232,6 +236,13 @@ pub mod tests {
             "{text}"
         );
         assert!(text.contains("  watch: vosrun migrate --watch m-7f3a0001\n"), "{text}");
+    }
+
+    #[test]
+    fn what_a_move_has_lost_is_said() {
+        let lost = vec!["thread 7 has lost its keyring".into()];
+        let text = moved(&MoveReport { lost, ..crate::cli::ps::tests::report() }, Paint::stderr());
+        assert!(text.ends_with("\n⚠ thread 7 has lost its keyring\n"), "{text}");
     }
 
     #[test]

@@ -249,6 +249,7 @@ pub mod tests {
             parts: vec![("freeze".into(), 0.4), ("transfer".into(), 80.0)],
             bytes_memory: 2_130_000_000,
             bytes_wire: 1_310_000_000,
+            lost: Vec::new(),
             processes: vec![process()],
         }
     }

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::apart::Common;
 use super::freeze::{Frozen, FrozenProcess};
+use super::gone;
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
 use super::raw::{compare_tasks, Shared};
@@ -19,8 +21,11 @@ use super::resource::signals;
 use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
+use crate::control::Severity;
 use crate::syscalls::translate::numbers;
-use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Started, Stub, STUB_LEN};
+use crate::tracer::inject::{
+    sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
+};
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
 use crate::tracer::rseq;
@@ -34,9 +39,37 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
     move |source| PartError::Io { what, source }
 }
 
-/// Captures everything of a process but the pages of its memory. `table` are its descriptors,
-/// `identities` those of the job's descriptions, `scheduler_now` the clocks at the freeze, `sets`
-/// the job's semaphores.
+/// What a capture of processes is told of their job.
+pub struct Capturing<'a> {
+    /// Device and inode of the job's descriptions.
+    pub identities: &'a [(u64, u64)],
+    /// The clocks at the freeze.
+    pub scheduler_now: &'a settle::SchedulerClocks,
+    pub running: &'a Running,
+    /// The job's semaphores.
+    pub sets: &'a [undo::Asked],
+    /// Keeps the caller and whom it asks on one CPU, if it lives.
+    pub near: Option<&'a Near>,
+    /// What all threads of the job have.
+    pub common: &'a Common,
+    parents: Parents,
+}
+
+impl<'a> Capturing<'a> {
+    /// Without semaphores and anywhere.
+    #[must_use]
+    pub fn new(
+        identities: &'a [(u64, u64)],
+        scheduler_now: &'a settle::SchedulerClocks,
+        running: &'a Running,
+        common: &'a Common,
+    ) -> Self {
+        let parents = Parents::default();
+        Self { identities, scheduler_now, running, sets: &[], near: None, common, parents }
+    }
+}
+
+/// Captures everything of a process but the pages of its memory. `table` are its descriptors.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
@@ -44,51 +77,72 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 pub fn capture(
     frozen: &mut FrozenProcess,
     table: &[Slot],
-    identities: &[(u64, u64)],
-    scheduler_now: &settle::SchedulerClocks,
-    running: &Running,
-    sets: &[undo::Asked],
+    of: &mut Capturing<'_>,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0, identities)?;
+    let mut memory = memory::capture(pid, 0, of.identities)?;
     let insn = syscall_insn(pid, &memory)?;
-    let mut threads = Vec::with_capacity(frozen.threads.len());
-    for thread in &frozen.threads {
-        let mut asked = Asked::open(pid, thread, scheduler_now, running, insn)?;
-        asked.view.opened = frozen.opened;
-        threads.push(asked);
-    }
-    let sets = if sets.is_empty() || !may_undo(frozen)? { &[] } else { sets };
-    let near = Near::stay();
-    let outcome = ask(&mut threads, insn, near.as_ref(), sets);
-    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
-    drop(near);
+    let mut threads: Vec<Asked> = Vec::with_capacity(frozen.threads.len());
     for thread in &mut frozen.threads {
+        let mut view = View::read(pid, thread.tid)
+            .map_err(io_error(format!("status of thread {}", thread.tid)))?;
+        (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
+        may_move(&view, of.common)?;
+        threads.push(Asked::open(view, thread, of.scheduler_now, of.running, insn)?);
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
             thread.stop = Stop::Interrupt;
         }
     }
-    let ((brk, parts, overdue), undo) = outcome?;
+    let sets = if of.sets.is_empty() || !may_undo(frozen)? { &[] } else { of.sets };
+    let outcome = ask(&mut threads, insn, of.near, sets);
+    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
+    let ((asked, parts, overdue), undo) = outcome?;
     closed?;
-    memory.layout.brk = brk;
+    memory.layout.brk = asked.brk;
+    memory.locks_future = asked.locks_future;
     let leader = &threads[0].view;
     let stopped = frozen.threads.iter().find_map(|t| match t.stop {
         Stop::Group(signal) => Some(signal),
         _ => None,
     });
     let mut image = ProcessImage {
-        ids: ids(leader)?,
+        ids: of.parents.ids(leader)?,
         memory,
         table: table.to_vec(),
         locks: Vec::new(),
         parts,
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
+        stop_taken: false,
         undo,
     };
     timers::join(&mut image, &overdue)?;
     Ok(image)
+}
+
+/// Parents that were asked for the numbers of their children: how many numbers each has, and which
+/// in the innermost namespace.
+#[derive(Debug, Default)]
+pub struct Parents(BTreeMap<i32, Option<(usize, i32)>>);
+
+impl Parents {
+    /// As [`ids`]; each parent is asked once.
+    ///
+    /// # Errors
+    /// As [`ids`].
+    pub fn ids(&mut self, leader: &View) -> Result<Ids, PartError> {
+        let pid = leader.number("PPid:") as i32;
+        let parent = *self.0.entry(pid).or_insert_with(|| {
+            View::read_process(pid).ok().map(|parent| (depth(&parent), parent.job_pid))
+        });
+        ids_below(leader, parent)
+    }
+}
+
+/// In how many pid namespaces it has a number.
+fn depth(view: &View) -> usize {
+    view.field("NSpid:").split_whitespace().count()
 }
 
 /// Numbers of the process as the job sees them. A session that is led from outside of the pid
@@ -99,17 +153,16 @@ pub fn capture(
 /// # Errors
 /// When its status has none.
 pub fn ids(leader: &View) -> Result<Ids, PartError> {
+    Parents::default().ids(leader)
+}
+
+fn ids_below(leader: &View, parent: Option<(usize, i32)>) -> Result<Ids, PartError> {
     let last = |name: &str| -> Result<i32, PartError> {
         let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
         word.map(numbers::to_job).ok_or(PartError::State("ids of /proc status"))
     };
     // PPid is of our namespace; the parent's own status tells its number inside.
-    let parent = View::read_process(leader.number("PPid:") as i32);
-    let depth = |view: &View| view.field("NSpid:").split_whitespace().count();
-    let ppid = match parent {
-        Ok(parent) if depth(&parent) >= depth(leader) => parent.job_pid,
-        _ => 0,
-    };
+    let ppid = parent.filter(|(deep, _)| *deep >= depth(leader)).map_or(0, |(_, number)| number);
     let (mut pgid, mut sid) = (last("NSpgid:")?, last("NSsid:")?);
     if sid == 0 && has_terminal(leader.number("Pid:") as i32) {
         (pgid, sid) = (pgid.max(1), 1);
@@ -141,13 +194,47 @@ struct Asked {
 struct Batch {
     started: Started,
     answers: Vec<(Scope, &'static str, Answer)>,
-    /// Row of brk(0), in the leader.
+    memory: Option<MemoryAsked>,
+}
+
+/// Questions about the memory, in the leader: rows of brk(0), of advice for the stub that is
+/// refused for locked memory, and of mincore(2) of its last page, which nobody has touched.
+struct MemoryAsked {
     brk: usize,
+    locked: usize,
+    there: (usize, Data),
+}
+
+/// The answers.
+#[derive(Clone, Copy)]
+struct Memory {
+    brk: u64,
+    /// As [`memory::MmImage::locks_future`].
+    locks_future: Option<bool>,
+}
+
+impl MemoryAsked {
+    fn ask(stub: &Stub, program: &mut Program) -> Self {
+        const PAGE: u64 = proc_memory::PAGE;
+        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let args = [stub.base, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
+        let locked = program.call(libc::SYS_madvise, "MADV_COLD", &args);
+        let at = program.data(&[0; 8]);
+        let args = [Arg::Num(stub.base + STUB_LEN - PAGE), Arg::Num(PAGE), Arg::Data(at)];
+        Self { brk, locked, there: (program.call(libc::SYS_mincore, "mincore", &args), at) }
+    }
+
+    fn answer(&self, outcome: &Outcome) -> Result<Memory, PartError> {
+        outcome.get(self.there.0)?;
+        let there = outcome.data(self.there.1).first().is_some_and(|byte| byte & 1 != 0);
+        let locked = outcome.raw(self.locked) == -i64::from(libc::EINVAL);
+        Ok(Memory { brk: outcome.raw(self.brk) as u64, locks_future: locked.then_some(!there) })
+    }
 }
 
 impl Asked {
     fn open(
-        pid: i32,
+        mut view: View,
         thread: &Frozen,
         scheduler_now: &settle::SchedulerClocks,
         running: &Running,
@@ -159,7 +246,6 @@ impl Asked {
         rseq::leave(tid, &mut regs);
         let mask = trace::sigmask(tid).map_err(io_error(what()))?;
         let extended = registers::extended(tid).map_err(io_error(what()))?;
-        let view = View::read(pid, tid).map_err(io_error(format!("status of thread {tid}")))?;
         if regs.cs != USER_CS {
             return Err(PartError::Refused(Box::new(blocker(
                 "VOS-ABI-32",
@@ -169,11 +255,14 @@ impl Asked {
             ))));
         }
         let known = running.get(&tid);
-        let restart = settle::judge_seen(&view, &regs, thread, scheduler_now, known)
+        let restart = settle::judge_seen(&view, &regs, mask, thread, scheduler_now, known)
             .map_err(io_error(format!("call of thread {tid}")))?;
         let (mut wanted, _) = settle::as_interrupted(&regs, known, thread.asleep.as_ref());
         if restart.is_none() {
             wanted = settle::without_restart_block(&wanted);
+        }
+        if settle::sleeps_on_cpu_time(wanted.orig_rax as i64, wanted.rdi) {
+            return Err(PartError::Refused(Box::new(timers::sleeper(view.job_tid))));
         }
         let general = registers::words(&wanted);
         let image = ThreadImage {
@@ -190,6 +279,7 @@ impl Asked {
             _ => None,
         };
         let mut remote = Remote::open_with(tid, regs, mask, view.ignores(libc::SIGTRAP))?;
+        view.dispatch = remote.dispatch();
         if let Some(info) = signal {
             requeue(&mut remote, insn, &info)?;
         }
@@ -214,7 +304,7 @@ impl Asked {
         near: Option<&Near>,
     ) -> Result<u64, PartError> {
         let mut program = Program::default();
-        let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
+        let memory = leader.then(|| MemoryAsked::ask(stub, &mut program));
         let mut answers = Vec::new();
         for part in PARTS.iter().filter(|p| leader || p.scope() == Scope::Thread) {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
@@ -223,13 +313,13 @@ impl Asked {
         // Its own mask has been asked for above.
         self.fetched = near.and_then(|near| near.fetch(self.view.tid));
         let started = self.remote()?.start(stub, offset, program)?;
-        self.batch = Some(Batch { started, answers, brk });
+        self.batch = Some(Batch { started, answers, memory });
         Ok(offset + size)
     }
 
-    /// The program break and the states of process parts.
-    fn finish(&mut self) -> Result<(u64, Vec<PartState>), PartError> {
-        let Some(batch) = self.batch.take() else { return Ok((0, Vec::new())) };
+    /// What the leader says of the memory, and the states of process parts.
+    fn finish(&mut self) -> Result<(Option<Memory>, Vec<PartState>), PartError> {
+        let Some(batch) = self.batch.take() else { return Ok((None, Vec::new())) };
         let outcome = self.remote()?.finish(batch.started)?;
         let mut process = Vec::new();
         for (scope, name, answer) in batch.answers {
@@ -239,8 +329,17 @@ impl Asked {
                 Scope::Thread => self.image.parts.push(state),
             }
         }
-        Ok((outcome.raw(batch.brk) as u64, process))
+        let memory = batch.memory.map(|asked| asked.answer(&outcome)).transpose()?;
+        Ok((memory, process))
     }
+}
+
+/// What hinders a thread, which the look before the move has not seen yet.
+fn may_move(view: &View, common: &Common) -> Result<(), PartError> {
+    let what = format!("thread {}", view.tid);
+    let found = common.check(view).map_err(io_error(what))?;
+    let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
+    blocker.map_or(Ok(()), |finding| Err(PartError::Refused(Box::new(finding))))
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.
@@ -296,8 +395,8 @@ fn not_known(pid: i32, cause: &str) -> PartError {
     PartError::Refused(Box::new(refusal(&format!("process {pid}"), cause)))
 }
 
-/// brk, the process's parts, and its timers whose signals are pending.
-type Answers = (u64, Vec<PartState>, Overdue);
+/// Of the memory, the process's parts, and its timers whose signals are pending.
+type Answers = (Memory, Vec<PartState>, Overdue);
 
 /// Asks all threads. Gives their answers, and what the process is to undo.
 fn ask(
@@ -306,6 +405,7 @@ fn ask(
     near: Option<&Near>,
     sets: &[undo::Asked],
 ) -> Result<(Answers, Vec<Undo>), PartError> {
+    threads[0].fetched = near.and_then(|near| near.fetch(threads[0].view.tid));
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
     // What expires during these questions is seen by those that follow.
     let asked = ask_undo(&mut threads[0], &stub, sets)
@@ -338,14 +438,14 @@ fn ask_until_settled(
             let view = thread.view.clone();
             timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
         }
-        let (brk, parts) = ask_with(threads, stub, near)?;
+        let (memory, parts) = ask_with(threads, stub, near)?;
         let mut expired = false;
         for thread in threads.iter() {
             expired |= signals::timer_has_expired_since(&thread.view, &thread.image)?
                 || timers::is_unmeasured(&thread.view, &overdue)?;
         }
         if !expired {
-            return Ok((brk, parts, overdue));
+            return Ok((memory, parts, overdue));
         }
     }
     Err(PartError::State("timers that expire all the time"))
@@ -359,19 +459,19 @@ fn ask_with(
     threads: &mut [Asked],
     stub: &Stub,
     near: Option<&Near>,
-) -> Result<(u64, Vec<PartState>), PartError> {
+) -> Result<(Memory, Vec<PartState>), PartError> {
     let mut first = None;
     let mut next = 0;
     while next < threads.len() {
         let begin = next;
         let mut offset = 0;
-        while next < threads.len() && offset + ROOM < STUB_LEN {
+        while next < threads.len() && offset + ROOM < stub.capacity() {
             offset = threads[next].start(stub, offset, next == 0, near)?;
             next += 1;
         }
         for thread in &mut threads[begin..next] {
-            let answer = thread.finish()?;
-            first.get_or_insert(answer);
+            let (memory, parts) = thread.finish()?;
+            first = first.or(memory.map(|memory| (memory, parts)));
         }
     }
     first.ok_or(PartError::State("a process without threads"))
@@ -501,10 +601,13 @@ pub fn check_shared_memory(pids: &[i32]) -> io::Result<Vec<crate::control::Findi
         }
         // Of others one may not see everything.
         let Ok(maps) = proc_memory::maps(other) else { continue };
-        for (id, _) in memory::nameless(&maps) {
-            let found = ours.remove(&id).map(|held| memory::shared_outside(&held, other));
-            findings.extend(found);
+        let common: Vec<_> =
+            memory::nameless(&maps).map(|(id, _)| id).filter(|id| ours.contains_key(id)).collect();
+        if common.is_empty() || !gone::is_stranger(other) {
+            continue;
         }
+        let held = common.iter().filter_map(|id| ours.remove(id));
+        findings.extend(held.map(|held| memory::shared_outside(&held, other)));
     }
     Ok(findings)
 }

@@ -1,5 +1,6 @@
 //! Visits to single CPUs: what only they can tell or do.
 
+use std::io;
 use std::time::Duration;
 
 use super::resource::raw::{affinity, set_affinity};
@@ -22,6 +23,19 @@ pub fn visit(cpus: impl IntoIterator<Item = usize>, mut work: impl FnMut(usize))
     if let Err(e) = set_affinity(0, &own) {
         tracing::warn!("CPU affinity of the supervisor: {e}");
     }
+}
+
+/// All CPUs that a thread may be given here: those that are online and in the control group's set
+/// (cpuset(7)), whatever this thread itself may run on.
+///
+/// # Errors
+/// As sched_setaffinity(2).
+pub fn machine() -> io::Result<Vec<u64>> {
+    let own = affinity(0)?;
+    set_affinity(0, &vec![u64::MAX; own.len()])?;
+    let all = affinity(0);
+    set_affinity(0, &own)?;
+    all
 }
 
 /// The CPUs that this thread may run on.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::capture;
+use super::capture::Parents;
 use super::gone;
 use super::image::{ProcessImage, Zombie};
 use super::preflight::{children, is_zombie};
@@ -22,17 +22,18 @@ use super::tree::Member;
 /// When the first process is gone, or one of the others cannot be asked.
 pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
     let mut all = Vec::with_capacity(pids.len());
+    let (living, mut parents) = (pids.iter().collect::<BTreeSet<_>>(), Parents::default());
     for (n, &pid) in pids.iter().enumerate() {
-        match gone::look(pid, || member(pid, None))? {
+        match gone::look(pid, || member(pid, None, &mut parents))? {
             Some(member) => all.push(member),
             None if n == 0 => return Err(io_error(pid)(io::ErrorKind::NotFound.into())),
             // The freeze will find that.
             None => continue,
         }
-        for (child, _) in children(pid) {
-            if is_zombie(child) && !pids.contains(&child) {
+        for child in children(pid) {
+            if !living.contains(&child) && is_zombie(child) {
                 let zombie = wait_status(child).map_err(io_error(child));
-                match zombie.and_then(|status| member(child, Some(status))) {
+                match zombie.and_then(|status| member(child, Some(status), &mut parents)) {
                     Ok(zombie) => all.push(zombie),
                     // Its parent has waited for it meanwhile.
                     Err(_) if !is_zombie(child) => {}
@@ -50,9 +51,9 @@ pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
     Ok(parents_first(all))
 }
 
-fn member(pid: i32, ended: Option<i32>) -> Result<Member, PartError> {
+fn member(pid: i32, ended: Option<i32>, parents: &mut Parents) -> Result<Member, PartError> {
     let view = View::read_process(pid).map_err(io_error(pid))?;
-    Ok(Member { ids: capture::ids(&view)?, ended })
+    Ok(Member { ids: parents.ids(&view)?, ended })
 }
 
 /// Gives the captured processes, in the order of the plan, the parents that the plan says.

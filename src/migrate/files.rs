@@ -48,6 +48,9 @@ impl CaptureCx for Files {
         &self.views.objects
     }
     fn annotation(&self, view: &FdView) -> Option<&[u8]> {
+        if self.annotations.is_empty() {
+            return None;
+        }
         self.holders(view).find_map(|at| self.annotations.get(&at)).map(Vec::as_slice)
     }
     fn job_pids(&self) -> Vec<i32> {

@@ -5,7 +5,9 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::resource::View;
 use super::settle::{self, Asleep, SchedulerClocks};
+use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Stop, Wait};
 
@@ -25,8 +27,11 @@ pub struct FrozenProcess {
     pub pid: i32,
     /// The first is the leader.
     pub threads: Vec<Frozen>,
-    /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)).
-    pub opened: bool,
+    /// It is dumpable only for the time of the freeze (PR_SET_DUMPABLE of prctl(2)): a `syscall`
+    /// instruction in it.
+    pub opened: Option<u64>,
+    /// It may have keyrings of its own (keyrings(7)).
+    pub keys: bool,
 }
 
 /// A job of which no thread runs.
@@ -96,6 +101,14 @@ pub enum FreezeError {
 
 type Result<T> = std::result::Result<T, FreezeError>;
 
+/// As [`tids`], of a process of which so many threads stand still: none when it has no others.
+fn tids_beside(pid: i32, frozen: u64) -> io::Result<Vec<i32>> {
+    match frozen > 0 && stop::threads(pid)? == frozen {
+        true => Ok(Vec::new()),
+        false => tids(pid),
+    }
+}
+
 /// tids of a process, in the order of /proc.
 fn tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut all = Vec::new();
@@ -150,7 +163,7 @@ fn by_process(root: i32, frozen: &BTreeMap<i32, (i32, Frozen)>) -> Result<Vec<Fr
     for (pid, mut threads) in processes {
         let leader = threads.iter().position(|t| t.tid == pid);
         threads.swap(0, leader.ok_or(FreezeError::LeaderGone(pid))?);
-        all.push(FrozenProcess { pid, threads, opened: false });
+        all.push(FrozenProcess { pid, threads, opened: None, keys: true });
     }
     let first = all.iter().position(|p| p.pid == root).ok_or(FreezeError::Exited(root))?;
     all[..=first].rotate_right(1);
@@ -168,9 +181,12 @@ impl Freezing<'_> {
                     self.watched.release(&thread);
                 }
             }
+            let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
+            self.frozen.values().for_each(|(pid, _)| *counts.entry(*pid).or_default() += 1);
             for pid in self.watched.processes() {
+                let frozen = counts.get(&pid).copied().unwrap_or(0);
                 // One that has just ended is reported where its threads are waited for.
-                for tid in tids(pid).unwrap_or_default() {
+                for tid in tids_beside(pid, frozen).unwrap_or_default() {
                     if !self.frozen.contains_key(&tid) && !busy.contains(&tid) {
                         self.ask(pid, tid)?;
                     }
@@ -179,7 +195,9 @@ impl Freezing<'_> {
             if !self.waiting.is_empty() {
                 self.collect()?;
             } else if busy.is_empty() {
-                return Ok(());
+                if !self.let_signals_come() {
+                    return Ok(());
+                }
             } else if !self.let_on(&busy) {
                 self.await_vfork(&busy)?;
             }
@@ -295,8 +313,28 @@ impl Freezing<'_> {
 
     fn stopped(&mut self, tid: i32, stop: Stop) {
         let Some(Asked { pid, asleep }) = self.waiting.remove(&tid) else { return };
+        let stop = if is_repeated(tid, stop) { Stop::Interrupt } else { stop };
         let asleep = asleep.and_then(|a| a.until_stop(pid, tid));
         self.frozen.insert(tid, (pid, Frozen { tid, stop, asleep }));
+    }
+
+    /// Threads that are about to take a signal while one more of its number waits take it: put back
+    /// into the queue, the two would be one. False when there is none.
+    fn let_signals_come(&mut self) -> bool {
+        let doubled: Vec<i32> = self
+            .frozen
+            .values()
+            .filter(
+                |(_, thread)| matches!(thread.stop, Stop::Signal(s) if is_queued(thread.tid, s)),
+            )
+            .map(|(_, thread)| thread.tid)
+            .collect();
+        for tid in &doubled {
+            if let Some((_, thread)) = self.frozen.remove(tid) {
+                self.watched.release(&thread);
+            }
+        }
+        !doubled.is_empty()
     }
 
     /// A child of vfork(2) may have been stopped before its parent's event told what it is. False
@@ -335,6 +373,26 @@ impl Freezing<'_> {
             pause.rest();
         }
     }
+}
+
+/// Has the thread one more signal of this number waiting, besides the one that is about to be
+/// delivered? Those up to 31 are not queued more than once (signal(7)).
+fn is_queued(tid: i32, signal: i32) -> bool {
+    const FIRST_QUEUED: i32 = 32;
+    signal < FIRST_QUEUED
+        && View::read(tid, tid).is_ok_and(|view| view.hex("SigPnd:") & sigbit(signal) != 0)
+}
+
+/// Is the signal that is about to be delivered a fault of the instruction at which the thread stands
+/// (force_sig_fault, kernel/signal.c)? It comes again by itself, with all that a handler may ask of
+/// the processor: cr2, error code and trap number, which no queue keeps.
+fn is_repeated(tid: i32, stop: Stop) -> bool {
+    const FAULTS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+    let Stop::Signal(signal) = stop else { return false };
+    FAULTS.contains(&signal)
+        && raw::siginfo(tid).is_ok_and(|info| raw::code_of(&info) > 0)
+        // Not sent by the thread itself, in a call.
+        && raw::regs(tid).is_ok_and(|regs| (regs.orig_rax as i64) < 0)
 }
 
 /// Rests of growing length between two looks at something that cannot be waited for.

@@ -8,12 +8,19 @@
 use std::fs;
 use std::io;
 
+use super::resource::View;
+use crate::tracer::memory::read_record;
+
 /// `PF_EXITING` of the kernel's `include/linux/sched.h`, in `flags` of proc_pid_stat(5).
 const PF_EXITING: u32 = 0x4;
 
 /// Has the process ended, or is it about to? It has no thread left that is not in _exit(2).
 #[must_use]
 pub fn is_ending(pid: i32) -> bool {
+    // Nearly always the first thread tells.
+    if !is_ending_thread(pid, pid) {
+        return false;
+    }
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
     tids.all(|tid| is_ending_thread(pid, tid))
@@ -22,10 +29,20 @@ pub fn is_ending(pid: i32) -> bool {
 /// As [`is_ending`], of one thread of a process.
 #[must_use]
 pub fn is_ending_thread(pid: i32, tid: i32) -> bool {
-    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")) else { return true };
+    let Ok(text) = read_record(&format!("/proc/{pid}/task/{tid}/stat")) else { return true };
     // The name may have blanks; `flags` is the seventh field after it.
     let flags = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse().ok());
     flags.is_none_or(|flags: u32| flags & PF_EXITING != 0)
+}
+
+/// Does the process live, and is it none that this process traces? A child that a traced process
+/// has made just now is traced before its maker's event tells of it.
+#[must_use]
+pub fn is_stranger(pid: i32) -> bool {
+    let own = u64::from(std::process::id());
+    let traced = View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own);
+    // One that has ended is traced no more, so that is asked last.
+    !traced && !is_ending(pid)
 }
 
 /// What a look at a process has come to, be it an error; `None` when the process has ended

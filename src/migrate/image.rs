@@ -123,6 +123,8 @@ pub struct ProcessImage {
     pub threads: Vec<ThreadImage>,
     /// Stopped by this job-control signal.
     pub stopped: Option<i32>,
+    /// Its parent has been told of that stop (WUNTRACED of waitpid(2)).
+    pub stop_taken: bool,
     /// What its SEM_UNDO operations have added up to (semop(2)).
     pub undo: Vec<Undo>,
 }

@@ -91,7 +91,7 @@ fn each(
 }
 
 /// Runs calls in the first thread of a stopped process, which stays as it was.
-fn run(pid: i32, image: &ProcessImage, program: Program) -> Result<Outcome> {
+pub(super) fn run(pid: i32, image: &ProcessImage, program: Program) -> Result<Outcome> {
     let insn = syscall_insn(pid, &image.memory)?;
     let view = View::read_process(pid)
         .map_err(|source| PartError::Io { what: format!("status of process {pid}"), source })?;

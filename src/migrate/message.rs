@@ -93,7 +93,7 @@ pub enum Msg {
         processes: Vec<ProcessStatus>,
         /// So long before this was sent the job began to run, nanoseconds.
         resumed_ns: u64,
-        /// Locks that it does not have any more, because others took them meanwhile.
+        /// As in [`MoveReport`].
         lost: Vec<String>,
     },
     /// The move is off, for this reason.
@@ -195,6 +195,8 @@ pub struct Hello {
     pub sockets: Vec<Wanted>,
     /// Working directories of its processes.
     pub cwds: Vec<String>,
+    /// Affinities of threads that may not run on all CPUs of the source: bit n for CPU n.
+    pub affinities: Vec<Vec<u64>>,
     /// Whom it runs as; `None` when its ids are not all the same.
     pub user: Option<User>,
     pub history: Vec<MoveReport>,

@@ -1,5 +1,6 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
+pub mod apart;
 pub mod building;
 pub mod capture;
 pub mod cpus;
@@ -21,6 +22,7 @@ pub mod restore;
 pub mod settle;
 pub mod sharing;
 pub mod skeleton;
+pub mod stops;
 pub mod terminals;
 pub mod transport;
 pub mod tree;

@@ -4,12 +4,13 @@
 //! source: local() ── blockers known here ─► Hello ─► target: judge() ─► Verdict
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::apart::Common;
 use super::capture::views;
 use super::files::Files;
 use super::gone;
@@ -21,12 +22,13 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{attributes, blocker, View, PARTS};
+use super::resource::{blocker, directory, schedule, View};
 use super::skeleton::Footing;
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
-use crate::tracer::memory;
+use crate::tracer::memory::{self, read_proc};
+use crate::tracer::stop;
 
 /// Which descriptions are relayed to the home: by device and inode.
 pub type Forwarded = HashSet<(u64, u64)>;
@@ -153,7 +155,7 @@ fn has_both_ends(all: &[FdView], pipe: &FdView) -> bool {
 }
 
 /// Everything that can be said of a running job without a target. `pids` are its processes, the
-/// first one first; `known` as for [`forwarded`]; `None` when nothing can be relayed.
+/// first one first; `common` is what all their threads have; `known` as for [`forwarded`]; `None` when nothing can be relayed.
 ///
 /// # Errors
 /// When the first process is gone, or /proc cannot be read.
@@ -161,7 +163,7 @@ pub fn local(
     pids: &[i32],
     files: &Files,
     known: Option<&Forwarded>,
-    filters: u64,
+    common: &Common,
 ) -> io::Result<Local> {
     let forwarded = match known {
         Some(known) => forwarded(files, known)?,
@@ -171,7 +173,7 @@ pub fn local(
     let mut findings = files.check(is_forwarded);
     findings.extend(files.views.warnings.clone());
     for (n, pid) in pids.iter().enumerate() {
-        match gone::look(*pid, || check_process(*pid, pids, filters))? {
+        match gone::look(*pid, || check_process(*pid, pids, common))? {
             Some(found) => findings.extend(found),
             None if n == 0 => return Err(first_has_ended()),
             None => {}
@@ -194,35 +196,30 @@ fn first_has_ended() -> io::Error {
 }
 
 /// What can be said of one of the job's processes.
-fn check_process(pid: i32, pids: &[i32], filters: u64) -> io::Result<Vec<Finding>> {
+fn check_process(pid: i32, pids: &[i32], common: &Common) -> io::Result<Vec<Finding>> {
     if let Some(finding) = leader_ended(pid) {
         return Ok(vec![finding]);
     }
     let mut findings = super::capture::check_memory(pid)?;
     let threads = views(pid)?;
     for view in &threads {
-        for part in PARTS {
-            findings.extend(part.check(view));
+        match common.check(view)? {
+            // What is seen of a thread that ends is not what it had.
+            found if !found.is_empty() && gone::is_ending_thread(pid, view.tid) => {}
+            found => findings.extend(found),
         }
     }
     let Some(leader) = threads.first() else { return Ok(findings) };
     let object = format!("process {}", leader.job_pid);
-    findings.extend(strangers(pid, pids).map(|(child, name)| {
+    findings.extend(strangers(pid, pids).map(|child| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
         blocker(
             "VOS-CHILDREN",
-            format!("{object}, child {child} {name}"),
+            format!("{object}, child {child} {}", name.trim()),
             "its child is not traced by vosrun",
             "wait until the child has ended, or attach again",
         )
     }));
-    if leader.number("Seccomp:") != 0 && leader.number("Seccomp_filters:") != filters {
-        findings.push(blocker(
-            "VOS-SECCOMP",
-            object.clone(),
-            "the program has put seccomp filters on itself, which cannot be read out again",
-            "start it with its sandbox switched off, or let it finish",
-        ));
-    }
     findings.extend(abi_32(&format!("/proc/{pid}/exe"), object));
     Ok(findings)
 }
@@ -239,17 +236,8 @@ pub fn leader_ended(pid: i32) -> Option<Finding> {
 }
 
 /// Children that live and are none of the job's processes.
-fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = (i32, String)> + '_ {
-    // One that was made just now is traced before the supervisor has heard of it.
-    let traced = |pid| {
-        let own = u64::from(std::process::id());
-        View::read_process(pid).map_or(true, |view| view.number("TracerPid:") == own)
-    };
-    // One that has ended is traced no more, so that is asked last.
-    let stranger = move |(pid, _): &(i32, String)| {
-        !pids.contains(pid) && !traced(*pid) && !gone::is_ending(*pid)
-    };
-    children(pid).into_iter().filter(stranger)
+fn strangers(pid: i32, pids: &[i32]) -> impl Iterator<Item = i32> + '_ {
+    children(pid).into_iter().filter(|pid| !pids.contains(pid) && gone::is_stranger(*pid))
 }
 
 /// Has the process ended, and waits for its parent (proc_pid_stat(5))?
@@ -295,19 +283,18 @@ pub fn shared_tasks(pids: &[i32]) -> Vec<Finding> {
     findings
 }
 
-/// Children of all threads: pid and name, zombies included.
+/// Pids of the children of all threads, zombies included.
 #[must_use]
-pub fn children(pid: i32) -> Vec<(i32, String)> {
-    let mut all = Vec::new();
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    for task in tasks {
-        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in list.split_whitespace().filter_map(|w| w.parse::<i32>().ok()) {
-            let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            all.push((child, comm.trim().to_owned()));
-        }
+pub fn children(pid: i32) -> Vec<i32> {
+    let of = |tid: i32| {
+        let list = read_proc(&format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>()
+    };
+    if stop::is_alone(pid) {
+        return of(pid);
     }
-    all
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).flat_map(of).collect()
 }
 
 /// The executable's ELF class (elf(5)) says 32 bits.
@@ -391,7 +378,13 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         let look = || -> io::Result<_> {
             let threads = views(pid)?;
             let user = threads.first().map_or(Ok(None), User::of)?;
-            let cwd = attributes::cwd(pid)?.to_string_lossy().into_owned();
+            let mut cwd = Vec::with_capacity(threads.len());
+            for view in &threads {
+                match directory::cwd(pid, view.tid) {
+                    Err(_) if gone::is_ending_thread(pid, view.tid) => {}
+                    found => cwd.push(found?),
+                }
+            }
             mapped_files(pid, &mut mapped, &mut written)?;
             Ok((threads, user, cwd))
         };
@@ -399,7 +392,7 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
             Some((threads, user, cwd)) => {
                 all.push(threads);
                 users.push(user);
-                cwds.push(cwd);
+                cwds.extend(cwd.iter().map(|path| path.to_string_lossy().into_owned()));
             }
             None if n == 0 => return Err(first_has_ended()),
             None => {}
@@ -428,9 +421,17 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         open: open.files,
         sockets: open.sockets,
         cwds,
+        affinities: affinities(all.iter().flatten()),
         user,
         history: of.history,
     })
+}
+
+/// Those of threads that may not run on all CPUs, each once.
+fn affinities<'a>(threads: impl Iterator<Item = &'a View>) -> Vec<Vec<u64>> {
+    let Ok(all) = super::cpus::machine() else { return Vec::new() };
+    let masks = threads.filter_map(|thread| schedule::bound_to(thread.tid, &all));
+    masks.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Is the file at `id.path` here the very same file as at the source, whose boot is `boot`?
@@ -521,6 +522,7 @@ fn judge_machine(hello: &Hello, verdict: &mut Verdict) {
         ));
     }
     judge_user(hello, verdict);
+    verdict.findings.extend(schedule::judge(&hello.affinities));
     if kernel() != hello.kernel {
         verdict.findings.push(warning(
             "VOS-KERNEL",

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::restore::RestoreError;
-use crate::tracer::inject::{result_of, write_all, InjectError, Program, Remote, Stub, STUB_DATA};
+use crate::tracer::inject::{result_of, write_all, InjectError, Program, Remote, Stub};
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Stop};
 
@@ -36,7 +36,7 @@ pub(super) fn become_program(pid: i32, insn: u64, exe: RawFd) -> Result<()> {
     // Path, then the two lists of pointers.
     let mut data = format!("/proc/self/fd/{exe}").into_bytes();
     data.resize(64, 0);
-    let at = stub.base + STUB_DATA;
+    let at = stub.data();
     data.extend(at.to_le_bytes());
     data.extend([0; 16]);
     io_error("write into the stub", write_all(pid, at, &data))?;

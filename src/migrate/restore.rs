@@ -20,10 +20,10 @@ use super::resource::memory::{read_range, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
-use super::resource::{part, PartError, Scope, Told, View, PARTS};
+use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
 use super::vdso::Vdso;
 use crate::syscalls::translate::numbers;
-use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_DATA, STUB_LEN};
+use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Stop};
@@ -77,7 +77,7 @@ impl<'a> Runner<'a> {
 
     /// Room for data of `len` bytes and calls in one batch.
     fn reserve(&mut self, len: usize) -> Result<()> {
-        if (self.program.size() + len) as u64 + 4096 > STUB_LEN {
+        if (self.program.size() + len) as u64 + PAGE > self.stub.capacity() {
             self.flush()?;
         }
         Ok(())
@@ -255,11 +255,17 @@ impl Restoring {
     }
 
     /// Makes the threads, tells everything its state, and leaves all threads stopped with
-    /// their registers. `filter` is the seccomp program (`struct sock_filter`s) to put in.
+    /// their registers. `filter` is the seccomp program (`struct sock_filter`s) to put in; `missed`
+    /// takes down what it does not get here.
     ///
     /// # Errors
     /// The call that failed.
-    pub fn finish(mut self, image: &ProcessImage, filter: Option<&[u8]>) -> Result<Vec<NewThread>> {
+    pub fn finish(
+        mut self,
+        image: &ProcessImage,
+        filter: Option<&[u8]>,
+        missed: &Missed,
+    ) -> Result<Vec<NewThread>> {
         let near = Near::stay();
         let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
         let mut runner = Runner::new(&mut self.leader, &self.stub);
@@ -284,7 +290,7 @@ impl Restoring {
             if traps_matter(image, thread) {
                 remote.avoid_traps();
             }
-            tell(remote, &self.stub, image, thread, view)?;
+            tell(remote, &self.stub, image, thread, &told(image, view, missed))?;
         }
         let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
         let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
@@ -293,7 +299,7 @@ impl Restoring {
             set_registers(remote, &thread.registers)?;
         }
         drop(fetched);
-        found.iter().try_for_each(|(view, thread)| conclude(thread, &told(image, view)))?;
+        found.iter().try_for_each(|(view, thread)| conclude(thread, &told(image, view, missed)))?;
         let new = |(view, thread): &(View, &ThreadImage)| NewThread {
             tid: thread.tid,
             host_tid: view.tid,
@@ -553,7 +559,9 @@ fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
             runner.call(libc::SYS_mprotect, "mprotect", &[m.start, m.len(), m.prot as u64])?;
         }
     }
-    Ok(())
+    let Some(on_fault) = image.locks_future else { return Ok(()) };
+    let flags = libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 };
+    runner.call(libc::SYS_mlockall, "mlockall", &[flags as u64])
 }
 
 /// PR_SET_MM_MAP (prctl(2), `struct prctl_mm_map`): brk, arguments, environment, auxv, exe.
@@ -564,7 +572,7 @@ fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     runner.reserve(image.auxv.len() + 512)?;
     let auxv = runner.program.data(&image.auxv);
     let l = &image.layout;
-    let auxv_at = runner.stub.base + STUB_DATA + auxv.offset();
+    let auxv_at = runner.stub.data() + auxv.offset();
     let words = [
         l.start_code,
         l.end_code,
@@ -597,7 +605,7 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
         | libc::CLONE_SYSVSEM;
     runner.reserve(512)?;
     let wanted = runner.program.data(&tid.to_le_bytes());
-    let set_tid = runner.stub.base + STUB_DATA + wanted.offset();
+    let set_tid = runner.stub.data() + wanted.offset();
     let (set_tid, count) = if numbers::are_own() { (0, 0) } else { (set_tid, 1) };
     let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, count, 0];
     let args: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -628,7 +636,7 @@ fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
     runner.reserve(filter.len() + 512)?;
     let code = runner.program.data(filter);
     let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();
-    prog.extend_from_slice(&(runner.stub.base + STUB_DATA + code.offset()).to_le_bytes());
+    prog.extend_from_slice(&(runner.stub.data() + code.offset()).to_le_bytes());
     let tsync = Arg::Num(libc::SECCOMP_FILTER_FLAG_TSYNC);
     runner.call_with(libc::SYS_seccomp, "seccomp", &prog, |at| {
         vec![Arg::Num(SECCOMP_SET_MODE_FILTER), tsync, at]
@@ -641,10 +649,16 @@ fn tell(
     stub: &Stub,
     image: &ProcessImage,
     thread: &ThreadImage,
-    view: &View,
+    to: &Told,
 ) -> Result<()> {
-    let to = told(image, view);
-    let leader = view.tid == view.pid;
+    let leader = to.tid == to.pid;
+    let run = |remote: &mut Remote, program| {
+        let outcome = remote.run(stub, program)?;
+        for (what, e) in outcome.refused() {
+            to.missed.add(format!("thread {}: {what} is not granted: {e}", to.job_tid));
+        }
+        outcome.all_ok()
+    };
     for state in &thread.parts {
         part(Scope::Thread, &state.name)?;
     }
@@ -657,11 +671,11 @@ fn tell(
         };
         let Some(state) = states.iter().find(|s| s.name == part.name()) else { continue };
         if program.size() as u64 > STUB_LEN / 2 {
-            remote.run(stub, std::mem::take(&mut program))?.all_ok()?;
+            run(remote, std::mem::take(&mut program))?;
         }
-        part.tell(&state.state, &to, &mut program)?;
+        part.tell(&state.state, to, &mut program)?;
     }
-    Ok(remote.run(stub, program)?.all_ok()?)
+    Ok(run(remote, program)?)
 }
 
 /// What comes last of everything that [`tell`] has told.
@@ -672,9 +686,9 @@ fn conclude(thread: &ThreadImage, to: &Told) -> Result<()> {
     Ok(())
 }
 
-fn told<'a>(image: &ProcessImage, view: &'a View) -> Told<'a> {
+fn told<'a>(image: &ProcessImage, view: &'a View, missed: &'a Missed) -> Told<'a> {
     let (pid, tid) = (view.pid, view.tid);
-    Told { pid, tid, job_pid: image.ids.pid, job_tid: view.job_tid, view }
+    Told { pid, tid, job_pid: image.ids.pid, job_tid: view.job_tid, view, missed }
 }
 
 fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {

@@ -31,7 +31,7 @@ use super::cpus;
 use super::image::Restart;
 use super::resource::View;
 use crate::tracer::inject::{read_exact, sigbit, word};
-use crate::tracer::memory::read_proc;
+use crate::tracer::memory::{read_proc, read_record};
 use crate::tracer::raw::{self, Regs};
 
 const ERESTARTSYS: i64 = -512;
@@ -238,12 +238,15 @@ impl Asleep {
     #[must_use]
     pub fn look(pid: i32, tid: i32) -> Option<Self> {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let before = last_run(&dir)?;
-        let call = match read_proc(&format!("{dir}/syscall")) {
-            Ok(text) => Some(call_with_timeout(&text, &dir)?),
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
-            Err(_) => return None,
+        let call = || match read_record(&format!("{dir}/syscall")) {
+            Ok(text) => call_with_timeout(&text, &dir).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Some(None),
+            Err(_) => None,
         };
+        // Most have no timeout.
+        call()?;
+        let before = last_run(&dir)?;
+        let call = call()?;
         let cpu = last_cpu(&dir)?;
         // One that was woken in between may have another CPU already, and no time yet.
         let (since, switches) = last_run(&dir).filter(|now| *now == before)?;
@@ -262,7 +265,7 @@ impl Asleep {
 /// clock is 0 between a wake-up on another CPU and the first run there
 /// (migrate_task_rq_fair, kernel/sched/fair.c), which tells nothing.
 fn last_run(dir: &str) -> Option<(u64, u64)> {
-    let sched = read_proc(&format!("{dir}/sched")).ok()?;
+    let sched = read_record(&format!("{dir}/sched")).ok()?;
     let since = (sched_field(&sched, "se.exec_start")? * 1e6) as u64;
     let switches = sched_field(&sched, "nr_voluntary_switches")? as u64;
     (since > 0).then_some((since, switches))
@@ -270,7 +273,7 @@ fn last_run(dir: &str) -> Option<(u64, u64)> {
 
 /// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
 fn last_cpu(dir: &str) -> Option<usize> {
-    let stat = read_proc(&format!("{dir}/stat")).ok()?;
+    let stat = read_record(&format!("{dir}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
 }
 
@@ -290,7 +293,7 @@ pub fn scheduler_clocks<'a>(sleepers: impl Iterator<Item = &'a Asleep>) -> Sched
 /// sleep.
 fn scheduler_clock() -> io::Result<u64> {
     cpus::nap();
-    let text = read_proc("/proc/thread-self/sched")?;
+    let text = read_record("/proc/thread-self/sched")?;
     sched_field(&text, "se.exec_start")
         .map(|ms| (ms * 1e6) as u64)
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
@@ -376,6 +379,17 @@ pub fn kernel_restart(pid: i32, regs: &Regs) -> io::Result<Option<Restart>> {
     Ok(Some(Restart { nr, remaining_ns: timeout }))
 }
 
+/// Does this call sleep on a clock of CPU time, which begins anew at the target
+/// (clock_nanosleep(2))?
+#[must_use]
+pub fn sleeps_on_cpu_time(nr: i64, clock: u64) -> bool {
+    // The last three bits of a negative number tell what it stands for (CPUCLOCK_WHICH and
+    // CLOCKFD, kernel/time/posix-timers.h); 3 is a device's clock.
+    let clock = clock as i32;
+    let of_cpu = clock == libc::CLOCK_PROCESS_CPUTIME_ID || (clock < 0 && clock & 3 != 3);
+    nr == libc::SYS_clock_nanosleep && of_cpu
+}
+
 /// [`judge`] of a thread that is stopped now.
 ///
 /// # Errors
@@ -387,16 +401,19 @@ pub fn judge_stopped(
     again: Option<&Again>,
 ) -> io::Result<Option<Restart>> {
     let view = View::read(pid, thread.tid)?;
-    judge_seen(&view, &raw::regs(thread.tid)?, thread, now, again)
+    judge_seen(&view, &raw::regs(thread.tid)?, view.hex("SigBlk:"), thread, now, again)
 }
 
-/// [`judge_stopped`] with what has been read already.
+/// [`judge_stopped`] with what has been read already. `blocked` are the signals that the thread
+/// will block: the call goes on for others, and lets them come by a mask of its own
+/// (epoll_pwait(2)).
 ///
 /// # Errors
 /// When the timeout of its call cannot be read.
 pub fn judge_seen(
     view: &View,
     regs: &Regs,
+    blocked: u64,
     thread: &super::freeze::Frozen,
     now: &SchedulerClocks,
     again: Option<&Again>,
@@ -404,13 +421,13 @@ pub fn judge_seen(
     let ignored = ignored(view.hex("SigIgn:"), view.hex("SigCgt:"));
     let pending = (view.hex("SigPnd:") | view.hex("ShdPnd:")) & !ignored;
     let stopped_by = match thread.stop {
-        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored,
+        crate::tracer::Stop::Signal(signal) => sigbit(signal) & !ignored & !blocked,
         _ => 0,
     };
     judge(&Interrupted {
         pid: view.pid,
         regs,
-        signal: stopped_by != 0 || has_deliverable(pending, view.hex("SigBlk:")),
+        signal: stopped_by != 0 || has_deliverable(pending, blocked),
         asleep: thread.asleep,
         now,
         again,
@@ -531,6 +548,15 @@ mod tests {
         let pid = std::process::id() as i32;
         assert_eq!(whole(pid, Timeout::Millis(2), &args).unwrap(), Some(500_000_000));
         assert_eq!(whole(pid, Timeout::Millis(2), &[0, 0, u64::MAX, 0, 0, 0]).unwrap(), None);
+    }
+
+    #[test]
+    fn sleeps_on_clocks_of_cpu_time() {
+        let on = |clock: i32| sleeps_on_cpu_time(libc::SYS_clock_nanosleep, clock as u64);
+        // Of a process: of this one, and of process 5 by its number.
+        assert!(on(libc::CLOCK_PROCESS_CPUTIME_ID) && on(-6) && on((!5 << 3) | 2));
+        assert!(!on(libc::CLOCK_MONOTONIC) && !on(libc::CLOCK_TAI) && !on((!5 << 3) | 3));
+        assert!(!sleeps_on_cpu_time(libc::SYS_nanosleep, 2));
     }
 
     #[test]

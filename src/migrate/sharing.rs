@@ -178,6 +178,7 @@ mod tests {
         ProcessImage {
             ids: Ids { pid: 1, ppid: 0, pgid: 1, sid: 1 },
             memory: MmImage {
+                locks_future: None,
                 mappings,
                 files: Vec::new(),
                 objects: vec![object],
@@ -191,6 +192,7 @@ mod tests {
             parts: Vec::new(),
             threads: Vec::new(),
             stopped: None,
+            stop_taken: false,
             undo: Vec::new(),
             locks: Default::default(),
         }

@@ -1,7 +1,7 @@
 //! One job, one supervisor, one event loop.
 //!
 //! ```text
-//!            ┌── signalfd ── SIGCHLD: wait4 until empty ─► Session (or a foreign owner)
+//!            ┌── signalfd ── SIGCHLD ─► Waits ─► wait4 ─► Session (or a foreign owner)
 //!            │          └─── others ─► Signals: has the job it? ─► forward
 //! poll ─► step ── ctl.sock ─► clients ─► `pending`
 //!            └── registered by others ─► `ready`
@@ -17,9 +17,10 @@ pub mod serve;
 pub mod session;
 pub mod signals;
 pub mod status;
+mod waits;
 mod waker;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -41,6 +42,7 @@ use serve::{Client, ClientKey, Clients};
 use session::Session;
 use signals::{Arrived, Reach, Signals};
 use status::CpuMeter;
+use waits::Waits;
 use waker::Waker;
 
 /// Wait statuses are taken for so long before others have a turn: a job may stop all the time.
@@ -147,10 +149,9 @@ pub struct Supervisor {
     listener: UnixListener,
     clients: Clients,
     cpu: CpuMeter,
+    waits: Waits,
     /// Woken for the control socket while the job is stopped.
     pub(crate) woken: bool,
-    /// Wait statuses were left for the next round.
-    more_waits: bool,
 }
 
 impl Supervisor {
@@ -192,8 +193,8 @@ impl Supervisor {
             listener,
             clients: Clients::new(),
             cpu: CpuMeter::new(),
+            waits: Waits::new(),
             woken: false,
-            more_waits: false,
         };
         supervisor.watch_own().context("registering with epoll")?;
         Ok(supervisor)
@@ -257,7 +258,7 @@ impl Supervisor {
     /// Failures that end the supervision: of epoll, of wait4, of ptrace. The job runs on.
     pub fn step(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(64));
-        let timeout = if self.more_waits { Some(Duration::ZERO) } else { timeout };
+        let timeout = self.waits.timeout().into_iter().chain(timeout).min();
         let polled = self.poll.poll(&mut events, timeout);
         let ready: Vec<Ready> = events.iter().map(readiness).collect();
         self.events = Some(events);
@@ -268,10 +269,7 @@ impl Supervisor {
             _ => {}
         }
         ready.into_iter().try_for_each(|r| self.dispatch(r))?;
-        if self.more_waits {
-            self.drain_waits()?;
-        }
-        Ok(())
+        self.take_waits()
     }
 
     fn dispatch(&mut self, ready: Ready) -> Result<()> {
@@ -292,45 +290,102 @@ impl Supervisor {
     /// # Errors
     /// When wait4(2) or ptrace(2) fail for another reason than that a thread is gone.
     pub fn drain_waits(&mut self) -> Result<()> {
+        self.waits.doubt();
+        self.take_waits()
+    }
+
+    /// Takes the wait statuses of threads that have said so, and, when it is time for that, of all
+    /// others; see [`waits`].
+    fn take_waits(&mut self) -> Result<()> {
         let until = Instant::now() + MOST_WAITS;
-        self.more_waits = false;
-        while self.end.is_none() {
-            if Instant::now() > until {
-                self.more_waits = true;
-                break;
+        for tid in self.waits.candidates(self.session.tasks.len()) {
+            while self.take_one(tid)?.is_some() {
+                if Instant::now() > until {
+                    self.waits.doubt();
+                    return Ok(());
+                }
             }
-            let round = self.round().context("wait4")?;
-            if round.is_empty() {
-                break;
-            }
-            for wait in round {
-                self.take_wait(wait).context("ptrace")?;
-            }
+        }
+        if self.waits.is_due(self.session.tasks.len()) {
+            self.look_at_all(until)?;
         }
         Ok(())
     }
 
-    /// The next wait status. Of a job whose calls are translated all that there are: its threads
-    /// may stop all the time, and the kernel tells of those first that were attached last.
-    fn round(&self) -> io::Result<Vec<Wait>> {
-        let mut round = Vec::new();
+    /// Takes what any thread has to tell. When many have, each is asked: a wait for any begins at
+    /// the first one each time.
+    fn look_at_all(&mut self, until: Instant) -> Result<()> {
+        const MANY: usize = 16;
+        let (mut begin, mut found) = (Instant::now(), BTreeSet::new());
         loop {
+            let told = self.take_round()?;
+            if told.is_empty() {
+                break;
+            }
+            found.extend(told);
+            if found.len() > MANY && self.session.translation.is_none() {
+                found.clear();
+                for tid in self.session.tasks.keys().copied().collect::<Vec<_>>() {
+                    while self.take_one(tid)?.is_some() {}
+                }
+            }
+            begin = Instant::now();
+            if begin > until {
+                self.waits.doubt();
+                return Ok(());
+            }
+        }
+        self.waits.looked_at_all(begin);
+        Ok(())
+    }
+
+    /// Takes the next wait status of any thread. Of a job whose calls are translated all that there
+    /// are: its threads may stop all the time, and the kernel tells of those first that were
+    /// attached last. Gives whose they were.
+    fn take_round(&mut self) -> Result<Vec<i32>> {
+        if self.session.translation.is_none() {
+            return Ok(self.take_one(-1)?.into_iter().collect());
+        }
+        let mut round = Vec::new();
+        while self.end.is_none() {
             match stop::wait(-1, false) {
                 Ok(Some(wait)) => round.push(wait),
                 Ok(None) => break,
                 Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
-                Err(e) => return Err(e),
-            }
-            if self.session.translation.is_none() {
-                break;
+                Err(e) => return Err(e).context("wait4"),
             }
         }
         // A new thread goes on when its creator has told of it.
         round.sort_by_key(|wait| wait.stop == Stop::Interrupt);
-        Ok(round)
+        let tids = round.iter().map(|wait| wait.tid).collect();
+        round.into_iter().try_for_each(|wait| self.take_wait(wait).context("ptrace"))?;
+        Ok(tids)
+    }
+
+    /// Takes one wait status of a thread (-1: of any), if there is one; which thread it was.
+    fn take_one(&mut self, tid: i32) -> Result<Option<i32>> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        match stop::wait(tid, false) {
+            Ok(Some(wait)) => {
+                self.take_wait(wait).context("ptrace")?;
+                Ok(Some(wait.tid))
+            }
+            Ok(None) => Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            Err(e) => Err(e).context("wait4"),
+        }
     }
 
     fn take_wait(&mut self, wait: Wait) -> io::Result<()> {
+        match wait.stop {
+            Stop::Exited(_) => self.waits.gone(wait.tid),
+            _ => self.waits.active(wait.tid),
+        }
+        if let Stop::Clone(new) | Stop::Fork(new) | Stop::Vfork(new) = wait.stop {
+            self.waits.active(new);
+        }
         if Some(wait.tid) == self.signals.witness() {
             self.signals.witness_stopped(wait.tid, wait.stop);
             return Ok(());
@@ -357,7 +412,8 @@ impl Supervisor {
     /// Whatever reads the signalfd may take a SIGCHLD, so the waits are taken each time.
     fn read_signals(&mut self) -> Result<Vec<Arrived>> {
         let arrived = self.signals.read().context("signalfd")?;
-        self.drain_waits()?;
+        self.signals.take_children().for_each(|pid| self.waits.heard(pid));
+        self.take_waits()?;
         Ok(arrived)
     }
 
@@ -389,7 +445,7 @@ impl Supervisor {
     pub(crate) fn stop_with_job(&mut self) -> Result<()> {
         let again = self.woken && self.clients.is_empty();
         let stopped = self.session.root_stopped.take();
-        let Some(signal) = stopped.or(self.session.root_in_stop().filter(|_| again)) else {
+        let Some(signal) = stopped.or_else(|| self.session.root_in_stop().filter(|_| again)) else {
             return Ok(());
         };
         if self.mode != Mode::Launched || self.end.is_some() {

@@ -102,10 +102,10 @@ pub struct Session {
     pub tasks: BTreeMap<i32, Task>,
     /// Host pid of the first process; the job ends with it.
     pub root: i32,
-    /// Where the first process has its vdso (vdso(7)), if it is known.
-    pub vdso: Option<u64>,
-    /// A `syscall` instruction of a first process that was restored here.
-    pub insn: Option<u64>,
+    /// Where processes have their vdso (vdso(7)), as far as it is known.
+    vdsos: BTreeMap<i32, u64>,
+    /// A `syscall` instruction of processes that were restored here.
+    insns: BTreeMap<i32, u64>,
     pub handles: Handles,
     /// The job has no namespaces here.
     pub translation: Option<Translation>,
@@ -138,8 +138,8 @@ impl Session {
         Self {
             tasks: BTreeMap::new(),
             root: 0,
-            vdso: None,
-            insn: None,
+            vdsos: BTreeMap::new(),
+            insns: BTreeMap::new(),
             handles,
             translation: None,
             ended: None,
@@ -154,16 +154,38 @@ impl Session {
     /// reported.
     pub fn begin(&mut self, root: i32, tids: impl IntoIterator<Item = i32>) {
         self.root = root;
-        (self.vdso, self.insn) = (vdso(root), None);
         self.add_process(root, tids);
     }
 
     /// Adds the threads of one more process, as [`Session::begin`].
     pub fn add_process(&mut self, pid: i32, tids: impl IntoIterator<Item = i32>) {
+        self.has_new_code(pid);
         for tid in tids {
             self.add(tid, pid, true);
             self.set_vfork(tid, vfork_child(pid, tid));
         }
+    }
+
+    /// The code of a process is another one than before.
+    fn has_new_code(&mut self, pid: i32) {
+        self.insns.remove(&pid);
+        match vdso(pid) {
+            Some(at) => self.vdsos.insert(pid, at),
+            None => self.vdsos.remove(&pid),
+        };
+    }
+
+    /// A restored process has a `syscall` instruction there.
+    pub fn note_insn(&mut self, pid: i32, at: u64) {
+        self.insns.insert(pid, at);
+    }
+
+    /// A `syscall` instruction of a process, without looking into it. `offset`: where the vdso of
+    /// this machine has one.
+    #[must_use]
+    pub fn insn(&self, pid: i32, offset: Option<u64>) -> Option<u64> {
+        let in_vdso = || Some(self.vdsos.get(&pid)? + offset?);
+        self.insns.get(&pid).copied().or_else(in_vdso)
     }
 
     /// All processes, ascending.
@@ -182,7 +204,13 @@ impl Session {
     /// Is the whole first process in group-stop, and by which signal?
     #[must_use]
     pub fn root_in_stop(&self) -> Option<i32> {
-        let mut threads = self.tasks.values().filter(|t| t.pid == self.root).map(|t| t.state);
+        self.in_stop(self.root)
+    }
+
+    /// Is a whole process in group-stop, and by which signal?
+    #[must_use]
+    pub fn in_stop(&self, pid: i32) -> Option<i32> {
+        let mut threads = self.tasks.values().filter(|t| t.pid == pid).map(|t| t.state);
         let signal = |state| match state {
             TaskState::Group(signal) => Some(signal),
             TaskState::Running => None,
@@ -204,9 +232,11 @@ impl Session {
         }
         self.note(tid, stop);
         let answered = self.resume(tid, stop);
-        if let (Stop::Group(signal), Some(_)) = (stop, self.root_in_stop()) {
+        if let Stop::Group(signal) = stop {
             let of_root = self.tasks.get(&tid).is_some_and(|t| t.pid == self.root);
-            self.root_stopped = self.root_stopped.or(of_root.then_some(signal));
+            if of_root && self.root_in_stop().is_some() {
+                self.root_stopped = self.root_stopped.or(Some(signal));
+            }
         }
         forgive(answered)
     }
@@ -217,9 +247,12 @@ impl Session {
         self.in_flight.clear();
         self.births.clear();
         self.translation = None;
+        self.vdsos.clear();
+        self.insns.clear();
         self.root = 0;
         self.ended = None;
         self.root_stopped = None;
+        self.handles.forget_keys();
     }
 
     /// How all threads go on, for [`Session::go`]. One that cannot be asked goes on as the kernel
@@ -233,7 +266,7 @@ impl Session {
         let running = self.running_restarts();
         let mut ways = Vec::new();
         for thread in threads {
-            match self.way_on(thread, now, &running) {
+            match self.way_on(thread, now, running.get(&thread.tid)) {
                 Ok(way) => ways.push((thread.tid, way)),
                 Err(e) => {
                     tracing::error!("thread {} goes on, but not its call: {e}", thread.tid);
@@ -263,7 +296,7 @@ impl Session {
         &mut self,
         thread: &Frozen,
         scheduler_now: &SchedulerClocks,
-        running: &Running,
+        again: Option<&Again>,
     ) -> io::Result<Way> {
         let tid = thread.tid;
         let signal = match Way::as_stopped(thread.stop) {
@@ -274,7 +307,6 @@ impl Session {
             }
         };
         let pid = self.tasks.get(&tid).map_or(tid, |t| t.pid);
-        let again = running.get(&tid);
         let restart = settle::judge_stopped(pid, thread, scheduler_now, again)?;
         let regs = raw::regs(tid)?;
         let Some(restart) = restart else { return self.way_with(tid, signal, &regs) };
@@ -382,9 +414,9 @@ impl Session {
             }
         })?;
         let now = settle::scheduler_clocks(thread.asleep.iter());
-        let running = self.running_restarts();
+        let again = self.in_flight.get(&pid).map(InFlight::again);
         let worked = run_in(pid, work);
-        let way = self.way_on(&thread, &now, &running)?;
+        let way = self.way_on(&thread, &now, again.as_ref())?;
         self.go(pid, way)?;
         worked
     }
@@ -490,15 +522,23 @@ impl Session {
         if self.early_dead.remove(&new) {
             return;
         }
+        let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
         if let Some(task) = self.tasks.get_mut(&new) {
             task.announced = true;
-            return self.note_birth(creator, new);
+            self.note_birth(creator, new);
+        } else {
+            self.number(new);
+            self.note_birth(creator, new);
+            let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
+            self.add(new, if is_thread { parent } else { new }, true);
         }
-        self.number(new);
-        self.note_birth(creator, new);
-        let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
-        let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
-        self.add(new, if is_thread { parent } else { new }, true);
+        if self.tasks.get(&new).is_some_and(|task| task.pid == new) {
+            for known in [&mut self.vdsos, &mut self.insns] {
+                if let Some(inherited) = known.get(&parent).copied() {
+                    known.entry(new).or_insert(inherited);
+                }
+            }
+        }
     }
 
     /// After execve the process has one thread, under the tgid, whoever called.
@@ -506,9 +546,7 @@ impl Session {
         self.tasks.retain(|tid, task| *tid == pid || task.pid != pid);
         self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
-        if pid == self.root {
-            (self.vdso, self.insn) = (vdso(pid), None);
-        }
+        self.has_new_code(pid);
         if self.translation.is_some() && translate::hide_vdso(pid).is_none() {
             tracing::warn!("process {pid} reads the clocks of this machine (vdso(7))");
         }
@@ -517,6 +555,8 @@ impl Session {
     fn gone(&mut self, tid: i32, exit: Exit) {
         self.in_flight.remove(&tid);
         self.births.remove(&tid);
+        self.vdsos.remove(&tid);
+        self.insns.remove(&tid);
         if tid == self.root {
             self.ended = Some(exit);
         }
@@ -570,8 +610,8 @@ impl Session {
         let regs = raw::regs(tid)?;
         if settle::cut_short(&regs) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
-            let running = self.running_restarts();
-            let way = self.way_on(&thread, &SchedulerClocks::new(), &running)?;
+            let again = self.in_flight.get(&tid).map(InFlight::again);
+            let way = self.way_on(&thread, &SchedulerClocks::new(), again.as_ref())?;
             return self.go(tid, way);
         }
         let way = self.way_with(tid, signal, &regs)?;

@@ -81,6 +81,16 @@ impl Arrived {
         }
     }
 
+    /// Of a SIGCHLD: the thread that it is about. A process may have sent it, and when there is no
+    /// memory for more than the signal's number, it says nothing: 0.
+    fn child(&self) -> i32 {
+        if self.code > SI_USER {
+            self.sender
+        } else {
+            0
+        }
+    }
+
     /// Real-time signals are queued; they never merge.
     fn is_realtime(&self) -> bool {
         self.signal >= libc::SIGRTMIN()
@@ -123,6 +133,8 @@ pub struct Signals {
     witness: Option<i32>,
     seen: Vec<Seen>,
     interrupted: bool,
+    /// Whom SIGCHLD was about, of each that was read.
+    children: Vec<i32>,
 }
 
 impl Signals {
@@ -138,7 +150,8 @@ impl Signals {
         // ignored by Rust's runtime and would be again after an exec.
         raw::set_default(libc::SIGPIPE)?;
         let fd = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { fd, inherited, witness: None, seen: Vec::new(), interrupted: false })
+        let (seen, children) = (Vec::new(), Vec::new());
+        Ok(Self { fd, inherited, witness: None, seen, interrupted: false, children })
     }
 
     /// The mask that vosrun was started with.
@@ -195,9 +208,17 @@ impl Signals {
             all.push(Arrived::from(info));
         }
         self.interrupted |= all.iter().any(|a| a.signal == libc::SIGINT && a.is_from_kernel());
+        let of_children = all.iter().filter(|a| a.signal == libc::SIGCHLD);
+        self.children.extend(of_children.map(Arrived::child));
         let own = getpid().as_raw();
         all.retain(|a| a.signal != libc::SIGCHLD && (a.sender != own || a.code != SI_USER));
         Ok(all)
+    }
+
+    /// The threads that the SIGCHLDs read since the last call were about: 0 for one that does not
+    /// say it.
+    pub fn take_children(&mut self) -> impl Iterator<Item = i32> {
+        std::mem::take(&mut self.children).into_iter()
     }
 
     /// Takes a stop of the witness: it goes on without the signal.

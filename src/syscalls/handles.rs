@@ -3,7 +3,7 @@
 //! The kernel's own descriptor table is the handle table; here are only annotations to it.
 //! Today these are the paths of inotify watches: fdinfo shows a watch's inode (see
 //! proc_pid_fdinfo(5)), not its path. Besides there are the objects of System V IPC that the job
-//! has asked for, which belong to no process.
+//! has asked for, which belong to no process, and whether it has made keys (keyrings(7)).
 //!
 //! A record is found again by the watch number and inode that fdinfo shows, so that it
 //! holds for duplicates of the descriptor in any process, and a watch that the kernel has
@@ -55,6 +55,8 @@ enum Change {
     Remove(Key),
     /// An object of System V IPC that the job has asked for.
     Ipc(Id),
+    /// The job has made a key or a keyring.
+    Keys,
 }
 
 /// One `inotify` line of an fdinfo file.
@@ -72,6 +74,8 @@ pub struct Handles {
     records: BTreeMap<Key, Record>,
     /// Objects of System V IPC.
     ipc: BTreeSet<Id>,
+    /// The job has made keys or keyrings.
+    keys: bool,
     /// Entries in the file, to know when it is worth writing anew.
     entries: usize,
 }
@@ -87,9 +91,8 @@ impl Handles {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other?,
         };
-        let records = BTreeMap::new();
-        let mut handles =
-            Self { path: path.to_owned(), file: None, records, ipc: BTreeSet::new(), entries: 0 };
+        let (path, records, ipc) = (path.to_owned(), BTreeMap::new(), BTreeSet::new());
+        let mut handles = Self { path, file: None, records, ipc, keys: false, entries: 0 };
         decode(&bytes).into_iter().for_each(|change| handles.apply(change));
         if !bytes.is_empty() {
             handles.rewrite()?;
@@ -115,6 +118,28 @@ impl Handles {
         }
     }
 
+    /// Records that the job has made a key or a keyring.
+    pub fn add_keys(&mut self) {
+        if !self.keys {
+            self.change(Change::Keys);
+        }
+    }
+
+    /// The job has left its keys behind.
+    pub fn forget_keys(&mut self) {
+        if std::mem::take(&mut self.keys) {
+            if let Err(e) = self.rewrite() {
+                tracing::warn!("{}: {e}", self.path.display());
+            }
+        }
+    }
+
+    /// Has the job made keys or keyrings here?
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.keys
+    }
+
     /// The objects that the job has asked for; some may be gone.
     #[must_use]
     pub fn ipc(&self) -> &BTreeSet<Id> {
@@ -125,6 +150,9 @@ impl Handles {
     /// when there is nothing to say of it.
     #[must_use]
     pub fn annotation(&self, host_pid: i32, fd: i32) -> Option<Vec<u8>> {
+        if self.records.is_empty() {
+            return None;
+        }
         let watches = self.watches(host_pid, fd, &live_watches(host_pid, fd));
         if watches.is_empty() {
             return None;
@@ -167,6 +195,7 @@ impl Handles {
             Change::Add(key, record) => drop(self.records.insert(key, record)),
             Change::Remove(key) => drop(self.records.remove(&key)),
             Change::Ipc(id) => drop(self.ipc.insert(id)),
+            Change::Keys => self.keys = true,
         }
     }
 
@@ -187,6 +216,9 @@ impl Handles {
         }
         for id in &self.ipc {
             bytes.extend(encode(&Change::Ipc(*id))?);
+        }
+        if self.keys {
+            bytes.extend(encode(&Change::Keys)?);
         }
         state::write_atomic(&self.path, &bytes)?;
         self.file = None;

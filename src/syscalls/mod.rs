@@ -29,6 +29,8 @@ pub enum AtExit {
     Translated(Box<translate::Call>),
     /// shmget(2), semget(2), msgget(2).
     Ipc(Kind),
+    /// add_key(2), and keyctl(2) that makes a keyring.
+    Keys,
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -45,8 +47,20 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
         Some("shmget") => Some(AtExit::Ipc(Kind::Memory)),
         Some("semget") => Some(AtExit::Ipc(Kind::Semaphores)),
         Some("msgget") => Some(AtExit::Ipc(Kind::Queue)),
+        Some("add_key") => Some(AtExit::Keys),
+        Some("keyctl") if makes_keyring(&regs) => Some(AtExit::Keys),
         _ => None,
     })
+}
+
+/// keyctl(2) that makes a keyring for the calling thread, process or session.
+fn makes_keyring(regs: &raw::Regs) -> bool {
+    const GET_KEYRING_ID: u64 = 0;
+    const JOIN_SESSION_KEYRING: u64 = 1;
+    match regs.rdi {
+        GET_KEYRING_ID => regs.rdx != 0,
+        operation => operation == JOIN_SESSION_KEYRING,
+    }
 }
 
 /// A thread stopped at the entry of a call: it is not made, and fails with `errno`.
@@ -80,6 +94,7 @@ impl AtExit {
             }
             Self::RemoveWatch { fd, wd } if result >= 0 => handles.remove(pid, fd, wd),
             Self::Ipc(kind) if result >= 0 => handles.add_ipc((kind, result as i32)),
+            Self::Keys if result >= 0 => handles.add_keys(),
             _ => {}
         }
         Ok(())

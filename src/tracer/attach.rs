@@ -10,7 +10,7 @@ use anyhow::{bail, Context};
 use nix::unistd::{getpid, gettid, getuid, Uid, User};
 use procfs::process::{Process, Status};
 
-use super::inject::{Arg, Program, Remote, Stub, STUB_DATA, STUB_LEN};
+use super::inject::{Arg, Program, Remote, Stub, STUB_LEN};
 use super::{filter, raw};
 use crate::migrate::capture;
 use crate::migrate::resource::View;
@@ -171,7 +171,7 @@ fn put_filter(remote: &mut Remote, stub: &Stub) -> anyhow::Result<()> {
     let mut program = Program::default();
     let at = program.data(&code);
     let mut head = ((code.len() / 8) as u64).to_le_bytes().to_vec();
-    head.extend_from_slice(&(stub.base + STUB_DATA + at.offset()).to_le_bytes());
+    head.extend_from_slice(&(stub.data() + at.offset()).to_le_bytes());
     let head = program.data(&head);
     if view.hex("CapEff:") & CAP_SYS_ADMIN == 0 {
         let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1].map(Arg::Num);

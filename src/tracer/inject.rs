@@ -10,6 +10,9 @@
 //! middle; but for SIGTRAP while a batch runs that is to end by one. A SIGTRAP that is not of
 //! the batch (another si_code, or another place) is the program's, and is queued again.
 //!
+//! A thread whose calls go to itself (PR_SET_SYSCALL_USER_DISPATCH of prctl(2)) has that switched
+//! off while it is borrowed: the calls run in it are none of its own.
+//!
 //! # Failed ideas
 //! 1. Ending a single call by single-stepping: SIGTRAP is forced (force_sig_info_to_task,
 //!    kernel/signal.c), which resets a job's ignored SIGTRAP to default. Syscall-stops are no
@@ -20,7 +23,8 @@
 
 use std::io;
 
-use super::raw::{self, Regs};
+use super::memory::PAGE;
+use super::raw::{self, Dispatch, Regs};
 use super::rseq;
 use super::stop::{self, Exit, Stop};
 
@@ -63,10 +67,8 @@ const STUB: [u8; 60] = [
 const STUB_SYSCALL: u64 = 0x22;
 /// Offset of the loop that pauses for ever, right behind the `int3`.
 const STUB_IDLE: u64 = 0x33;
-/// Room for a siginfo.
-const STUB_INFO: u64 = 64;
-/// Where data and table begin.
-pub const STUB_DATA: u64 = STUB_INFO + 128;
+/// Room for a siginfo, at the begin of the data.
+const STUB_INFO: u64 = 128;
 
 /// Bytes of a stub mapping.
 pub const STUB_LEN: u64 = 256 << 10;
@@ -92,6 +94,14 @@ pub enum InjectError {
 }
 
 type Result<T> = std::result::Result<T, InjectError>;
+
+impl InjectError {
+    /// An injected call has failed with this errno.
+    #[must_use]
+    pub fn is(&self, errno: i32) -> bool {
+        matches!(self, Self::Call { source, .. } if source.raw_os_error() == Some(errno))
+    }
+}
 
 fn trace<T>(tid: i32, what: &'static str, r: io::Result<T>) -> Result<T> {
     r.map_err(|source| InjectError::Trace { tid, what, source })
@@ -135,10 +145,20 @@ impl Data {
     }
 }
 
+/// A call of a [`Program`].
+#[derive(Debug)]
+struct Call {
+    nr: i64,
+    what: &'static str,
+    args: [Arg; 6],
+    /// The program goes on as well without it.
+    optional: bool,
+}
+
 /// A list of system calls with the data their arguments point to.
 #[derive(Debug, Default)]
 pub struct Program {
-    calls: Vec<(i64, &'static str, [Arg; 6])>,
+    calls: Vec<Call>,
     data: Vec<u8>,
 }
 
@@ -153,9 +173,18 @@ impl Program {
 
     /// Adds a call; missing arguments are 0. Gives its row.
     pub fn call(&mut self, nr: i64, what: &'static str, args: &[Arg]) -> usize {
-        let mut all = [Arg::Num(0); 6];
-        all[..args.len()].copy_from_slice(args);
-        self.calls.push((nr, what, all));
+        self.add(nr, what, args, false)
+    }
+
+    /// Adds a call that the kernel may refuse; [`Outcome::refused`] tells.
+    pub fn call_if_granted(&mut self, nr: i64, what: &'static str, args: &[Arg]) {
+        self.add(nr, what, args, true);
+    }
+
+    fn add(&mut self, nr: i64, what: &'static str, some: &[Arg], optional: bool) -> usize {
+        let mut args = [Arg::Num(0); 6];
+        args[..some.len()].copy_from_slice(some);
+        self.calls.push(Call { nr, what, args, optional });
         self.calls.len() - 1
     }
 
@@ -182,7 +211,7 @@ impl Program {
         let table = self.data.len().next_multiple_of(64);
         let mut bytes = self.data.clone();
         bytes.resize(table, 0);
-        for (nr, _, args) in &self.calls {
+        for Call { nr, args, .. } in &self.calls {
             bytes.extend_from_slice(&nr.to_le_bytes());
             for arg in args {
                 let word = match arg {
@@ -201,15 +230,22 @@ impl Program {
 #[derive(Debug)]
 pub struct Outcome {
     tid: i32,
-    results: Vec<(i64, &'static str)>,
+    results: Vec<Answered>,
     data: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Answered {
+    value: i64,
+    what: &'static str,
+    optional: bool,
 }
 
 impl Outcome {
     /// The raw result of a row.
     #[must_use]
     pub fn raw(&self, row: usize) -> i64 {
-        self.results[row].0
+        self.results[row].value
     }
 
     /// The result of a row.
@@ -217,16 +253,23 @@ impl Outcome {
     /// # Errors
     /// [`InjectError::Call`] with the errno.
     pub fn get(&self, row: usize) -> Result<u64> {
-        let (value, what) = self.results[row];
+        let Answered { value, what, .. } = self.results[row];
         result_of(value).map_err(|source| InjectError::Call { tid: self.tid, what, source })
     }
 
-    /// Every call succeeded.
+    /// Every call succeeded that had to.
     ///
     /// # Errors
     /// The first failure.
     pub fn all_ok(&self) -> Result<()> {
-        (0..self.results.len()).try_for_each(|row| self.get(row).map(drop))
+        let rows = (0..self.results.len()).filter(|row| !self.results[*row].optional);
+        rows.into_iter().try_for_each(|row| self.get(row).map(drop))
+    }
+
+    /// The calls of [`Program::call_if_granted`] that the kernel has refused, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, io::Error)> + '_ {
+        let optional = self.results.iter().filter(|answered| answered.optional);
+        optional.filter_map(|a| result_of(a.value).err().map(|e| (a.what, e)))
     }
 
     /// Data after the calls.
@@ -240,8 +283,10 @@ impl Outcome {
 #[derive(Debug, Clone, Copy)]
 pub struct Stub {
     pid: i32,
-    /// First address.
+    /// First address, where its code is.
     pub base: u64,
+    /// Where its data begins: behind the code, or on a page of its own.
+    room: u64,
 }
 
 impl Stub {
@@ -250,19 +295,56 @@ impl Stub {
     /// # Errors
     /// When mmap(2) or the write into it fails.
     pub fn map(remote: &mut Remote, insn: u64, at: Option<u64>) -> Result<Self> {
-        let flags = libc::MAP_PRIVATE
-            | libc::MAP_ANONYMOUS
-            | if at.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
-        let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let args = [at.unwrap_or(0), STUB_LEN, prot as u64, flags as u64, u64::MAX, 0];
-        let base = remote.call(insn, libc::SYS_mmap, "mmap of the stub", args)?;
-        let stub = Self { pid: remote.tid, base };
-        stub.write(0, &STUB)?;
-        Ok(stub)
+        const CODE: u64 = STUB.len().next_multiple_of(64) as u64;
+        let mut mmap = |prot: i32| {
+            let fixed = if at.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+            let args = [at.unwrap_or(0), STUB_LEN, prot as u64, flags as u64, u64::MAX, 0];
+            remote.call(insn, libc::SYS_mmap, "mmap of the stub", args)
+        };
+        match mmap(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) {
+            Ok(base) => {
+                let stub = Self { pid: remote.tid, base, room: base + CODE };
+                stub.write(base, &STUB)?;
+                Ok(stub)
+            }
+            Err(e) if e.is(libc::EACCES) => {
+                let base = mmap(libc::PROT_READ | libc::PROT_EXEC)?;
+                Self::divide(remote, insn, base)
+            }
+            Err(e) => Err(e),
+        }
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        trace(self.pid, "write into the stub", write_all(self.pid, self.base + offset, bytes))
+    /// Nothing may be written to and executed in this process (PR_SET_MDWE of prctl(2), or a
+    /// security module): the code gets a page of its own, which the tracer alone writes to.
+    fn divide(remote: &mut Remote, insn: u64, base: u64) -> Result<Self> {
+        let room = base + PAGE;
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let args = [room, STUB_LEN - PAGE, prot, 0, 0, 0];
+        remote.call(insn, libc::SYS_mprotect, "mprotect of the stub", args)?;
+        for (at, piece) in (base..).step_by(8).zip(STUB.chunks(8)) {
+            let mut eight = [0; 8];
+            eight[..piece.len()].copy_from_slice(piece);
+            trace(remote.tid, "write into the stub", raw::poke(remote.tid, at, eight))?;
+        }
+        Ok(Self { pid: remote.tid, base, room })
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        trace(self.pid, "write into the stub", write_all(self.pid, at, bytes))
+    }
+
+    /// Address of the data of a program that runs from the begin of the stub's room.
+    #[must_use]
+    pub fn data(&self) -> u64 {
+        self.room + STUB_INFO
+    }
+
+    /// Bytes of programs that it has room for.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.base + STUB_LEN - self.data()
     }
 
     /// Address of a `syscall` instruction.
@@ -302,6 +384,10 @@ pub struct Remote {
     deferred: Vec<i32>,
     /// No `int3`: it would reset an ignored SIGTRAP.
     steps: bool,
+    /// Where its calls go, if not to the kernel.
+    dispatch: Option<Dispatch>,
+    /// Its process has no other thread, once that was asked.
+    alone: Option<bool>,
     open: bool,
 }
 
@@ -325,7 +411,29 @@ impl Remote {
     /// As [`Remote::open`].
     pub fn open_with(tid: i32, regs: Regs, mask: u64, ignores_sigtrap: bool) -> Result<Self> {
         trace(tid, "set signal mask", raw::set_sigmask(tid, u64::MAX))?;
-        Ok(Self { tid, regs, mask, deferred: Vec::new(), steps: ignores_sigtrap, open: true })
+        // Kernels before Linux 6.4 do not tell.
+        let dispatch = raw::dispatch(tid).unwrap_or_default();
+        let deferred = Vec::new();
+        let remote = Self {
+            tid,
+            regs,
+            mask,
+            deferred,
+            steps: ignores_sigtrap,
+            dispatch,
+            alone: None,
+            open: true,
+        };
+        if dispatch.is_some() {
+            trace(tid, "stop the dispatch of calls", raw::set_dispatch(tid, None))?;
+        }
+        Ok(remote)
+    }
+
+    /// Where the calls of the thread go when it is not borrowed.
+    #[must_use]
+    pub fn dispatch(&self) -> Option<Dispatch> {
+        self.dispatch
     }
 
     /// The thread.
@@ -357,10 +465,12 @@ impl Remote {
         let tid = self.tid;
         loop {
             trace(tid, "resume", resume(tid))?;
-            match trace(tid, "wait", stop::await_status(tid))?.stop {
+            let alone = *self.alone.get_or_insert_with(|| stop::is_alone(tid));
+            match trace(tid, "wait", stop::await_status_of(tid, alone))?.stop {
                 s if wanted(s) => return Ok(()),
-                // Calls run here are not translated.
-                Stop::Interrupt | Stop::Group(_) | Stop::Clone(_) | Stop::Seccomp => {}
+                Stop::Clone(_) => self.alone = None,
+                // A call that the supervisor observes or translates is stopped here as well.
+                Stop::Interrupt | Stop::Group(_) | Stop::Seccomp => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
                 Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),
                 stop => return Err(InjectError::Unexpected { tid, stop }),
@@ -390,12 +500,12 @@ impl Remote {
     /// # Errors
     /// [`InjectError::TooLong`].
     pub fn start(&mut self, stub: &Stub, offset: u64, program: Program) -> Result<Started> {
-        let data_at = stub.base + STUB_DATA + offset;
-        if STUB_DATA + offset + program.size() as u64 > STUB_LEN {
+        let data_at = stub.data() + offset;
+        if offset + program.size() as u64 > stub.capacity() {
             return Err(InjectError::TooLong(program.size()));
         }
         let (bytes, table_at) = program.assemble(data_at);
-        stub.write(STUB_DATA + offset, &bytes)?;
+        stub.write(data_at, &bytes)?;
         self.enter(stub.base, |r| {
             r.r12 = table_at;
             r.r13 = program.len() as u64;
@@ -438,9 +548,9 @@ impl Remote {
         let mut bytes = vec![0; started.program.size()];
         trace(tid, "read the stub", read_exact(tid, started.data_at, &mut bytes))?;
         let table = (started.table_at - started.data_at) as usize;
-        let results = started.program.calls.iter().enumerate().map(|(row, (_, what, _))| {
-            let at = table + row * 64 + 56;
-            (word(&bytes, at) as i64, *what)
+        let results = started.program.calls.iter().enumerate().map(|(row, call)| {
+            let value = word(&bytes, table + row * 64 + 56) as i64;
+            Answered { value, what: call.what, optional: call.optional }
         });
         let results = results.collect();
         bytes.truncate(started.program.data.len());
@@ -480,8 +590,8 @@ impl Remote {
     /// # Errors
     /// When a call in the thread fails.
     pub fn queue(&mut self, stub: &Stub, info: &raw::SigInfo, directed: bool) -> Result<()> {
-        stub.write(STUB_INFO, info)?;
-        let (insn, at) = (stub.syscall_insn(), stub.base + STUB_INFO);
+        stub.write(stub.room, info)?;
+        let (insn, at) = (stub.syscall_insn(), stub.room);
         let signal = raw::number_of(info) as u64;
         let pid = self.call(insn, libc::SYS_getpid, "getpid", [0; 6])?;
         let tid = self.call(insn, libc::SYS_gettid, "gettid", [0; 6])?;
@@ -526,6 +636,9 @@ impl Remote {
         let tid = self.tid;
         trace(tid, "set registers", raw::set_regs(tid, &self.regs))?;
         self.enter_signal_stop()?;
+        if self.dispatch.is_some() {
+            trace(tid, "dispatch calls", raw::set_dispatch(tid, self.dispatch))?;
+        }
         trace(tid, "set signal mask", raw::set_sigmask(tid, self.mask))?;
         for signal in std::mem::take(&mut self.deferred) {
             trace(tid, "send a signal again to", raw::tgkill(tid, signal))?;

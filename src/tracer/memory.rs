@@ -151,8 +151,7 @@ fn unescape(path: &str) -> String {
 pub fn parse_smaps(text: &str) -> io::Result<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
     for line in text.lines() {
-        let field = line.split(':').next().unwrap_or("");
-        if field.starts_with(|c: char| c.is_ascii_uppercase()) {
+        if line.starts_with(|c: char| c.is_ascii_uppercase()) {
             let Some(last) = vmas.last_mut() else { return Err(malformed(line)) };
             if let Some(flags) = line.strip_prefix("VmFlags:") {
                 last.flags = flags.split_whitespace().map(VmFlags::named).collect();
@@ -172,21 +171,50 @@ pub fn parse_smaps(text: &str) -> io::Result<Vec<Vma>> {
 /// # Errors
 /// When it cannot be opened or read.
 pub fn read_proc(path: &str) -> io::Result<String> {
+    read_bytes(path, false).map(into_text)
+}
+
+/// As [`read_proc`], a file that the kernel makes in one piece (`stat`, `status` and other files of
+/// one process, but no lists): a read that leaves room in the buffer was the last.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub fn read_record(path: &str) -> io::Result<String> {
+    read_bytes(path, true).map(into_text)
+}
+
+/// As [`read_record`], of a file that is no text.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub fn read_binary(path: &str) -> io::Result<Vec<u8>> {
+    read_bytes(path, true)
+}
+
+fn read_bytes(path: &str, one_piece: bool) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
-    let (mut text, mut len) = (vec![0; 8 << 10], 0);
+    let (mut bytes, mut len) = (vec![0; 8 << 10], 0);
     loop {
-        match file.read(&mut text[len..]) {
+        match file.read(&mut bytes[len..]) {
             Ok(0) => break,
             Ok(n) => len += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
-        if len == text.len() {
-            text.resize(2 * len, 0);
+        if len == bytes.len() {
+            bytes.resize(2 * len, 0);
+        } else if one_piece {
+            break;
         }
     }
-    // A copy of the right size: one is kept for every thread.
-    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+    bytes.truncate(len);
+    // One is kept for every thread.
+    bytes.shrink_to_fit();
+    Ok(bytes)
+}
+
+fn into_text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 /// All mappings with their flags.
@@ -220,7 +248,7 @@ pub fn tgid(tid: i32) -> io::Result<i32> {
 /// # Errors
 /// When there is no such thread or line.
 pub fn status_field(tid: i32, name: &str) -> io::Result<String> {
-    let status = read_proc(&format!("/proc/{tid}/status"))?;
+    let status = read_record(&format!("/proc/{tid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.map(|l| l.trim().to_owned()).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, format!("no {name} in /proc/{tid}/status"))
@@ -259,6 +287,27 @@ impl PageMap {
         match raw::pagemap_scan(self.0.as_raw_fd(), start, end, pages) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => self.entries(start, end, pages),
             other => other,
+        }
+    }
+
+    /// As [`PageMap::scan`], in each of several ranges, ascending, between which nothing is mapped.
+    ///
+    /// # Errors
+    /// As [`PageMap::scan`].
+    pub fn scan_each(
+        &self,
+        ranges: &[(u64, u64)],
+        pages: Pages,
+    ) -> io::Result<Vec<Vec<(u64, u64)>>> {
+        let (Some((start, _)), Some((_, end))) = (ranges.first(), ranges.last()) else {
+            return Ok(Vec::new());
+        };
+        match raw::pagemap_scan(self.0.as_raw_fd(), *start, *end, pages) {
+            // The file has entries for what is not mapped, too.
+            Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
+                ranges.iter().map(|(start, end)| self.entries(*start, *end, pages)).collect()
+            }
+            found => Ok(divide(&found?, ranges)),
         }
     }
 
@@ -329,6 +378,26 @@ impl Entry {
     }
 }
 
+/// The parts of `found` that lie in each of `ranges`; both are ascending.
+fn divide(found: &[(u64, u64)], ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+    let mut next = 0;
+    let mut within = |&(start, end): &(u64, u64)| {
+        let mut parts = Vec::new();
+        while let Some(&(from, to)) = found.get(next).filter(|(from, _)| *from < end) {
+            if to > start {
+                parts.push((from.max(start), to.min(end)));
+            }
+            // One that goes on lies in the next range as well.
+            if to > end {
+                break;
+            }
+            next += 1;
+        }
+        parts
+    };
+    ranges.iter().map(&mut within).collect()
+}
+
 /// Adds a range, joined with the last one when they touch.
 pub fn push_range(ranges: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match ranges.last_mut() {
@@ -357,6 +426,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_found_is_divided() {
+        let found = [(1, 3), (4, 9), (12, 13)];
+        let ranges = [(0, 2), (2, 5), (5, 6), (8, 10), (10, 12), (12, 20)];
+        let parts = divide(&found, &ranges);
+        let want = [vec![(1, 2)], vec![(2, 3), (4, 5)], vec![(5, 6)], vec![(8, 9)]];
+        assert_eq!(parts, [&want[..], &[vec![], vec![(12, 13)]]].concat());
+        assert!(divide(&[], &ranges).concat().is_empty());
+    }
+
+    #[test]
     fn both_ways_to_scan_agree() {
         let pid = std::process::id() as i32;
         let touched = vec![7u8; 64 * PAGE as usize];
@@ -368,5 +447,8 @@ mod tests {
             map.scan(start, end, Pages::Private).unwrap(),
             map.entries(start, end, Pages::Private).unwrap()
         );
+        let middle = start + 8 * PAGE;
+        let both = map.scan_each(&[(start, middle), (middle, end)], Pages::Private).unwrap();
+        assert_eq!(both, [[(start, middle)], [(middle, end)]]);
     }
 }

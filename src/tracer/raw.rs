@@ -262,6 +262,63 @@ pub fn rseq(tid: i32) -> io::Result<(u64, u32, u32, u32)> {
     Ok((c.pointer, c.size, c.signature, c.flags))
 }
 
+/// Where the calls of a thread go (PR_SET_SYSCALL_USER_DISPATCH of prctl(2)): all but those that
+/// are made between `offset` and `offset + len` raise SIGSYS, as long as the byte at `selector`, if
+/// there is one, says so.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Dispatch {
+    /// PR_SYS_DISPATCH_OFF, _EXCLUSIVE_ON, or _INCLUSIVE_ON (Linux 6.16).
+    mode: u64,
+    selector: u64,
+    offset: u64,
+    len: u64,
+}
+
+impl Dispatch {
+    /// As it is to be set. The kernel tells the calls of a range that are dispatched as a range
+    /// around the end of all addresses whose calls are not.
+    fn settable(self) -> Self {
+        const INCLUSIVE_ON: u64 = 2;
+        let end = self.offset.wrapping_add(self.len);
+        if self.offset == 0 || end > self.offset {
+            return self;
+        }
+        Self { mode: INCLUSIVE_ON, offset: end, len: self.len.wrapping_neg(), ..self }
+    }
+}
+
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG (Linux 6.4); `None`: they go to the kernel.
+///
+/// # Errors
+/// `EIO` on kernels without it.
+pub fn dispatch(tid: i32) -> io::Result<Option<Dispatch>> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+    let mut config = Dispatch::default();
+    let (size, at) = (size_of::<Dispatch>(), &raw mut config as usize);
+    ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, at)?;
+    Ok((config.mode != 0).then_some(config))
+}
+
+/// PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG.
+///
+/// # Errors
+/// `EIO` on kernels without it, `EINVAL` for a range that they refuse.
+pub fn set_dispatch(tid: i32, dispatch: Option<Dispatch>) -> io::Result<()> {
+    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+    let config = dispatch.map(Dispatch::settable).unwrap_or_default();
+    let (size, at) = (size_of::<Dispatch>(), &raw const config as usize);
+    ptrace(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, at).map(drop)
+}
+
+/// PTRACE_POKEDATA: writes eight bytes, also where the thread itself may not.
+///
+/// # Errors
+/// `EIO` when nothing is mapped there.
+pub fn poke(tid: i32, at: u64, bytes: [u8; 8]) -> io::Result<()> {
+    ptrace(libc::PTRACE_POKEDATA, tid, at as usize, u64::from_le_bytes(bytes) as usize).map(drop)
+}
+
 /// wait4(2): `None` when WNOHANG found nothing.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use super::memory::read_record;
 use super::raw;
 
 /// What happened to a traced (or child) thread.
@@ -103,11 +104,19 @@ pub fn decode(tid: i32, status: i32) -> io::Result<Wait> {
 /// `ESRCH` when it has ended and other threads' ends come first; `ECHILD` when there is nothing to
 /// wait for.
 pub fn await_status(tid: i32) -> io::Result<Wait> {
+    await_status_of(tid, is_alone(tid))
+}
+
+/// As [`await_status`], of a thread of which is known whether its process [has no
+/// other](is_alone).
+///
+/// # Errors
+/// As [`await_status`].
+pub fn await_status_of(tid: i32, alone: bool) -> io::Result<Wait> {
     const YIELDS: u32 = 100;
     const PAUSE: Duration = Duration::from_micros(50);
     let mut turn = 0;
     loop {
-        let alone = turn == 0 && is_alone(tid);
         if let Some(wait) = wait(tid, alone)? {
             return Ok(wait);
         }
@@ -122,14 +131,24 @@ pub fn await_status(tid: i32) -> io::Result<Wait> {
     }
 }
 
-/// Has its process no other thread? A folder has two links and one for each folder in it.
-fn is_alone(tid: i32) -> bool {
-    std::fs::metadata(format!("/proc/{tid}/task")).is_ok_and(|m| m.nlink() <= 3)
+/// Has its process no other thread?
+#[must_use]
+pub fn is_alone(tid: i32) -> bool {
+    threads(tid).is_ok_and(|count| count <= 1)
+}
+
+/// How many threads the process of a thread has. A folder has two links and one for each folder in
+/// it.
+///
+/// # Errors
+/// When there is no such thread.
+pub fn threads(tid: i32) -> io::Result<u64> {
+    std::fs::metadata(format!("/proc/{tid}/task")).map(|m| m.nlink().saturating_sub(2))
 }
 
 /// It has ended (state Z of proc_pid_stat(5)).
 fn is_zombie(tid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let stat = read_record(&format!("/proc/{tid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 

@@ -177,10 +177,12 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
 }
 
 /// What one process of the tree does between the look and the freeze, and what comes of it.
-const TURNS: [(&str, i32, Option<&str>); 5] = [
+const TURNS: [(&str, i32, Option<&str>); 7] = [
     ("socket", 11, Some("VOS-TCP")),
     ("fork-socket", 11, Some("VOS-TCP")),
     ("share", 11, Some("VOS-SHARED-TASK")),
+    ("filter", 11, Some("VOS-SECCOMP")),
+    ("unshare", 11, Some("VOS-NAMESPACE")),
     ("fork", 0, None),
     ("exec", 0, None),
 ];
@@ -196,7 +198,7 @@ fn turns(who: Who, what: &str, wanted: i32, refusal: Option<&str>) -> Result<()>
     scene.want(what)?;
     // The supervisor stands still, so that an event of the job lasts until it goes on; only what
     // tells it nothing is done before.
-    let tells_nothing = what == "socket";
+    let tells_nothing = ["socket", "filter", "unshare"].contains(&what);
     until(SOON, "what was wanted", || {
         // One child is stopped all the time.
         let standing = members(scene.root).into_iter().filter(|pid| in_event_stop(*pid)).count();

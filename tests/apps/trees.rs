@@ -44,7 +44,7 @@ fn in_mid_work(
 }
 
 /// As [`in_mid_work`], unmoved and moved, of a program that prints the same each time.
-fn like_unmoved(
+pub fn like_unmoved(
     hosts: &Hosts,
     start: Start,
     program: impl Fn() -> Result<Program>,
@@ -56,12 +56,12 @@ fn like_unmoved(
     Ok(())
 }
 
-fn lines(job: &Job<'_>) -> Result<u64> {
+pub fn lines(job: &Job<'_>) -> Result<u64> {
     Ok(job.stdout.bytes().iter().filter(|b| **b == b'\n').count() as u64)
 }
 
 /// A shell script of the program's own directory, printing what is compared.
-fn script(shell: &Path, dir: &Path, text: &str) -> Program {
+pub fn script(shell: &Path, dir: &Path, text: &str) -> Program {
     Program::new(shell).args(["-c", text, "sh", &dir.display().to_string()])
 }
 

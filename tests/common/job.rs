@@ -73,7 +73,7 @@ impl Program {
 pub struct Job<'h> {
     /// It moves without namespaces.
     pub translate: bool,
-    hosts: &'h Hosts,
+    pub hosts: &'h Hosts,
     pub name: String,
     pub start: Start,
     /// Index of the host it runs on.
@@ -244,11 +244,17 @@ impl<'h> Job<'h> {
         Some((count.parse().ok()?, word.trim().to_owned()))
     }
 
+    /// Why it has failed: the second line of its status file.
+    fn why(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("status")).unwrap_or_default();
+        text.lines().nth(1).unwrap_or_default().trim_end_matches('\0').to_owned()
+    }
+
     /// How many checks the guest has made; fails when it has failed or is gone.
     pub fn progress(&mut self) -> Result<u64> {
         let status = self.status();
         if let Some((_, word)) = &status {
-            ensure!(word != "FAIL", "the guest failed: {}", self.said());
+            ensure!(word != "FAIL", "the guest failed: {} {}", self.why(), self.said());
         }
         if let Some(end) = self.child.try_wait()? {
             self.await_outputs();

@@ -2,8 +2,11 @@
  * timers, in a session of its own. With the argument `socket` one holds a TCP socket. One of them
  * does what the harness wants when `$GUEST_STATUS.WANTED` appears, and says so by
  * `$GUEST_STATUS.did`: `socket` opens one, `fork` makes a child, `fork-socket` one that has a socket,
- * `exec` executes another program, `share` makes a child that shares the memory. */
+ * `exec` executes another program, `share` makes a child that shares the memory, `filter` puts a seccomp
+ * filter on itself, `unshare` enters a namespace of its own. */
 #include "guest.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -13,7 +16,7 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 
-static const char *const WANTED[] = {"socket", "fork", "fork-socket", "exec", "share"};
+static const char *const WANTED[] = {"socket", "fork", "fork-socket", "exec", "share", "filter", "unshare"};
 static int orders[2];
 static char did[256];
 
@@ -105,6 +108,14 @@ static void waiting_for_a_child(void)
     waitpid(-1, NULL, 0);
 }
 
+static void filter_itself(void)
+{
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = {1, &allow};
+    SYS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    SYS(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+
 static void obey(char wanted)
 {
     static char stack[16384] __attribute__((aligned(16)));
@@ -123,6 +134,12 @@ static void obey(char wanted)
         break;
     case 4:
         SYS(clone(idle_clone, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL));
+        break;
+    case 5:
+        filter_itself();
+        break;
+    case 6:
+        SYS(unshare(geteuid() ? CLONE_NEWUSER : CLONE_NEWUTS));
         break;
     default:
         open_socket();

@@ -163,6 +163,22 @@ static void start_child(int flags)
     static char stack[16384] __attribute__((aligned(16)));
     child = SYS(clone(idle, stack + sizeof(stack), flags | SIGCHLD, NULL));
 }
+static void namespaces(void) { may_lack(unshare(geteuid() ? CLONE_NEWUSER : CLONE_NEWUTS), "no namespaces"); }
+static void *own_files(void *ready)
+{
+    SYS(unshare(CLONE_FILES));
+    *(volatile int *)ready = 1;
+    idle(NULL);
+    return NULL;
+}
+static void thread_files(void)
+{
+    static volatile int ready;
+    pthread_t thread;
+    CHECK(!pthread_create(&thread, NULL, own_files, (void *)&ready), "thread");
+    while (!ready)
+        usleep(1000);
+}
 static void clone_shared(void) { start_child(CLONE_VM); }
 static void untraced(void) { start_child(CLONE_UNTRACED); }
 static void mem_hugetlb(void)
@@ -201,6 +217,27 @@ static void aio(void)
     may_lack(syscall(SYS_io_setup, 4, &context), "no AIO");
 }
 
+static volatile pid_t sleeper;
+static void *sleep_on_cpu_time(void *unused)
+{
+    sleeper = gettid();
+    struct timespec long_time = {.tv_sec = 1000};
+    clock_nanosleep(CLOCK_PROCESS_CPUTIME_ID, 0, &long_time, NULL);
+    return unused;
+}
+static void cpu_sleep(void)
+{
+    pthread_t thread;
+    char path_of[64], text[256];
+    CHECK(!pthread_create(&thread, NULL, sleep_on_cpu_time, NULL), "thread");
+    while (!sleeper)
+        usleep(500);
+    snprintf(path_of, sizeof(path_of), "/proc/self/task/%d/syscall", sleeper);
+    while (!guest_slurp(path_of, text, sizeof(text)) ||
+           strtol(text, NULL, 10) != SYS_clock_nanosleep)
+        usleep(500);
+}
+
 /* Goes on as a copy of its own executable, and removes that. */
 static void exe_gone(char **argv)
 {
@@ -233,9 +270,10 @@ static const struct {
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
+    {"namespaces", namespaces}, {"thread-files", thread_files},
     {"clone-shared", clone_shared}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
-    {"aio", aio}, {"mem-outside", mem_outside},
+    {"aio", aio}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
 };
 
 static void go_on(void)

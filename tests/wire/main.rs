@@ -76,6 +76,7 @@ fn mapping(start: u64, end: u64, backing: Backing) -> Mapping {
 
 fn memory() -> MmImage {
     MmImage {
+        locks_future: None,
         mappings: vec![
             mapping(0x40_0000, 0x40_4000, Backing::File(0)),
             mapping(0x50_0000, 0x50_4000, Backing::Anonymous { name: Some("heap".into()) }),
@@ -134,6 +135,7 @@ fn parcel() -> Parcel {
         parts: vec![part("limits"), part("timers")],
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
+        stop_taken: false,
         undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {
@@ -182,6 +184,7 @@ fn report() -> MoveReport {
         parts: vec![("freeze".into(), 1.0)],
         bytes_memory: 1,
         bytes_wire: 2,
+        lost: Vec::new(),
         processes: processes(),
     }
 }
@@ -209,6 +212,7 @@ fn hello() -> Hello {
         mapped: vec![file("/bin/true"), file("/lib/libc.so.6")],
         open: Vec::new(),
         sockets: Vec::new(),
+        affinities: Vec::new(),
         cwds: vec!["/".into()],
         written: vec![1],
         user: Some(User { uid: 1000, gid: 1000 }),

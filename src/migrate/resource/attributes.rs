@@ -5,15 +5,17 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::{cwd, umask};
 use super::{blocker, decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
 use crate::migrate::image::ProcessImage;
 use crate::tracer::inject::{Arg, Program};
+use crate::tracer::memory::read_record;
 
 fn text(path: &str) -> Option<String> {
-    fs::read_to_string(path).ok().map(|t| t.trim().to_owned())
+    read_record(path).ok().map(|t| t.trim().to_owned())
 }
 
 /// Values of the process that are files below `/proc/PID`.
@@ -32,7 +34,16 @@ impl Part for Files {
     }
 
     fn capabilities(&self) -> &'static [Capability] {
-        const { &[Capability::moves(Attributes, "proc-values", "oom_score_adj, coredump_filter")] }
+        const {
+            &[
+                Capability::moves(
+                    Attributes,
+                    "oom-score",
+                    "oom_score_adj, as far as the target grants it",
+                ),
+                Capability::moves(Attributes, "coredump-filter", "coredump_filter"),
+            ]
+        }
     }
 
     fn scope(&self) -> Scope {
@@ -55,14 +66,14 @@ impl Part for Files {
             if text(&path).is_some_and(|now| now != value && format!("0x{now}") != value)
                 && fs::write(&path, &value).is_err()
             {
-                tracing::warn!("{file} {value} of process {} not granted", to.job_pid);
+                to.missed.add(format!("process {}: {file} {value} is not granted", to.job_pid));
             }
         }
         Ok(())
     }
 }
 
-/// umask(2), chdir(2), PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE.
+/// umask(2), chdir(2), PR_SET_CHILD_SUBREAPER.
 pub struct Process;
 
 #[derive(Serialize, Deserialize)]
@@ -70,15 +81,6 @@ struct ProcessState {
     umask: u32,
     cwd: Vec<u8>,
     subreaper: i32,
-    thp_disable: u64,
-}
-
-/// The working directory of a process.
-///
-/// # Errors
-/// When the link cannot be read.
-pub fn cwd(pid: i32) -> std::io::Result<std::path::PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd"))
 }
 
 impl Part for Process {
@@ -89,18 +91,15 @@ impl Part for Process {
     fn capabilities(&self) -> &'static [Capability] {
         const {
             &[
-                Capability::moves(Attributes, "directory", "working directory, umask"),
+                Capability::moves(Attributes, "directory", "working directory"),
                 Capability::refused(
                     Attributes,
                     "directory-gone",
                     "a working directory that has been removed",
                     "VOS-CWD",
                 ),
-                Capability::moves(
-                    Attributes,
-                    "subreaper",
-                    "PR_SET_CHILD_SUBREAPER, PR_SET_THP_DISABLE",
-                ),
+                Capability::moves(Attributes, "umask", "umask(2)"),
+                Capability::moves(Attributes, "subreaper", "PR_SET_CHILD_SUBREAPER"),
             ]
         }
     }
@@ -110,7 +109,8 @@ impl Part for Process {
     }
     fn check(&self, view: &View) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let gone = cwd(view.pid).is_ok_and(|p| p.to_string_lossy().ends_with(" (deleted)"));
+        let gone =
+            cwd(view.pid, view.tid).is_ok_and(|p| p.to_string_lossy().ends_with(" (deleted)"));
         if gone {
             findings.push(blocker(
                 "VOS-CWD",
@@ -119,7 +119,7 @@ impl Part for Process {
                 "let it change to a directory that exists",
             ));
         }
-        let same_root = fs::metadata(format!("/proc/{}/root/.", view.pid))
+        let same_root = fs::metadata(format!("/proc/{}/task/{}/root/.", view.pid, view.tid))
             .and_then(|theirs| Ok((theirs, fs::metadata("/")?)))
             .is_ok_and(|(theirs, ours)| {
                 use std::os::unix::fs::MetadataExt;
@@ -137,17 +137,14 @@ impl Part for Process {
     }
     fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
         use std::os::unix::ffi::OsStrExt;
-        let cwd = cwd(view.pid).map_err(|source| PartError::Io {
+        let cwd = cwd(view.pid, view.tid).map_err(|source| PartError::Io {
             what: format!("working directory of process {}", view.pid),
             source,
         })?;
-        let umask =
-            u32::from_str_radix(view.field("Umask:"), 8).map_err(|_| PartError::State("umask"))?;
+        let umask = umask(view)?;
         let at = program.data(&[0; 8]);
         let get = Arg::Num(libc::PR_GET_CHILD_SUBREAPER as u64);
         let reaper = program.call(libc::SYS_prctl, "PR_GET_CHILD_SUBREAPER", &[get, Arg::Data(at)]);
-        let thp = (libc::PR_GET_THP_DISABLE as u64).into();
-        let thp = program.call(libc::SYS_prctl, "PR_GET_THP_DISABLE", &[thp]);
         let cwd = cwd.as_os_str().as_bytes().to_vec();
         Ok(Box::new(move |_, outcome| {
             outcome.get(reaper)?;
@@ -155,12 +152,7 @@ impl Part for Process {
             subreaper.copy_from_slice(&outcome.data(at)[..4]);
             encode(
                 "process attributes",
-                &ProcessState {
-                    umask,
-                    cwd,
-                    subreaper: i32::from_le_bytes(subreaper),
-                    thp_disable: outcome.get(thp)?,
-                },
+                &ProcessState { umask, cwd, subreaper: i32::from_le_bytes(subreaper) },
             )
         }))
     }
@@ -170,13 +162,10 @@ impl Part for Process {
         state.cwd.push(0);
         let cwd = Arg::Data(program.data(&state.cwd));
         program.call(libc::SYS_chdir, "chdir to the working directory", &[cwd]);
-        let mut set = |option: i32, what, value: u64| {
-            if value != 0 {
-                program.call(libc::SYS_prctl, what, &[(option as u64).into(), value.into()]);
-            }
-        };
-        set(libc::PR_SET_CHILD_SUBREAPER, "PR_SET_CHILD_SUBREAPER", state.subreaper as u64);
-        set(libc::PR_SET_THP_DISABLE, "PR_SET_THP_DISABLE", state.thp_disable);
+        if state.subreaper != 0 {
+            let args = [libc::PR_SET_CHILD_SUBREAPER as u64, state.subreaper as u64];
+            program.call(libc::SYS_prctl, "PR_SET_CHILD_SUBREAPER", &args.map(Arg::Num));
+        }
         Ok(())
     }
 }
@@ -213,10 +202,13 @@ impl Part for AfterCreds {
     fn capabilities(&self) -> &'static [Capability] {
         const {
             &[
+                Capability::moves(Attributes, "personality", "personality(2)"),
+                Capability::moves(Attributes, "timer-slack", "timer slack (PR_SET_TIMERSLACK)"),
+                Capability::moves(Attributes, "no-new-privs", "PR_SET_NO_NEW_PRIVS"),
                 Capability::moves(
                     Attributes,
-                    "prctl",
-                    "personality, timer slack, no_new_privs, parent-death signal",
+                    "parent-death",
+                    "parent-death signal (PR_SET_PDEATHSIG)",
                 ),
                 Capability::moves(Attributes, "dumpable", "PR_SET_DUMPABLE")
                     .attached_user(Support::Absent("EPERM")),

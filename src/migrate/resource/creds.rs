@@ -138,13 +138,16 @@ const KEEP_CAPS: u64 = 1 << 4;
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAP_VERSION: u32 = 0x2008_0522;
 
+/// Bits of capability sets (capabilities(7)).
+const CAP_SETPCAP: u64 = 1 << 8;
+
 /// `struct __user_cap_data_struct[2]`: effective, permitted, inheritable; low words first.
-fn capset(program: &mut Program, state: &State) {
+fn capset(program: &mut Program, effective: u64, permitted: u64, inheritable: u64) {
     let mut header = CAP_VERSION.to_le_bytes().to_vec();
     header.extend_from_slice(&0i32.to_le_bytes());
     let mut data = Vec::new();
     for shift in [0, 32] {
-        for set in [state.effective, state.permitted, state.inheritable] {
+        for set in [effective, permitted, inheritable] {
             data.extend_from_slice(&((set >> shift) as u32).to_le_bytes());
         }
     }
@@ -173,7 +176,12 @@ impl Part for Creds {
                 Capability::moves(
                     Attributes,
                     "capabilities",
-                    "capabilities and securebits, as far as the target grants them",
+                    "capability sets, as far as the target grants them",
+                ),
+                Capability::moves(
+                    Attributes,
+                    "securebits",
+                    "securebits (PR_SET_SECUREBITS), as far as the target grants them",
                 ),
             ]
         }
@@ -209,44 +217,66 @@ impl Part for Creds {
         }))
     }
     fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError> {
-        let mut state: State = decode(self.name(), state)?;
+        let state: State = decode(self.name(), state)?;
         let now = State::of(to.view);
-        // What this node or namespace does not have cannot be given.
-        state.permitted &= now.permitted;
-        state.effective &= state.permitted;
-        state.inheritable &= now.bounding;
-        if state.bounding & now.bounding != now.bounding {
-            for cap in (0..64).filter(|c| (now.bounding & !state.bounding) >> c & 1 != 0) {
-                let drop = libc::PR_CAPBSET_DROP as u64;
-                prctl(program, "PR_CAPBSET_DROP", [drop, cap, 0]);
-            }
-        }
         // In a user namespace of its own it has the one user that the namespace was made for.
         let privileged = nix::unistd::geteuid().is_root() && shares_users(to.pid);
-        if privileged && !(state.same_ids(&now) && state.groups == now.groups) {
-            give_ids(program, &state);
-        }
-        if state.securebits == KEEP_CAPS {
-            // This one needs no capability.
-            prctl(program, "PR_SET_KEEPCAPS", [libc::PR_SET_KEEPCAPS as u64, 1, 0]);
-        } else if state.securebits != 0 {
-            let set = libc::PR_SET_SECUREBITS as u64;
-            prctl(program, "PR_SET_SECUREBITS", [set, state.securebits, 0]);
-        }
-        capset(program, &state);
-        for cap in (0..64).filter(|c| state.ambient >> c & 1 != 0) {
-            program.call(
-                libc::SYS_prctl,
-                "PR_CAP_AMBIENT_RAISE",
-                &[
-                    (libc::PR_CAP_AMBIENT as u64).into(),
-                    (libc::PR_CAP_AMBIENT_RAISE as u64).into(),
-                    cap.into(),
-                ],
-            );
-        }
+        let ids = privileged && !(state.same_ids(&now) && state.groups == now.groups);
+        state.tell(&now, ids, program);
+        state.say_missed(&now, to);
         Ok(())
     }
+}
+
+impl State {
+    /// Each step needs capabilities, which a change of ids takes away and the last step gives up.
+    /// `now` is what the new thread has; `ids`: it gets user and group ids too.
+    fn tell(&self, now: &Self, ids: bool, program: &mut Program) {
+        let (permitted, may_set) = (now.permitted, now.permitted & CAP_SETPCAP != 0);
+        // Before the bounding set may be too narrow for it.
+        let inheritable = self.inheritable & (now.bounding | now.inheritable);
+        capset(program, permitted, permitted, inheritable);
+        let dropped = now.bounding & !self.bounding;
+        for cap in bits(dropped).filter(|_| may_set) {
+            prctl(program, "PR_CAPBSET_DROP", [libc::PR_CAPBSET_DROP as u64, cap, 0]);
+        }
+        if ids {
+            give_ids(program, self);
+            capset(program, permitted, permitted, inheritable);
+        }
+        // Raised before a securebit may forbid it.
+        for cap in bits(self.ambient & permitted & inheritable) {
+            let raise = libc::PR_CAP_AMBIENT_RAISE as u64;
+            prctl(program, "PR_CAP_AMBIENT_RAISE", [libc::PR_CAP_AMBIENT as u64, raise, cap]);
+        }
+        if self.securebits != 0 && may_set {
+            let set = libc::PR_SET_SECUREBITS as u64;
+            prctl(program, "PR_SET_SECUREBITS", [set, self.securebits, 0]);
+        } else if self.securebits & KEEP_CAPS != 0 {
+            // This one needs no capability.
+            prctl(program, "PR_SET_KEEPCAPS", [libc::PR_SET_KEEPCAPS as u64, 1, 0]);
+        }
+        let granted = self.permitted & permitted;
+        capset(program, self.effective & granted, granted, inheritable);
+    }
+
+    /// What this node or namespace does not have cannot be given.
+    fn say_missed(&self, now: &Self, to: &Told) {
+        let lost = self.permitted & !now.permitted;
+        if lost != 0 {
+            let text = format!("capabilities {lost:#x} are not granted");
+            to.missed.add(format!("thread {}: {text}", to.job_tid));
+        }
+        let may_set = now.permitted & CAP_SETPCAP != 0;
+        if !may_set && (self.securebits & !KEEP_CAPS != 0 || now.bounding & !self.bounding != 0) {
+            let text = "its securebits and bounding set are not granted";
+            to.missed.add(format!("thread {}: {text}", to.job_tid));
+        }
+    }
+}
+
+fn bits(set: u64) -> impl Iterator<Item = u64> {
+    (0..64).filter(move |bit| set >> bit & 1 != 0)
 }
 
 /// Questions for ids as the thread itself sees them; /proc shows them as we do.

@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use procfs::process::Stat;
+use procfs::FromRead;
 use serde::{Deserialize, Serialize};
 
 use super::ipc::choose::is_segment;
@@ -135,6 +137,9 @@ pub struct MmImage {
     pub files: Vec<FileId>,
     pub objects: Vec<SharedObject>,
     pub layout: Layout,
+    /// What is yet to be mapped is locked (mlockall(2), MCL_FUTURE); true: only as it is touched
+    /// (MCL_ONFAULT).
+    pub locks_future: Option<bool>,
     pub auxv: Vec<u8>,
     /// The executable, an index into `files`.
     pub exe: u32,
@@ -228,6 +233,7 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability::moves(Memory, "mem-heap", "the heap (brk(2)), arguments and environment"),
     Capability::moves(Memory, "mem-advice", "advice: huge pages, no fork, no dump"),
     Capability::moves(Memory, "mem-locked", "locked memory"),
+    Capability::moves(Memory, "mem-lock-future", "memory locked as it is mapped (mlockall(2))"),
     Capability::refused(
         Memory,
         "mem-outside",
@@ -420,13 +426,15 @@ pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartE
     let pagemap = PageMap::open(pid).map_err(io("pagemap"))?;
     let mut backings = Backings { held, ..Backings::default() };
     let exe = exe(pid, &mut backings)?;
+    let known: Vec<(Backing, bool)> =
+        vmas.iter().map(|vma| (backings.of(pid, vma), backings.holds(vma))).collect();
+    let contents = contents(pid, &pagemap, &vmas, &known).map_err(io("pagemap"))?;
+    let ranges: Vec<(u64, u64)> = vmas.iter().map(|vma| (vma.start, vma.end)).collect();
+    let guards = pagemap.scan_each(&ranges, Pages::Guard).map_err(io("pagemap"))?;
     let mut mappings = Vec::with_capacity(vmas.len());
     let mut data = Vec::new();
-    for vma in &vmas {
-        let backing = backings.of(pid, vma);
-        let held = backings.holds(vma);
-        let ranges = pages_of(pid, &pagemap, vma, &backing, held).map_err(io("pagemap"))?;
-        let guards = pagemap.scan(vma.start, vma.end, Pages::Guard).map_err(io("pagemap"))?;
+    let found = known.into_iter().zip(contents).zip(guards);
+    for (vma, (((backing, _), ranges), guards)) in vmas.iter().zip(found) {
         mappings.push(Mapping {
             start: vma.start,
             end: vma.end,
@@ -445,11 +453,12 @@ pub fn capture(pid: i32, brk: u64, held: &[(u64, u64)]) -> Result<MmImage, PartE
         None => Vec::new(),
     };
     Ok(MmImage {
+        locks_future: None,
         mappings,
         files: backings.files,
         objects: backings.objects,
         layout: layout(pid, brk)?,
-        auxv: fs::read(format!("/proc/{pid}/auxv")).map_err(io("auxv"))?,
+        auxv: memory::read_binary(&format!("/proc/{pid}/auxv")).map_err(io("auxv"))?,
         exe,
         vdso,
         data,
@@ -480,33 +489,73 @@ fn exe_is_gone(pid: i32, path: &str) -> Finding {
 /// When the process is gone.
 pub fn check_exe(pid: i32) -> io::Result<Option<Finding>> {
     let link = format!("/proc/{pid}/exe");
-    let (path, ino) = (fs::read_link(&link)?, fs::metadata(&link)?.ino());
-    let path = path.to_string_lossy();
-    let named = fs::metadata(format!("/proc/{pid}/root{path}"));
-    let same = named.is_ok_and(|m| m.ino() == ino && m.is_file());
-    Ok((!same).then(|| exe_is_gone(pid, &path)))
+    let mut path = fs::read_link(&link)?;
+    loop {
+        let ino = fs::metadata(&link)?.ino();
+        let named = fs::metadata(format!("/proc/{pid}/root{}", path.display()));
+        if named.is_ok_and(|m| m.ino() == ino && m.is_file()) {
+            return Ok(None);
+        }
+        // It may execute another program meanwhile.
+        let now = fs::read_link(&link)?;
+        if now == path && fs::metadata(&link)?.ino() == ino {
+            return Ok(Some(exe_is_gone(pid, &path.to_string_lossy())));
+        }
+        path = now;
+    }
 }
 
-/// Ranges whose content the target cannot get from elsewhere.
-fn pages_of(
+/// Which content of a mapping the target cannot get from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Nothing,
+    /// Pages that are the process's own.
+    Private,
+    /// The object's pages that are in use may be mapped nowhere: all that can be read.
+    Readable,
+}
+
+impl Content {
+    fn of(vma: &Vma, backing: &Backing, held: bool) -> Self {
+        match backing {
+            Backing::Special(_) => Self::Nothing,
+            Backing::File(_) if vma.shared => Self::Nothing,
+            Backing::File(_) => Self::Private,
+            Backing::Object(_) if held && vma.shared => Self::Nothing,
+            Backing::Object(_) if held => Self::Private,
+            Backing::Anonymous { .. } if vma.ino == 0 => Self::Private,
+            Backing::Anonymous { .. } | Backing::Object(_) => Self::Readable,
+        }
+    }
+}
+
+/// Ranges of each mapping whose [`Content`] has to be sent. The page table is asked once for
+/// neighbours.
+fn contents(
     pid: i32,
     pagemap: &PageMap,
-    vma: &Vma,
-    backing: &Backing,
-    held: bool,
-) -> io::Result<Vec<(u64, u64)>> {
-    match backing {
-        Backing::Special(_) => Ok(Vec::new()),
-        Backing::File(_) if vma.shared => Ok(Vec::new()),
-        Backing::File(_) => pagemap.scan(vma.start, vma.end, Pages::Private),
-        Backing::Object(_) if held && vma.shared => Ok(Vec::new()),
-        Backing::Object(_) if held => pagemap.scan(vma.start, vma.end, Pages::Private),
-        Backing::Anonymous { .. } if vma.ino == 0 => {
-            pagemap.scan(vma.start, vma.end, Pages::Private)
+    vmas: &[Vma],
+    known: &[(Backing, bool)],
+) -> io::Result<Vec<Vec<(u64, u64)>>> {
+    let of = |(vma, (backing, held)): (&Vma, &(Backing, bool))| Content::of(vma, backing, *held);
+    let wanted: Vec<Content> = vmas.iter().zip(known).map(of).collect();
+    let mut all = Vec::with_capacity(vmas.len());
+    for same in wanted.chunk_by(PartialEq::eq) {
+        let run = &vmas[all.len()..][..same.len()];
+        match same[0] {
+            Content::Nothing => all.resize(all.len() + run.len(), Vec::new()),
+            Content::Private => {
+                let ranges: Vec<(u64, u64)> = run.iter().map(|vma| (vma.start, vma.end)).collect();
+                all.extend(pagemap.scan_each(&ranges, Pages::Private)?);
+            }
+            Content::Readable => {
+                for vma in run {
+                    all.push(readable(pid, vma)?);
+                }
+            }
         }
-        // The object's pages that are in use may be mapped nowhere: all that can be read.
-        Backing::Anonymous { .. } | Backing::Object(_) => readable(pid, vma),
     }
+    Ok(all)
 }
 
 /// The part of a mapping before the end of its file: what can be read at all.
@@ -526,9 +575,9 @@ fn readable(pid: i32, vma: &Vma) -> io::Result<Vec<(u64, u64)>> {
 }
 
 fn layout(pid: i32, brk: u64) -> Result<Layout, PartError> {
-    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).map_err(|e| {
-        PartError::Io { what: format!("stat of process {pid}"), source: io::Error::other(e) }
-    })?;
+    let failed = |source| PartError::Io { what: format!("stat of process {pid}"), source };
+    let text = memory::read_record(&format!("/proc/{pid}/stat")).map_err(failed)?;
+    let stat = Stat::from_read(text.as_bytes()).map_err(|e| failed(io::Error::other(e)))?;
     let get = |v: Option<u64>| v.unwrap_or(0);
     Ok(Layout {
         start_code: stat.startcode,

@@ -9,9 +9,11 @@
 
 pub mod attributes;
 pub mod creds;
+pub mod directory;
 pub mod fd;
 pub mod ipc;
 pub mod itimers;
+pub mod keyrings;
 pub mod limits;
 pub mod memory;
 pub mod pause;
@@ -19,9 +21,11 @@ pub mod raw;
 pub mod registers;
 pub mod schedule;
 pub mod signals;
+pub mod switches;
 pub mod thread;
 pub mod timers;
 
+use std::cell::RefCell;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +34,8 @@ use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{InjectError, Outcome, Program};
-use crate::tracer::memory::read_proc;
+use crate::tracer::memory::read_record;
+use crate::tracer::raw::Dispatch;
 
 /// Whose state a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +57,12 @@ pub struct View {
     pub job_tid: i32,
     /// The process is dumpable only because it is frozen; see `FrozenProcess`.
     pub opened: bool,
+    /// It may have keyrings of its own; see `FrozenProcess`.
+    pub keys: bool,
+    /// Where its calls go when it is not borrowed.
+    pub dispatch: Option<Dispatch>,
     status: String,
-    /// Its lines, sorted by name: begin of the name, of the value, end of the line.
+    /// Its lines: begin of the name, of the value, end of the line.
     lines: Vec<(usize, usize, usize)>,
 }
 
@@ -63,9 +72,19 @@ impl View {
     /// # Errors
     /// When the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        let status = read_proc(&format!("/proc/{pid}/task/{tid}/status"))?;
+        let status = read_record(&format!("/proc/{pid}/task/{tid}/status"))?;
         let lines = index(&status);
-        let mut view = Self { pid, tid, job_pid: pid, job_tid: tid, opened: false, status, lines };
+        let mut view = Self {
+            pid,
+            tid,
+            job_pid: pid,
+            job_tid: tid,
+            opened: false,
+            keys: true,
+            dispatch: None,
+            status,
+            lines,
+        };
         if numbers::are_own() {
             (view.job_pid, view.job_tid) = (numbers::to_job(pid), numbers::to_job(tid));
         } else {
@@ -86,8 +105,8 @@ impl View {
     /// A line of the status, without its name and outer blanks; empty when missing.
     #[must_use]
     pub fn field(&self, name: &str) -> &str {
-        let at = self.lines.binary_search_by(|&(from, to, _)| self.status[from..to].cmp(name));
-        at.map_or("", |at| self.status[self.lines[at].1..self.lines[at].2].trim())
+        let is_it = |(from, to, _): &&(usize, usize, usize)| self.status[*from..*to] == *name;
+        self.lines.iter().find(is_it).map_or("", |(_, from, to)| self.status[*from..*to].trim())
     }
 
     /// A line that is one hexadecimal number (masks and capability sets).
@@ -113,7 +132,7 @@ impl View {
     }
 }
 
-/// The lines of a status file by name, the colon included.
+/// The lines of a status file; the colon belongs to the name.
 fn index(status: &str) -> Vec<(usize, usize, usize)> {
     let mut lines = Vec::with_capacity(64);
     let mut from = 0;
@@ -122,7 +141,6 @@ fn index(status: &str) -> Vec<(usize, usize, usize)> {
         lines.extend(line.find(':').map(|colon| (from, from + colon + 1, end)));
         from = end;
     }
-    lines.sort_unstable_by(|a, b| status[a.0..a.1].cmp(&status[b.0..b.1]));
     lines
 }
 
@@ -140,6 +158,29 @@ pub struct Told<'a> {
     pub job_tid: i32,
     /// The new thread as it was made, before it was told anything.
     pub view: &'a View,
+    /// Takes down what the job does not get here.
+    pub missed: &'a Missed,
+}
+
+/// What a job does not get at the target, for the report of the move: a sentence each, once.
+#[derive(Debug, Default)]
+pub struct Missed(RefCell<Vec<String>>);
+
+impl Missed {
+    /// Takes a sentence down.
+    pub fn add(&self, text: String) {
+        let mut all = self.0.borrow_mut();
+        if !all.contains(&text) {
+            tracing::warn!("{text}");
+            all.push(text);
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn into_all(self) -> Vec<String> {
+        self.0.into_inner()
+    }
 }
 
 /// One kind of state of a process or thread that is asked and told by calls in it, or from
@@ -178,7 +219,8 @@ pub trait Part: Sync {
 
 /// Every part, in the order in which the new thread is told. Credentials come late: what
 /// stands before them may need a capability of the new namespace; dumpable and the
-/// parent-death signal come after, because a change of credentials resets them.
+/// parent-death signal come after, because a change of credentials resets them. Signals are queued
+/// before RLIMIT_SIGPENDING may be too low for them.
 pub const PARTS: &[&dyn Part] = &[
     &signals::Actions,
     &itimers::Intervals,
@@ -188,12 +230,17 @@ pub const PARTS: &[&dyn Part] = &[
     &thread::AltStack,
     &thread::Name,
     &schedule::Schedule,
+    &keyrings::Keyrings,
     &attributes::Files,
+    &signals::Pending,
     &limits::Limits,
     &attributes::Process,
+    &switches::OfMemory,
+    &switches::OfThread,
+    &directory::OwnDirectory,
     &creds::Creds,
     &attributes::AfterCreds,
-    &signals::Pending,
+    &switches::Barriers,
     &thread::Rseq,
 ];
 

@@ -96,16 +96,15 @@ pub fn set_ioprio(tid: i32, value: i64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, value) }).map(drop)
 }
 
-/// prlimit(2): reads one limit of a process (soft, hard).
+/// keyctl(2) KEYCTL_GET_KEYRING_ID: the keyring that `id` (KEY_SPEC_…) stands for in this process;
+/// none is made for it.
 ///
 /// # Errors
-/// `EPERM`, `ESRCH`.
-pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
-    let mut old = [0u64; 2];
-    let none = std::ptr::null::<[u64; 2]>();
-    // SAFETY: old lives through the call and is a struct rlimit64.
-    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, none, &raw mut old) })?;
-    Ok((old[0], old[1]))
+/// `ENOKEY` when there is none.
+pub fn keyring(id: i32) -> io::Result<i64> {
+    const KEYCTL_GET_KEYRING_ID: i32 = 0;
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, id, 0) })
 }
 
 /// clock_gettime(2), nanoseconds, as this process sees the clock.

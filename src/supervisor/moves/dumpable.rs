@@ -14,6 +14,8 @@ use anyhow::{ensure, Context, Result};
 use super::Mover;
 use crate::migrate::capture::requeue;
 use crate::migrate::freeze::{FrozenJob, FrozenProcess};
+use crate::migrate::gone;
+use crate::migrate::resource::registers::USER_CS;
 use crate::migrate::resource::View;
 use crate::tracer::inject::Remote;
 use crate::tracer::{raw, Stop};
@@ -32,6 +34,19 @@ impl Mover {
         }
     }
 
+    /// [`Mover::is_open`] of many; those that have ended are no matter.
+    ///
+    /// # Errors
+    /// When one cannot be asked.
+    pub(super) fn are_open(&self, pids: &[i32]) -> Result<bool> {
+        for pid in pids {
+            if gone::look(*pid, || self.is_open(*pid))? == Some(false) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Makes the processes of the frozen job dumpable that are not; `opened` tells which.
     ///
     /// # Errors
@@ -47,8 +62,10 @@ impl Mover {
 
     fn open_process(&self, process: &mut FrozenProcess) -> Result<()> {
         let pid = process.pid;
-        let insn =
-            self.insn_unread(pid).with_context(|| format!("process {pid} is not dumpable"))?;
+        let leader_regs = raw::regs(pid).with_context(|| format!("registers of process {pid}"))?;
+        let insn = self.sup.session.insn(pid, self.vdso.syscall_offset()).or_else(|| insn_passed(&leader_regs)).with_context(|| {
+            format!("process {pid} is not dumpable (PR_SET_DUMPABLE), and is in no system call by which it could be made so: try again")
+        })?;
         let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
         let leader = &mut process.threads[0];
         let signal = match leader.stop {
@@ -62,7 +79,7 @@ impl Mover {
             "process {pid} has an executable that may not be read (PR_GET_DUMPABLE is {dumpable})"
         );
         prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 1)?;
-        process.opened = true;
+        process.opened = Some(insn);
         if let Some(info) = signal {
             requeue(&mut remote, insn, &info)?;
             leader.stop = Stop::Interrupt;
@@ -75,34 +92,31 @@ impl Mover {
     /// # Errors
     /// When the job is gone, or is not as it was left.
     pub(super) fn close_up(&self, job: &FrozenJob) -> Result<()> {
-        for pid in job.processes.iter().filter(|p| p.opened).map(|p| p.pid) {
-            let dumpable = self.make_undumpable(pid)?;
+        for (pid, insn) in job.processes.iter().filter_map(|p| Some((p.pid, p.opened?))) {
+            let dumpable = make_undumpable(pid, insn)?;
             ensure!(dumpable == 1, "process {pid} was made undumpable by somebody else meanwhile");
         }
         Ok(())
     }
+}
 
-    /// Sets PR_SET_DUMPABLE of a stopped process to 0; gives what it was.
-    ///
-    /// # Errors
-    /// When the job is gone.
-    pub(super) fn make_undumpable(&self, pid: i32) -> Result<u64> {
-        let insn = self.insn_unread(pid).with_context(|| format!("no vdso in process {pid}"))?;
-        let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
-        let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
-        let before = prctl(&mut remote, insn, libc::PR_GET_DUMPABLE, 0)?;
-        prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 0)?;
-        remote.close()?;
-        Ok(before)
-    }
+/// The `syscall` instruction by which a stopped thread has entered the kernel, if it has.
+fn insn_passed(regs: &raw::Regs) -> Option<u64> {
+    (regs.orig_rax as i64 >= 0 && regs.cs == USER_CS).then(|| regs.rip - 2)
+}
 
-    /// A `syscall` instruction of a process that is known without looking into it: of the job's
-    /// first one only.
-    fn insn_unread(&self, pid: i32) -> Option<u64> {
-        let session = &self.sup.session;
-        let known = || session.insn.or_else(|| Some(session.vdso? + self.vdso.syscall_offset()?));
-        (pid == session.root).then(known).flatten()
-    }
+/// Sets PR_SET_DUMPABLE of a stopped process, in which `insn` is a `syscall` instruction, to 0; gives
+/// what it was.
+///
+/// # Errors
+/// When the process is gone.
+pub(super) fn make_undumpable(pid: i32, insn: u64) -> Result<u64> {
+    let view = View::read_process(pid).with_context(|| format!("status of process {pid}"))?;
+    let mut remote = Remote::open(pid, view.ignores(libc::SIGTRAP))?;
+    let before = prctl(&mut remote, insn, libc::PR_GET_DUMPABLE, 0)?;
+    prctl(&mut remote, insn, libc::PR_SET_DUMPABLE, 0)?;
+    remote.close()?;
+    Ok(before)
 }
 
 fn prctl(remote: &mut Remote, insn: u64, option: i32, value: u64) -> Result<u64> {

@@ -99,16 +99,13 @@ impl FdView {
     /// The text after `key:` in fdinfo, trimmed, of its first line with that key.
     #[must_use]
     pub fn field(&self, key: &str) -> Option<&str> {
-        self.fdinfo
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-            .map(str::trim)
+        field(&self.fdinfo, key)
     }
 
-    /// Adds the locks that another descriptor of this description shows. One that belongs to a
-    /// process (fcntl(2), F_SETLK) is shown by the descriptors of that process only.
-    fn add_locks(&mut self, other: &Self) {
-        for line in other.fdinfo.lines().filter(|line| line.starts_with("lock:")) {
+    /// Adds the locks that another descriptor of this description shows in its `fdinfo`. One that
+    /// belongs to a process (fcntl(2), F_SETLK) is shown by the descriptors of that process only.
+    fn add_locks(&mut self, fdinfo: &str) {
+        for line in fdinfo.lines().filter(|line| line.starts_with("lock:")) {
             if !self.fdinfo.lines().any(|known| known == line) {
                 self.fdinfo.push_str(line);
                 self.fdinfo.push('\n');
@@ -163,19 +160,39 @@ impl Views {
         let mut table = Vec::new();
         let all = numbers(host_pid);
         for fd in all.map_err(of(format!("descriptors of process {host_pid}")))? {
+            if let Some((object, cloexec)) = self.add_inherited(host_pid, fd, groups) {
+                table.push(Slot { fd, object, cloexec });
+                continue;
+            }
             let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
                 Err(e) if gone::is_closed(&e) => continue,
                 other => other.map_err(of(format!("fd {fd} of process {host_pid}")))?,
             };
             let object = groups.object_of(&view, self.objects.len() as u32);
             match self.objects.get_mut(object as usize) {
-                Some(known) => known.add_locks(&view),
+                Some(known) => known.add_locks(&view.fdinfo),
                 None => self.objects.push(view),
             }
+            groups.by_number.insert(fd, ((host_pid, fd), object));
             table.push(Slot { fd, object, cloexec });
         }
         self.tables.insert(host_pid, table);
         Ok(())
+    }
+
+    /// A descriptor that refers to what that of the same number in an earlier process does, as
+    /// after fork(2): most is known of it. Its object, and whether it has FD_CLOEXEC.
+    fn add_inherited(&mut self, host_pid: i32, fd: i32, groups: &Groups) -> Option<(u32, bool)> {
+        let (place, object) = *groups.by_number.get(&fd)?;
+        let known = self.objects.get_mut(object as usize)?;
+        let same = |order: io::Result<Ordering>| order.is_ok_and(Ordering::is_eq);
+        if !same(raw::compare_files(place, (host_pid, fd))) {
+            return None;
+        }
+        let fdinfo = fdinfo(host_pid, fd).ok()?;
+        let flags = field(&fdinfo, "flags").and_then(|text| i32::from_str_radix(text, 8).ok())?;
+        known.add_locks(&fdinfo);
+        Some((object, flags & libc::O_CLOEXEC != 0))
     }
 }
 
@@ -197,6 +214,11 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     }
     found.warnings.extend(groups.broken.map(|(pid, e)| no_kcmp(pid, &e)));
     Ok(found)
+}
+
+/// The text after `key:` in an fdinfo, trimmed, of its first line with that key.
+fn field<'a>(fdinfo: &'a str, key: &str) -> Option<&'a str> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
 }
 
 /// Names what could not be read.
@@ -236,6 +258,8 @@ type Place = (i32, i32);
 struct Groups {
     /// By st_dev and st_ino: (process and descriptor, its object), in the order of kcmp.
     by_inode: HashMap<(u64, u64), Vec<(Place, u32)>>,
+    /// By number: a descriptor of that number which was read in full, and its object.
+    by_number: HashMap<i32, (Place, u32)>,
     /// Why kcmp does not work here, and of which process it was asked.
     broken: Option<(i32, io::Error)>,
 }
@@ -418,8 +442,8 @@ mod tests {
         let view =
             |locks: &str| FdView { fdinfo: format!("pos:\t0\n{locks}"), ..FdView::default() };
         let mut first = view(&line(1));
-        first.add_locks(&view(&line(1)));
-        first.add_locks(&view(&line(2)));
+        first.add_locks(&view(&line(1)).fdinfo);
+        first.add_locks(&view(&line(2)).fdinfo);
         assert_eq!(first.fdinfo, format!("pos:\t0\n{}{}", line(1), line(2)));
     }
 

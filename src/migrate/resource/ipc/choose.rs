@@ -73,8 +73,17 @@ pub fn is_segment(vma: &memory::Vma) -> bool {
 /// What is used outside of the job as well, or what could not be asked.
 pub fn choose(known: &Known, all: Vec<Listed>) -> Result<Vec<Chosen>, Finding> {
     let unknown = |e: io::Error| refusal("objects of the job", &format!("they are not known: {e}"));
-    let attached = attachments(&known.pids).map_err(unknown)?;
-    let waited = waited_for(&known.pids);
+    let (segments, others): (Vec<&Listed>, Vec<&Listed>) =
+        all.iter().partition(|listed| listed.kind == Kind::Memory);
+    // Each process is asked: not without need.
+    let attached = match segments.is_empty() {
+        true => BTreeMap::new(),
+        false => attachments(&known.pids).map_err(unknown)?,
+    };
+    let waited = match others.is_empty() {
+        true => BTreeSet::new(),
+        false => waited_for(&known.pids),
+    };
     let mut chosen = Vec::new();
     for listed in all {
         let judged = match (known.own, listed.kind) {

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -21,13 +22,12 @@ pub fn is_ours(pid: i32) -> io::Result<bool> {
     same(pid, "ipc")
 }
 
-/// Are two processes in one IPC namespace?
+/// Which IPC namespace a process is in: those in one have the same name.
 ///
 /// # Errors
-/// When either cannot be asked.
-pub fn is_common(pid: i32, other: i32) -> io::Result<bool> {
-    let link = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/ipc"));
-    Ok(link(pid)? == link(other)?)
+/// When it cannot be asked.
+pub fn name(pid: i32) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/ipc"))
 }
 
 fn same(pid: i32, kind: &str) -> io::Result<bool> {

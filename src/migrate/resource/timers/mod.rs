@@ -6,7 +6,7 @@
 //! to an absolute time: it goes on with the time that was left, less the pause.
 //!
 //! A periodic timer whose signal is pending stands still, and its overruns are counted from when it
-//! was due until the signal is taken; [`pending`] finds out when that was.
+//! was due until the signal is taken; `pending` finds out when that was.
 
 mod pending;
 
@@ -16,9 +16,12 @@ use super::itimers::{ask_boot_time, boot_time, time, words};
 use super::{blocker, decode, encode, pause, raw, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Time;
 use crate::capabilities::Capability;
+use crate::control::Finding;
+use crate::migrate::settle::sleeps_on_cpu_time;
 use crate::migrate::skeleton::coarse_tick;
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
+use crate::tracer::memory::read_proc;
 
 pub(crate) use pending::dequeue;
 pub use pending::{is_unmeasured, join, measure, Overdue};
@@ -189,7 +192,7 @@ fn parse(text: &str) -> Option<Vec<Timer>> {
 /// Ids of a process's POSIX timers.
 #[must_use]
 pub fn ids(pid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+    let text = read_proc(&format!("/proc/{pid}/timers")).unwrap_or_default();
     parse(&text).unwrap_or_default().iter().map(|timer| timer.id).collect()
 }
 
@@ -255,8 +258,7 @@ impl Timer {
 fn read(view: &View) -> Result<Vec<Timer>, PartError> {
     let path = format!("/proc/{}/timers", view.pid);
     // The file is there with CONFIG_CHECKPOINT_RESTORE and CONFIG_POSIX_TIMERS only.
-    let text =
-        std::fs::read_to_string(&path).map_err(|source| PartError::Io { what: path, source })?;
+    let text = read_proc(&path).map_err(|source| PartError::Io { what: path, source })?;
     let mut timers = parse(&text).ok_or(PartError::State("posix timers"))?;
     for timer in timers.iter_mut().filter(|timer| timer.thread != 0) {
         match View::read(view.pid, timer.thread) {
@@ -274,11 +276,14 @@ impl Part for Posix {
 
     fn capabilities(&self) -> &'static [Capability] {
         const {
-            &[Capability::moves(
-                Time,
-                "posix-timers",
-                "POSIX timers: clocks, ways of notification, overruns",
-            )]
+            &[
+                Capability::moves(
+                    Time,
+                    "posix-timers",
+                    "POSIX timers: clocks, ways of notification, overruns",
+                ),
+                Capability::moves(Time, "cpu-timers", "timers on CPU time: still with the job"),
+            ]
         }
     }
 
@@ -352,16 +357,38 @@ impl Part for OnThread {
 
     fn capabilities(&self) -> &'static [Capability] {
         const {
-            &[Capability::moves(
-                Time,
-                "timers-thread",
-                "POSIX timers that tell a thread, also one that has ended",
-            )]
+            &[
+                Capability::moves(
+                    Time,
+                    "timers-thread",
+                    "POSIX timers that tell a thread, also one that has ended",
+                ),
+                Capability::refused(
+                    Time,
+                    "cpu-sleep",
+                    "sleeps on a clock of CPU time (clock_nanosleep(2))",
+                    "VOS-TIMER",
+                ),
+            ]
         }
     }
 
     fn scope(&self) -> Scope {
         Scope::Thread
+    }
+    fn check(&self, view: &View) -> Vec<Finding> {
+        // That of a frozen thread is judged by its registers.
+        if !view.field("State:").starts_with('S') {
+            return Vec::new();
+        }
+        let path = format!("/proc/{}/task/{}/syscall", view.pid, view.tid);
+        let text = read_proc(&path).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let nr = words.next().and_then(|word| word.parse().ok());
+        let clock = words.next().and_then(|word| word.strip_prefix("0x"));
+        let clock = clock.and_then(|word| u64::from_str_radix(word, 16).ok());
+        let sleeps = nr.zip(clock).is_some_and(|(nr, clock)| sleeps_on_cpu_time(nr, clock));
+        sleeps.then(|| sleeper(view.job_tid)).into_iter().collect()
     }
     fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
         let timers: Vec<Timer> = match view.number("Threads:") {
@@ -381,6 +408,17 @@ impl Part for OnThread {
     fn tell(&self, _state: &[u8], _to: &Told, _program: &mut Program) -> Result<(), PartError> {
         Ok(())
     }
+}
+
+/// The refusal of a thread that sleeps on a clock of CPU time.
+#[must_use]
+pub fn sleeper(tid: i32) -> Finding {
+    blocker(
+        "VOS-TIMER",
+        format!("thread {tid}"),
+        "it sleeps on a clock of CPU time, which begins anew at the target",
+        "move it when that sleep is over",
+    )
 }
 
 /// More ids than this are not counted up by making and deleting timers.

@@ -30,7 +30,7 @@ const DONE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the target said after the commit.
 enum Heard {
-    /// It runs there, for so long already, without these locks.
+    /// It runs there, for so long already, without what these sentences tell.
     Done(Vec<ProcessStatus>, Duration, Vec<String>),
     /// It does not have the job (any more).
     Lost,
@@ -64,13 +64,8 @@ impl Mover {
         self.send(target.key, &Msg::Commit, &[]);
         let text = owns_text(&to, self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);
-        let (processes, resumed) = match self.await_done(id, target) {
-            Heard::Done(processes, resumed, lost) => {
-                for lock in lost {
-                    self.progress(&to, Phase::Resume, format!("⚠ {lock}"), None);
-                }
-                (processes, resumed)
-            }
+        let (processes, resumed, lost) = match self.await_done(id, target) {
+            Heard::Done(processes, resumed, lost) => (processes, resumed, lost),
             heard => return self.in_doubt(id, target, frozen, image, heard),
         };
         laps.lap("commit");
@@ -91,6 +86,7 @@ impl Mover {
             bytes_memory: image.data_bytes(),
             bytes_wire: wire,
             processes,
+            lost,
         };
         self.let_go(id, target, frozen, &image, &report);
         reached("done");
@@ -160,8 +156,8 @@ impl Mover {
         let resolved = self.resolve(id, target);
         self.sup.board.state = None;
         match resolved.map_err(own)? {
-            Some(processes) => {
-                let report = self.plain_report(id, target, processes);
+            Some((processes, lost)) => {
+                let report = self.plain_report(id, target, processes, lost);
                 self.let_go(id, target, frozen, &image, &report);
                 Ok(report)
             }
@@ -195,12 +191,17 @@ impl Mover {
         MoveFailure { id: Some(id), exit: 12, code, sentence, findings: Vec::new() }
     }
 
-    /// Repeats the decision until the target confirms (its processes) or `recover` is asked.
-    fn resolve(&mut self, id: MoveId, target: &Target) -> Result<Option<Vec<ProcessStatus>>> {
+    /// Repeats the decision until the target confirms (its processes, and what they have lost) or
+    /// `recover` is asked.
+    fn resolve(
+        &mut self,
+        id: MoveId,
+        target: &Target,
+    ) -> Result<Option<(Vec<ProcessStatus>, Vec<String>)>> {
         let peer = (target.id, target.name.clone());
         loop {
-            if let Heard::Done(processes, ..) = self.repeat_commit(id, target) {
-                return Ok(Some(processes));
+            if let Heard::Done(processes, _, lost) = self.repeat_commit(id, target) {
+                return Ok(Some((processes, lost)));
             }
             let until = Instant::now() + Duration::from_secs(1);
             while Instant::now() < until {
@@ -235,6 +236,7 @@ impl Mover {
         id: MoveId,
         target: &Target,
         processes: Vec<ProcessStatus>,
+        lost: Vec<String>,
     ) -> MoveReport {
         MoveReport {
             id,
@@ -250,6 +252,7 @@ impl Mover {
             bytes_memory: 0,
             bytes_wire: 0,
             processes,
+            lost,
         }
     }
 

@@ -19,9 +19,11 @@ impl Mover {
     pub(super) fn choose_ipc(&self, pids: &[i32], frozen: bool) -> Result<Vec<Chosen>, Finding> {
         let root = self.sup.session.root;
         let unknown = |e: String| refusal("objects of the job", &e);
+        let common = namespace::name(root);
         for &pid in pids {
             // One that cannot be asked has ended.
-            if !namespace::is_common(root, pid).unwrap_or(true) {
+            let own = common.as_ref().ok().zip(namespace::name(pid).ok());
+            if own.is_some_and(|(common, own)| *common != own) {
                 let cause = "it has an IPC namespace of its own (ipc_namespaces(7))";
                 return Err(refusal(&format!("process {pid}"), cause));
             }

@@ -13,6 +13,7 @@ use super::{LinkKey, Mover, Moving, Side, CHUNK};
 use crate::control::{Finding, MoveFailure, MoveReport, Phase, Reply, Severity};
 use crate::ids::{MoveId, NodeId};
 use crate::journal::Step;
+use crate::migrate::apart::Common;
 use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
@@ -25,6 +26,7 @@ use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::ipc::Id;
+use crate::migrate::resource::keyrings;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
 use crate::migrate::skeleton::{own_clocks, Plan};
@@ -47,6 +49,26 @@ const PASSING: [&str; 5] =
 /// Compilers and sort(1) make files that they remove again.
 const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);
+/// A busy machine may take long for each look.
+const LOOKS: u32 = 20;
+
+/// How long a state that passes is waited for.
+struct Patience {
+    until: Instant,
+    looks: u32,
+}
+
+impl Patience {
+    fn begin() -> Self {
+        Self { until: Instant::now() + MOMENT, looks: 0 }
+    }
+
+    /// One more look was in vain: was it the last?
+    fn is_over(&mut self) -> bool {
+        self.looks += 1;
+        self.looks >= LOOKS && Instant::now() > self.until
+    }
+}
 
 /// A move that ended without the job having moved.
 pub(super) struct Stopped {
@@ -250,11 +272,11 @@ impl Mover {
 
     /// As [`Mover::look`]; what is [`PASSING`] as a rule is waited for.
     fn look_again(&mut self) -> Step1<Local> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let local = self.look()?;
             let passes = is_passing(&local.findings, &PASSING);
-            if !passes || self.early_freeze.is_some() || Instant::now() > until {
+            if !passes || self.early_freeze.is_some() || patience.is_over() {
                 return Ok(local);
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -267,15 +289,15 @@ impl Mover {
             let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
             return Ok(Local { findings: vec![finding], forwarded, open });
         }
-        if !self.is_open(self.sup.session.root).map_err(own)? {
+        let pids = self.pids();
+        if !self.are_open(&pids).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
         let pids = self.pids();
         let files = self.files(&pids).map_err(own)?;
-        let translated = self.sup.session.translation.is_some();
-        let filters = u64::from(self.sup.job.meta.filtered || translated);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
-        let mut local = preflight::local(&pids, &files, known.as_ref(), filters).map_err(own)?;
+        let mut local =
+            preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
         let busy = self.sup.session.in_vfork();
         let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
         let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
@@ -284,10 +306,18 @@ impl Mover {
             Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
             Err(refused) => local.findings.push(refused),
         }
+        local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// What all threads of the job have.
+    fn common(&self) -> Common {
+        let like = self.init.unwrap_or(std::process::id() as i32);
+        let translated = self.sup.session.translation.is_some();
+        Common::new(u64::from(self.sup.job.meta.filtered || translated), like)
     }
 
     /// Host pids of the job's processes, the first one first.
@@ -414,7 +444,8 @@ impl Mover {
             };
             let mut hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
             let early = self.early_freeze.iter().flat_map(|frozen| &frozen.job.processes);
-            let closed = early.filter(|process| process.opened).map(|process| process.pid);
+            let closed =
+                early.filter(|process| process.opened.is_some()).map(|process| process.pid);
             hello.untranslated.extend(closed.map(preflight::undumpable));
             let body = postcard::to_stdvec(&hello).map_err(own)?;
             self.send(target.key, &Msg::Hello(PROTOCOL, body), &[]);
@@ -438,11 +469,12 @@ impl Mover {
         target: &Target,
         mut local: Local,
     ) -> Step1<(Local, Verdict, Vec<FileId>)> {
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let (verdict, mapped) = self.ask_verdict(id, target, local.open.clone(), false)?;
             let runs = self.early_freeze.is_none();
-            if !runs || !is_passing(&verdict.findings, &[LOCAL_FILE]) || Instant::now() > until {
+            let passes = is_passing(&verdict.findings, &[LOCAL_FILE]);
+            if !runs || !passes || patience.is_over() {
                 return Ok((local, verdict, mapped));
             }
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
@@ -573,7 +605,7 @@ impl Mover {
         self.progress(to, Phase::Freeze, text, None);
         let Verdict { foreign_vdso, translated, .. } = verdict;
         let agreed = Agreed { forwarded, mapped, foreign_vdso, translated };
-        let until = Instant::now() + MOMENT;
+        let mut patience = Patience::begin();
         loop {
             let early = self.early_freeze.take();
             if early.is_none() {
@@ -590,7 +622,7 @@ impl Mover {
             }
             match self.send_frozen(target, frozen, &agreed, &plan, laps) {
                 // Nothing has been sent yet; the program is about to close it.
-                Err(s) if PASSING.contains(&s.code) && Instant::now() < until => {}
+                Err(s) if PASSING.contains(&s.code) && !patience.is_over() => {}
                 done => return done,
             }
             if let Some(frozen) = held.take() {
@@ -693,8 +725,12 @@ impl Mover {
         });
         self.sup.end = self.sup.end.or(self.sup.session.ended.map(super::End::Exited));
         self.frozen = frozen.is_ok();
+        let mut job = frozen?;
+        // What a launched job makes is seen.
+        let keys = self.sup.job.meta.attached || self.sup.session.handles.has_keys();
+        job.processes.iter_mut().for_each(|process| process.keys = keys);
         let mut frozen = Frozen {
-            job: frozen?,
+            job,
             states: Vec::new(),
             new_home: false,
             ipc: Vec::new(),

@@ -14,17 +14,19 @@ use super::{
     Agreed, Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
-use crate::migrate::capture;
+use crate::migrate::capture::{self, Capturing};
 use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
+use crate::migrate::near::Near;
 use crate::migrate::preflight::{self, Forwarded};
 use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
+use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
@@ -180,16 +182,22 @@ impl Mover {
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
+        let common = self.common();
         let mut images = BTreeMap::new();
+        let near = Near::stay();
+        let mut of = Capturing::new(&fds.identities, scheduler_now, &running, &common);
+        (of.sets, of.near) = (&sets, near.as_ref());
         for process in processes.iter_mut() {
             let (pid, table) = (process.pid, files.table(process.pid));
-            let image =
-                capture::capture(process, table, &fds.identities, scheduler_now, &running, &sets);
+            let image = capture::capture(process, table, &mut of);
             let locks = locks.remove(&pid).unwrap_or_default();
             images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
         }
-        let place = |pid: i32| plan.members.iter().position(|member| member.ids.pid == pid);
-        processes.sort_by_key(|process| images.get(&process.pid).map(|image| place(image.ids.pid)));
+        drop(near);
+        let places: BTreeMap<i32, usize> =
+            plan.members.iter().zip(0..).map(|(member, n)| (member.ids.pid, n)).collect();
+        let place = |image: &ProcessImage| places.get(&image.ids.pid);
+        processes.sort_by_cached_key(|process| images.get(&process.pid).map(place));
         let handles = &self.sup.session.handles;
         let mut annotations = Vec::new();
         for (n, process) in (0..).zip(processes.iter()) {
@@ -200,6 +208,8 @@ impl Mover {
         }
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
+        let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+        stops::note_taken(&pids, &mut images).map_err(part_stopped)?;
         family::adopt(&mut images, plan).map_err(own)?;
         let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
         self.note_left_behind(&chosen, &files, frozen).map_err(own)?;

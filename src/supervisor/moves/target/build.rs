@@ -21,6 +21,7 @@ use crate::migrate::preflight;
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
+use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
 use crate::migrate::terminals::Terminal;
@@ -356,9 +357,10 @@ impl Mover {
             None => filtered.then(|| filter::bytes(&filter::program(TABLE))),
         };
         let mut processes = Vec::with_capacity(restoring.len());
+        let missed = Missed::default();
         let places = skeleton.processes.iter().map(|place| place.pid);
         for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
-            let threads = restoring.finish(&image, program.as_deref())?;
+            let threads = restoring.finish(&image, program.as_deref(), &missed)?;
             verify(pid, &image)?;
             processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
@@ -379,6 +381,7 @@ impl Mover {
         let skeleton = a.skeleton.take().context("no frame")?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
         let renames = std::mem::take(&mut a.renames);
+        let missed = missed.into_all();
         Ok(Prepared {
             processes,
             skeleton,
@@ -387,6 +390,7 @@ impl Mover {
             signals_taken,
             renames,
             arrived,
+            missed,
         })
     }
 }
@@ -427,10 +431,12 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
     Ok(())
 }
 
+/// The clock of a frame is behind by as long as its plan was on the way: milliseconds, or more if the
+/// machine is busy.
+const MOST_BEHIND: Duration = Duration::from_secs(10);
+
 /// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
 fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
-    /// The plan was on its way for longer than this: the machines are out of time, nanoseconds.
-    const LONGEST: u64 = 10_000_000_000;
     let ahead = match skeleton.ahead {
         Some(ahead) => ahead.monotonic,
         None => {
@@ -439,11 +445,17 @@ fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
             theirs.0 - own.0
         }
     };
+    wait_until_past(ahead, reached)
+}
+
+/// Waits until this clock, moved on by `ahead` nanoseconds, has passed `reached`.
+fn wait_until_past(ahead: i128, reached: i128) -> Result<()> {
     let reached = reached + coarse_tick().context("clock_getres")?;
     let now = own_clocks()?.monotonic + ahead;
     if now < reached {
-        let missing = u64::try_from(reached - now).unwrap_or(0).min(LONGEST);
-        std::thread::sleep(Duration::from_nanos(missing));
+        let missing = Duration::from_nanos(u64::try_from(reached - now)?);
+        ensure!(missing <= MOST_BEHIND, "the job's clock is behind by {missing:?}: try again");
+        std::thread::sleep(missing);
     }
     Ok(())
 }
@@ -461,4 +473,17 @@ fn take_locks(process: &mut Restored) -> Result<()> {
         process.locks.push(lock);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_behind_is_waited_for() {
+        let reached = own_clocks().expect("clock").monotonic + 1_200_000_000;
+        wait_until_past(0, reached).expect("wait");
+        assert!(own_clocks().expect("clock").monotonic >= reached);
+        assert!(wait_until_past(0, reached + 3_600_000_000_000).is_err());
+    }
 }

@@ -8,6 +8,7 @@ use anyhow::{anyhow, bail, Context, Result};
 mod build;
 mod outfit;
 mod own;
+mod stopping;
 
 use super::hook::reached;
 use super::{LinkKey, Mover};
@@ -206,6 +207,8 @@ struct Prepared {
     renames: Renames,
     /// When the image of the frozen job began to arrive.
     arrived: Instant,
+    /// What it does not get here; a sentence each.
+    missed: Vec<String>,
 }
 
 impl Mover {

@@ -8,6 +8,7 @@ use anyhow::{bail, Context, Result};
 use super::super::hook::reached;
 use super::super::signals::Forward;
 use super::super::{LinkKey, Mover, Peer, Side};
+use super::stopping::Ways;
 use super::{Prepared, Restored};
 use crate::control::{MoveReport, ProcessStatus};
 use crate::ids::{MoveId, NodeId};
@@ -21,6 +22,7 @@ use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
+use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
 use crate::tracer::raw;
 
@@ -114,6 +116,7 @@ impl Mover {
             signals_taken,
             renames,
             arrived,
+            missed,
         } = prepared;
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let pid = root.pid;
@@ -128,7 +131,7 @@ impl Mover {
             tracing::error!("{e:#}");
         }
         reached("owned");
-        let lost = take_locks(&mut processes);
+        let lost = [missed, take_locks(&mut processes)].concat();
         let Some(root) = processes.first() else { bail!("an image without a process") };
         let home = self.is_home();
         self.agent = None;
@@ -143,7 +146,10 @@ impl Mover {
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
         }
-        self.sup.session.insn = capture::syscall_insn(pid, &root.image.memory).ok();
+        for process in &processes {
+            let insn = capture::syscall_insn(process.pid, &process.image.memory);
+            insn.into_iter().for_each(|at| self.sup.session.note_insn(process.pid, at));
+        }
         for (index, fd, annotation) in annotations {
             let holder = processes.get(index as usize);
             if let (Some(holder), Ok(watches)) = (holder, postcard::from_bytes(&annotation)) {
@@ -167,8 +173,10 @@ impl Mover {
         self.await_entries()?;
         let statuses = self.statuses(&processes);
         let resumed_ns = u64::try_from(resumed.elapsed().as_nanos()).unwrap_or(0);
-        self.send(key, &Msg::Done { processes: statuses.clone(), resumed_ns, lost }, &[]);
-        self.note(self.own_report(id, peer, &processes, statuses, arrived));
+        let report = self.own_report(id, peer, &processes, arrived);
+        let report = MoveReport { processes: statuses.clone(), lost: lost.clone(), ..report };
+        self.send(key, &Msg::Done { processes: statuses, resumed_ns, lost }, &[]);
+        self.note(report);
         self.note_restored();
         self.stop_again(root.image.stopped, home)
     }
@@ -181,7 +189,7 @@ impl Mover {
     }
 
     /// Serves everybody until the job has come so far, but no longer than [`SOON`].
-    fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
+    pub(super) fn pump_until(&mut self, there: impl Fn(&Session) -> bool) -> Result<()> {
         let until = Instant::now() + SOON;
         while !there(&self.sup.session) && Instant::now() < until {
             self.pump(Some(Duration::from_millis(1)))?;
@@ -211,7 +219,6 @@ impl Mover {
         id: MoveId,
         peer: &(NodeId, String),
         restored: &[Restored],
-        processes: Vec<ProcessStatus>,
         arrived: Instant,
     ) -> MoveReport {
         let ms = arrived.elapsed().as_secs_f64() * 1e3;
@@ -228,7 +235,8 @@ impl Mover {
             parts: Vec::new(),
             bytes_memory: restored.iter().map(|p| p.image.memory.data_bytes()).sum(),
             bytes_wire: 0,
-            processes,
+            processes: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -277,32 +285,37 @@ impl Mover {
         self.relay(Side::Away, |relays, out| relays.thaw(out));
     }
 
-    /// Lets all threads go, once nothing more can fail. A job whose calls are translated ends with
-    /// its supervisor, without which they would fail.
+    /// Lets all threads go, once nothing more can fail. Those of stopped processes come to their
+    /// stop before the others run: SIGCONT would take a stop away that is on its way, and the
+    /// parent would wait for a continued child (WCONTINUED of waitpid(2)) that never was stopped. A job
+    /// whose calls are translated ends with its supervisor, without which they would fail.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
         let translated = self.sup.session.translation.is_some();
-        let mut ways = Vec::new();
+        let mut all: Vec<Ways> = Vec::with_capacity(processes.len());
         for process in processes {
-            if let Some(signal) = process.image.stopped {
-                raw::kill(process.pid, signal).context("stopping the job as it was")?;
-            }
+            let mut ways = Ways::with_capacity(process.threads.len());
             for thread in &process.threads {
                 let set = match translated {
                     true => raw::bind_to_tracer(thread.host_tid),
                     false => raw::set_exitkill(thread.host_tid, false),
                 };
                 set.context("PTRACE_SETOPTIONS")?;
-                ways.push((thread, self.way_of(thread)?));
+                ways.push((thread.host_tid, self.way_of(thread)?));
             }
+            all.push(ways);
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
-            if let Err(e) = self.make_undumpable(process.pid) {
+            let insn = capture::syscall_insn(process.pid, &process.image.memory);
+            let done = insn.map_err(Into::into).and_then(|insn| make_undumpable(process.pid, insn));
+            if let Err(e) = done {
                 tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
             }
         }
-        for (thread, way) in ways {
-            let resumed = self.sup.session.go(thread.host_tid, way);
-            resumed.with_context(|| format!("resuming thread {}", thread.tid))?;
+        self.stop_processes(processes, &all)?;
+        let running = processes.iter().zip(all).filter(|(p, _)| p.image.stopped.is_none());
+        for (tid, way) in running.flat_map(|(_, ways)| ways) {
+            let resumed = self.sup.session.go(tid, way);
+            resumed.with_context(|| format!("resuming thread {tid}"))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!         MSG_PEEK ──► queue ─┴► Sockets ─► State of each ─► target: assembly makes all of them
 //! ```
 //! The sockets of a job find each other by the inodes that they had at the source. They are made
-//! together ([`Assembly`]), because no connection has only one end, and filled when all other
+//! together (`Assembly`), because no connection has only one end, and filled when all other
 //! objects are there, because messages can bring descriptors.
 
 use std::io;

@@ -59,7 +59,7 @@ impl Name {
         let mut other = path.is_relative();
         for pid in pids {
             let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-            let whole = cwd.join(path);
+            let whole = by_way_of(*pid, path).unwrap_or_else(|| cwd.join(path));
             let mut seen = OsString::from(format!("/proc/{pid}/root"));
             seen.push(&whole);
             let Ok(meta) = fs::symlink_metadata(&seen).and_then(|_| fs::metadata(&seen)) else {
@@ -79,6 +79,14 @@ impl Name {
         // Its file is unlinked, as long as no other one is in its place.
         (!other).then(|| Self::bare(text))
     }
+}
+
+/// A path below `/proc/self` (a directory that a process has open, as a way to a file whose path is
+/// too long for an address), without that.
+fn by_way_of(pid: i32, path: &Path) -> Option<PathBuf> {
+    let rest = path.strip_prefix("/proc/self").ok()?;
+    let dir = fs::canonicalize(Path::new(&format!("/proc/{pid}")).join(rest.parent()?)).ok()?;
+    Some(dir.join(rest.file_name()?))
 }
 
 /// A name that a socket of the job is to have at the target.

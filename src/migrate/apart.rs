@@ -1,0 +1,164 @@
+//! What a thread may have apart from its process and its job, and no move keeps apart: namespaces
+//! (setns(2)), a descriptor table (CLONE_FILES of unshare(2)), seccomp filters (seccomp(2)).
+//!
+//! Asked of a running job before a move, and again of the frozen one.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::raw::{compare_tasks, Shared};
+use super::resource::{blocker, View, PARTS};
+use crate::control::Finding;
+
+/// Files of `/proc/PID/ns` (proc_pid_ns(5)).
+const KINDS: [&str; 10] = [
+    "cgroup",
+    "ipc",
+    "mnt",
+    "net",
+    "pid",
+    "pid_for_children",
+    "time",
+    "time_for_children",
+    "user",
+    "uts",
+];
+
+/// The namespaces of a thread, in the order of [`KINDS`]. `None`: this kernel has no such kind, or
+/// no process is in the one for children yet; all are, if the thread may not be looked into or
+/// ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Namespaces([Option<PathBuf>; KINDS.len()]);
+
+impl Namespaces {
+    fn of(pid: i32, tid: i32) -> Self {
+        let dir = format!("/proc/{pid}/task/{tid}/ns");
+        Self(KINDS.map(|kind| fs::read_link(format!("{dir}/{kind}")).ok()))
+    }
+
+    /// The first in which they differ, as far as is known.
+    fn differs_from(&self, other: &Self) -> Option<&'static str> {
+        if self.0.iter().all(Option::is_none) {
+            return None;
+        }
+        let mut pairs = KINDS.into_iter().zip(self.0.iter().zip(&other.0));
+        pairs.find(|(_, (own, other))| own != other).map(|(kind, _)| kind)
+    }
+}
+
+/// What all threads of a job have.
+#[derive(Debug)]
+pub struct Common {
+    /// Seccomp filters that are vosrun's own.
+    filters: u64,
+    namespaces: Namespaces,
+}
+
+impl Common {
+    /// Of a job with so many filters of vosrun's own, in the namespaces of the process `like`.
+    #[must_use]
+    pub fn new(filters: u64, like: i32) -> Self {
+        Self { filters, namespaces: Namespaces::of(like, like) }
+    }
+
+    /// What hinders a thread from moving, of its own state and of what it has apart; what is lost
+    /// as well.
+    ///
+    /// # Errors
+    /// When kcmp(2) fails otherwise than by not being there.
+    pub fn check(&self, view: &View) -> io::Result<Vec<Finding>> {
+        let mut found: Vec<Finding> = PARTS.iter().flat_map(|part| part.check(view)).collect();
+        found.extend(self.filtered(view));
+        found.extend(self.elsewhere(view));
+        found.extend(own_table(view)?);
+        Ok(found)
+    }
+
+    fn filtered(&self, view: &View) -> Option<Finding> {
+        let own = view.number("Seccomp:") != 0 && view.number("Seccomp_filters:") != self.filters;
+        own.then(|| {
+            blocker(
+                "VOS-SECCOMP",
+                who(view),
+                "the program has put seccomp filters on itself, which cannot be read out again",
+                "start it with its sandbox switched off, or let it finish",
+            )
+        })
+    }
+
+    fn elsewhere(&self, view: &View) -> Option<Finding> {
+        let kind = Namespaces::of(view.pid, view.tid).differs_from(&self.namespaces)?;
+        Some(blocker(
+            "VOS-NAMESPACE",
+            who(view),
+            &format!(
+                "it is in a namespace of its own (/proc/{}/task/{}/ns/{kind})",
+                view.pid, view.tid
+            ),
+            "let the program run without its sandbox or container, or run vosrun inside of that",
+        ))
+    }
+}
+
+/// Has the thread descriptors that its process has not?
+fn own_table(view: &View) -> io::Result<Option<Finding>> {
+    if view.pid == view.tid {
+        return Ok(None);
+    }
+    match compare_tasks(view.pid, view.tid, Shared::Files) {
+        Ok(Ordering::Equal) => Ok(None),
+        Ok(_) => Ok(Some(blocker(
+            "VOS-THREAD-FILES",
+            who(view),
+            "it has a descriptor table apart from its process (CLONE_FILES of unshare(2))",
+            "wait until the thread has ended",
+        ))),
+        // One that has ended has none any more; without kcmp(2) a warning is given elsewhere.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOSYS | libc::EPERM)) => {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn who(view: &View) -> String {
+    match view.pid == view.tid {
+        true => format!("process {}", view.job_pid),
+        false => format!("process {}, thread {}", view.job_pid, view.job_tid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(common: &Common, tid: i32) -> Vec<String> {
+        let view = View::read(std::process::id() as i32, tid).expect("view");
+        common.check(&view).expect("check").into_iter().map(|f| f.code).collect()
+    }
+
+    #[test]
+    fn what_a_thread_has_apart_is_found() {
+        let own = std::process::id() as i32;
+        let common = Common::new(0, own);
+        assert!(codes(&common, own).is_empty());
+        std::thread::spawn(move || {
+            let tid = nix::unistd::gettid().as_raw();
+            assert!(codes(&common, tid).is_empty());
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).expect("unshare");
+            assert_eq!(codes(&common, tid), ["VOS-THREAD-FILES"]);
+        })
+        .join()
+        .expect("thread");
+    }
+
+    #[test]
+    fn another_namespace_is_found() {
+        let own = std::process::id() as i32;
+        let mut common = Common::new(0, own);
+        common.namespaces.0[3] = Some("net:[1]".into());
+        assert_eq!(codes(&common, own), ["VOS-NAMESPACE"]);
+    }
+}

@@ -1,0 +1,111 @@
+/* Stops and continuations of children: what the parent has been told stays told, a stop that it has
+ * not asked for yet waits for it, and nobody gets a SIGCHLD for the same again. One that is stopped
+ * has a stopped child itself. */
+#include "guest.h"
+#include <sys/wait.h>
+
+enum { TOLD_STOP, NEW_STOP, NESTED, CONTINUED, KINDS };
+
+static volatile int chlds;
+
+static void on_chld(int sig)
+{
+    (void)sig;
+    chlds++;
+}
+
+static pid_t start(void)
+{
+    pid_t pid = SYS(fork());
+    if (pid == 0)
+        for (;;)
+            pause();
+    return pid;
+}
+
+/* What is to be told of a child; 0: nothing. It may be asked again. */
+static int news(pid_t pid, int options, int *status)
+{
+    siginfo_t info = {0};
+    SYS(waitid(P_PID, (id_t)pid, &info, options | WNOHANG | WNOWAIT));
+    *status = info.si_status;
+    return info.si_pid ? info.si_code : 0;
+}
+
+static void take(pid_t pid, int options)
+{
+    siginfo_t info;
+    SYS(waitid(P_PID, (id_t)pid, &info, options));
+}
+
+/* Knows of its child's stop when it goes on after its own. */
+__attribute__((noreturn)) static void stop_with_child(void)
+{
+    int status;
+    pid_t below = start();
+    SYS(kill(below, SIGSTOP));
+    take(below, WSTOPPED);
+    while (chlds < 1)
+        usleep(100);
+    raise(SIGSTOP);
+    CHECK_EQ(news(below, WSTOPPED, &status), 0, "a stop below");
+    CHECK_EQ(chlds, 1, "SIGCHLD below");
+    SYS(kill(below, SIGKILL));
+    SYS(waitpid(below, &status, 0));
+    _exit(status == SIGKILL ? 7 : 1);
+}
+
+static void check(const pid_t *pids)
+{
+    static const int STOPS[KINDS] = {0, CLD_STOPPED, 0, 0};
+    for (int n = 0; n < KINDS; n++) {
+        int status;
+        CHECK(news(pids[n], WSTOPPED, &status) == STOPS[n], "child %d: stop %d", n, status);
+        CHECK(!STOPS[n] || status == SIGTSTP, "child %d: stopped by %d", n, status);
+        CHECK_EQ(news(pids[n], WCONTINUED, &status), 0, "a continuation");
+        CHECK_EQ(news(pids[n], WEXITED, &status), 0, "an end");
+    }
+}
+
+int main(void)
+{
+    guest_begin();
+    pid_t pids[KINDS];
+    struct sigaction act = {.sa_handler = on_chld, .sa_flags = SA_RESTART};
+    SYS(sigaction(SIGCHLD, &act, NULL));
+    for (int n = 0; n < KINDS; n++) {
+        if (n == NESTED && (pids[n] = SYS(fork())) == 0) {
+            chlds = 0;
+            stop_with_child();
+        } else if (n != NESTED) {
+            pids[n] = start();
+        }
+        int signal = n == NEW_STOP ? SIGTSTP : SIGSTOP;
+        /* SIGTSTP does not stop an orphaned group (setpgid(2)): this one has its parent. */
+        SYS(setpgid(pids[n], pids[n]));
+        if (n != NESTED)
+            SYS(kill(pids[n], signal));
+        siginfo_t info;
+        SYS(waitid(P_PID, (id_t)pids[n], &info, WSTOPPED | WNOWAIT));
+        if (n != NEW_STOP)
+            take(pids[n], WSTOPPED);
+        if (n == CONTINUED) {
+            SYS(kill(pids[n], SIGCONT));
+            take(pids[n], WCONTINUED);
+        }
+    }
+    while (chlds < 5)
+        usleep(100);
+    guest_ready();
+    do {
+        check(pids);
+        CHECK_EQ(chlds, 5, "SIGCHLD");
+    } while (guest_running());
+    for (int n = 0; n < KINDS; n++) {
+        int status;
+        SYS(kill(pids[n], n == NESTED ? SIGCONT : SIGKILL));
+        SYS(waitpid(pids[n], &status, 0));
+        CHECK_EQ(status, n == NESTED ? 7 << 8 : SIGKILL, "status of a child");
+    }
+    guest_success();
+}
