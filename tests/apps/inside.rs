@@ -17,6 +17,7 @@ type Turn<'a> = &'a dyn Fn(&mut Terminal, usize) -> Result<()>;
 
 const TMUX: &str = "set -g status off
 set -g escape-time 0
+set -g assume-paste-time 0
 set -g default-command 'PS1=ready: exec sh'
 ";
 
@@ -42,14 +43,14 @@ fn tmux_session(hosts: &Hosts, start: Start, tmux: &Path) -> Result<String> {
     let program = program.args(["new-session", "-x", "80", "-y", "24"]).env("TERM", "screen");
     let (mut job, mut tty) = Job::in_terminal(hosts, start, program)?;
     tty.expect("ready:")?;
-    tty.type_in("n=40\r")?;
-    tty.expect("ready:")?;
-    tty.type_in("\x02c")?;
-    tty.expect("ready:")?;
+    tty.type_in("n=40; echo set''-n\r")?;
+    tty.expect("set-n")?;
+    tty.type_in("\x02cecho in''-two\r")?;
+    tty.expect("in-two")?;
     tty.type_in(&format!("vim -u NONE -N -i NONE -n {}\r", text.display()))?;
     tty.expect("one")?;
-    tty.type_in("\x02c")?;
-    tty.expect("ready:")?;
+    tty.type_in("\x02cecho in''-three\r")?;
+    tty.expect("in-three")?;
     tty.type_in("while read w; do echo got''-$w; done\r")?;
     let turn: Turn<'_> = &|tty, n| {
         tty.type_in(&format!("\x020echo sum''-$((n + {n}))\r"))?;
