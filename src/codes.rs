@@ -390,7 +390,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TRANSLATE",
         title: "no namespaces at the target",
-        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries; terminals, System V objects and message queues of the job keep their numbers only in namespaces; so do Unix sockets with a path or SO_PASSCRED, POSIX timers and open files of /proc that show memory.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
     },
     Code {
         code: "VOS-TREE",

@@ -225,15 +225,16 @@ int main(void)
     close(answer[1]);
     question('i');
     owners();
+    timer_of_thread();
     guest_ready();
     do {
         signals();
         waits();
         others();
-        timer_of_thread();
         proc();
     } while (guest_running());
     owners();
+    timer_of_thread();
     close(ask[1]);
     int status;
     CHECK_EQ(SYS(waitpid(child, &status, 0)), child, "waitpid");

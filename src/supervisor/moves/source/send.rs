@@ -169,6 +169,8 @@ impl Mover {
             let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
             let mut come = files.untranslated(is_forwarded);
             come.extend(ipc::untranslated(&chosen));
+            let pids = frozen.job.pids();
+            come.extend(pids.into_iter().filter_map(preflight::untranslated_timers));
             come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
             // What may be somebody else's stays.
             chosen.clear();

@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{encode, raw, CaptureCx, FdError, FdKind, FdView};
@@ -179,6 +180,11 @@ impl FdKind for Unix {
             .into_iter()
             .any(passes)
             .then_some("its messages tell their sender's number (SO_PASSCRED)")
+            .or_else(|| {
+                let name = nix::sys::socket::getsockname::<UnixAddr>(fd.as_raw_fd()).ok()?;
+                let cause = "its file may not be given to the job's user without namespaces";
+                name.path().map(|_| cause)
+            })
     }
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
