@@ -125,10 +125,15 @@ pub fn pty_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (fd, unlock) = (master.as_raw_fd(), 0_i32);
     // SAFETY: TIOCSPTLCK reads one int.
     check(unsafe { libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlock) })?;
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // With O_CLOEXEC the flag would stay among those of the file (ptm_open_peer,
+    // drivers/tty/pty.c), and fdinfo would show it for each of its descriptors.
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
     // SAFETY: TIOCGPTPEER takes open flags by value.
     let peer = unsafe { libc::ioctl(fd, libc::TIOCGPTPEER, flags) };
     check(peer)?;
     // SAFETY: the kernel just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
+    let peer = unsafe { OwnedFd::from_raw_fd(peer) };
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(peer.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(peer)
 }

@@ -616,3 +616,18 @@ pub fn queue(pid: i32, signal: i32, value: usize) -> io::Result<()> {
     // SAFETY: the value is a number to the receiver; nothing is dereferenced here.
     check(unsafe { libc::sigqueue(pid, signal, value) }.into()).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_around_the_end_of_all_addresses_is_set_as_the_one_inside() {
+        let of = |mode, offset, len| Dispatch { mode, selector: 7, offset, len };
+        let page = of(1, 0x12000, 0x2000_u64.wrapping_neg());
+        assert_eq!(page.settable(), of(2, 0x10000, 0x2000));
+        for set in [of(1, 0x10000, 0x2000), of(1, 0, 0x7fff_0000), of(1, 0, 0)] {
+            assert_eq!(set.settable(), set);
+        }
+    }
+}

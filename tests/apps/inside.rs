@@ -139,20 +139,22 @@ pub fn redis_saves(hosts: &Hosts, start: Start) -> Result<()> {
         "set -e; cd \"$1\"
         serve() {{
             '{server}' --port 0 --unixsocket s --dir . --save '' --dbfilename dump.rdb \\
-                --enable-debug-command yes --loglevel warning --rdb-key-save-delay $1 &
+                --enable-debug-command yes --loglevel warning --rdb-key-save-delay $1 \
+                >/dev/null 2>&1 &
             until [ \"$(ask ping)\" = PONG ]; do sleep 0.05; done
         }}
         ask() {{ '{client}' -s s \"$@\" 2>/dev/null; }}
         field() {{ ask info persistence | tr -d '\\r' | sed -n \"s/^$1://p\"; }}
-        serve 100
-        ask debug populate 30000 key 64
+        serve 400
+        ask debug populate 10000 key 64
         ask debug digest
         ask bgsave >/dev/null
         n=0
-        while [ $n -lt 200 ]; do
+        echo \"saving $(field rdb_bgsave_in_progress)\"
+        while [ $n -lt 120 ]; do
             n=$(ask incr turns)
             ask append log \"$n,\" >/dev/null
-            [ $((n % 20)) != 0 ] || echo \"turn $n, saving $(field rdb_bgsave_in_progress)\"
+            [ $((n % 12)) != 0 ] || echo \"turn $n\"
         done
         while [ \"$(field rdb_bgsave_in_progress)\" != 0 ]; do sleep 0.05; done
         field rdb_last_bgsave_status

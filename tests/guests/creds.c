@@ -121,7 +121,9 @@ static void change_all(void)
     if (prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
         CHECK(errno == EINVAL, "PR_SET_THP_DISABLE: %s", strerror(errno));
     SYS(setpriority(PRIO_PROCESS, 0, 5));
-    SYS(sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0}));
+    /* Who was started with SCHED_IDLE may not leave it. */
+    if (sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0}))
+        CHECK(errno == EPERM, "SCHED_BATCH: %s", strerror(errno));
     SYS(syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6));
     SYS(personality((unsigned long)personality(0xffffffff) | ADDR_NO_RANDOMIZE));
     lower_limit(RLIMIT_CORE, 0);

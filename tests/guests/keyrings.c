@@ -26,7 +26,10 @@ int main(void)
     guest_begin();
     SYS(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL));
     for (int n = 0; n < RINGS; n++) {
-        keys[n] = SYS(syscall(SYS_add_key, "user", "vosrun guest", "secret", 6, RINGS_OF[n]));
+        keys[n] = syscall(SYS_add_key, "user", "vosrun guest", "secret", 6, RINGS_OF[n]);
+        if (keys[n] == -1 && errno == EDQUOT)
+            skip("its user has all the keys that he may have");
+        SYS(keys[n]);
         rings[n] = SYS(syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, RINGS_OF[n], 0));
     }
     guest_ready();
@@ -39,7 +42,7 @@ int main(void)
         CHECK(now == there || now == 0, "%d of %d keys", now, RINGS);
         there = now;
         long ring = syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, THREAD, 0);
-        CHECK(ring == (there ? rings[0] : -1), "the thread's keyring is %ld", ring);
+        CHECK(ring == (there ? rings[0] : -1) || count() != there, "the thread's keyring is %ld", ring);
     } while (guest_running());
     guest_success();
 }

@@ -271,7 +271,8 @@ static void act_events(void)
                 *(ready.data.fd == timer ? &ticks : &got) += number;
         }
         uint64_t took = clock_ns(CLOCK_MONOTONIC) - begin;
-        CHECK(ticks * 3000000 <= took, "%llu ticks of 3 ms in %llu ns", (unsigned long long)ticks,
+        /* A move may let a tick come a little early. */
+        CHECK(ticks * 3000000 <= took + 5000000, "%llu ticks of 3 ms in %llu ns", (unsigned long long)ticks,
               (unsigned long long)took);
         CHECK_EQ(got, *sum, "sum of an eventfd");
         end_kid();

@@ -67,6 +67,7 @@ static void plant(void)
         for (int i = 0; i < TREES; i++) {
             if (trees[i].pid && !has_ended(&trees[i]))
                 continue;
+            trees[i].pid = 0;
             if (!may_start(1))
                 continue;
             trees[i] = start();

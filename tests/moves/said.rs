@@ -23,6 +23,7 @@ pub fn cells() -> Vec<Cell> {
         }
         let run = move |w: &mut Worker| pinned(who, w);
         cells.push(Cell::new(format!("said/{word}/pinned-with-its-supervisor"), run));
+        cells.push(Cell::new(format!("said/{word}/nice"), move |_| nice(who)));
     }
     cells.push(Cell::new("said/root/affinity", |_| affinity()));
     cells
@@ -71,10 +72,15 @@ fn keyrings(start: Start, who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
-fn allowed_cpus(job: &Job<'_>) -> Result<String> {
+/// A file of the job's folder in /proc where it is.
+fn of_proc(job: &Job<'_>, file: &str) -> Result<String> {
     let mut cat = job.hosts.command(job.at, Path::new("/bin/cat"));
-    cat.arg(format!("/proc/{}/status", job.host_pid()?));
-    let status = procs::run(&mut cat, common::SOON)?.good("cat")?;
+    cat.arg(format!("/proc/{}/{file}", job.host_pid()?));
+    procs::run(&mut cat, common::SOON)?.good("cat")
+}
+
+fn allowed_cpus(job: &Job<'_>) -> Result<String> {
+    let status = of_proc(job, "status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     Ok(line.context("no Cpus_allowed_list")?.trim().to_owned())
 }
@@ -97,6 +103,33 @@ fn pinned(who: Who, worker: &mut Worker) -> Result<()> {
         ensure!(allowed_cpus(&job)? == "1", "CPUs {} at host {to}", allowed_cpus(&job)?);
     }
     job.finish().map(drop)
+}
+
+/// The node of host b is nicer than the job: root makes the job what it was, an ordinary user may
+/// not, which is said.
+fn nice(who: Who) -> Result<()> {
+    ensure!(who == Who::User || common::is_root(), "SKIP needs root");
+    let hosts = Hosts::bare(who, 2)?;
+    for (index, via) in [(0, &[] as &[&str]), (1, &["nice", "-n", "5"])] {
+        hosts.start_node_via(index, via, &|_, _| {})?;
+    }
+    let mut job = Job::start(&hosts, Start::Launched, guest("counter")?)?;
+    job.await_ready()?;
+    let before = stat_field(&job, 17)?;
+    ensure!(before == "0", "nice value {before} at host a");
+    let said = migrate(&mut job, 1)?;
+    let refused = said.contains("nice value 0 is not granted");
+    let nicer = stat_field(&job, 17)?;
+    ensure!(refused == (who == Who::User), "nice value {nicer}, the move says: {said}");
+    ensure!((nicer == "5") == refused, "nice value {nicer} at host b");
+    job.finish().map(drop)
+}
+
+/// A field of `/proc/PID/stat` behind the name (proc_pid_stat(5)): the first is the state.
+fn stat_field(job: &Job<'_>, index: usize) -> Result<String> {
+    let stat = of_proc(job, "stat")?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
+    Ok(fields.split(' ').nth(index - 1).context("a short stat")?.to_owned())
 }
 
 /// A control group of CPU 0 alone (cpuset(7)), removed with it.

@@ -52,6 +52,28 @@ pub fn set_sched_attr(tid: i32, attr: &SchedAttr) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) }).map(drop)
 }
 
+/// getpriority(2): the nice value of a thread.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn nice(tid: i32) -> io::Result<i32> {
+    // The call itself answers 20 less the value, which is never negative.
+    const LOWEST: i64 = 20;
+    // SAFETY: numbers only.
+    let answer = check(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid) })?;
+    Ok((LOWEST - answer) as i32)
+}
+
+/// setpriority(2) of a thread.
+///
+/// # Errors
+/// `EACCES` when the caller may not give a value so low.
+pub fn set_nice(tid: i32, value: i32) -> io::Result<()> {
+    let which = libc::PRIO_PROCESS;
+    // SAFETY: numbers only.
+    check(unsafe { libc::syscall(libc::SYS_setpriority, which, tid, value) }).map(drop)
+}
+
 /// sched_getaffinity(2): the raw mask, bit n of the whole for CPU n.
 ///
 /// # Errors

@@ -85,9 +85,8 @@ impl Part for Schedule {
         let error = error(to.job_tid);
         // Before the policy: SCHED_DEADLINE wants all CPUs.
         give_affinity(to, &state).map_err(&error)?;
-        if attr(to.tid).map_err(&error)? != state.attr {
-            give_attr(to, &state.attr).map_err(&error)?;
-        }
+        let now = attr(to.tid).map_err(&error)?;
+        give_attr(to, &now, &state.attr).map_err(&error)?;
         if state.ioprio != raw::ioprio(to.tid).unwrap_or(0) {
             if let Err(e) = raw::set_ioprio(to.tid, state.ioprio) {
                 let text = format!("I/O priority {:#x} is not granted: {e}", state.ioprio);
@@ -106,19 +105,32 @@ fn attr(tid: i32) -> io::Result<SchedAttr> {
     if attr.policy != libc::SCHED_DEADLINE as u32 && attr.runtime == raw::sched_attr(0)?.runtime {
         attr.runtime = 0;
     }
+    // sched_getattr(2) tells that of SCHED_OTHER and SCHED_BATCH only.
+    attr.nice = raw::nice(tid)?;
     attr.size = 0;
     Ok(attr)
 }
 
-/// Gives policy and nice value, or says that the target does not grant them.
-fn give_attr(to: &Told, attr: &SchedAttr) -> io::Result<()> {
-    match raw::set_sched_attr(to.tid, attr) {
+/// Gives policy and nice value, as far as the target grants them. The nice value is one of its own:
+/// it goes for SCHED_OTHER and SCHED_BATCH, and waits while a thread has another policy.
+fn give_attr(to: &Told, now: &SchedAttr, wanted: &SchedAttr) -> io::Result<()> {
+    let with_old_nice = SchedAttr { nice: now.nice, ..*wanted };
+    if *now != with_old_nice {
+        let text = format!("policy {} (priority {})", policy(wanted.policy), wanted.priority);
+        grant(to, &text, raw::set_sched_attr(to.tid, &with_old_nice))?;
+    }
+    if raw::nice(to.tid)? != wanted.nice {
+        let text = format!("nice value {}", wanted.nice);
+        grant(to, &text, raw::set_nice(to.tid, wanted.nice))?;
+    }
+    Ok(())
+}
+
+/// Says what the target does not grant.
+fn grant(to: &Told, what: &str, given: io::Result<()>) -> io::Result<()> {
+    match given {
         // EBUSY: its deadlines could not be kept here (sched(7)).
-        Err(e) if [Some(libc::EPERM), Some(libc::EBUSY)].contains(&e.raw_os_error()) => {
-            let what = match i32::try_from(attr.policy) {
-                Ok(libc::SCHED_OTHER) => format!("nice value {}", attr.nice),
-                _ => format!("policy {} (priority {})", policy(attr.policy), attr.priority),
-            };
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EBUSY)) => {
             to.missed.add(format!("thread {}: {what} is not granted: {e}", to.job_tid));
             Ok(())
         }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::list::Listed;
 use super::{raw, Id, Kind};
 use crate::control::Finding;
+use crate::migrate::gone;
 use crate::migrate::resource::{blocker, View};
 use crate::tracer::memory;
 use crate::tracer::raw as trace;
@@ -76,9 +77,9 @@ pub fn choose(known: &Known, all: Vec<Listed>) -> Result<Vec<Chosen>, Finding> {
     let (segments, others): (Vec<&Listed>, Vec<&Listed>) =
         all.iter().partition(|listed| listed.kind == Kind::Memory);
     // Each process is asked: not without need.
-    let attached = match segments.is_empty() {
-        true => BTreeMap::new(),
-        false => attachments(&known.pids).map_err(unknown)?,
+    let attached = match segments.iter().any(|listed| listed.attached > 0) {
+        true => attachments(&known.pids).map_err(unknown)?,
+        false => BTreeMap::new(),
     };
     let waited = match others.is_empty() {
         true => BTreeSet::new(),
@@ -152,7 +153,9 @@ impl Known {
     /// Does such a process live, and is it no child that was made just now?
     fn is_stranger(&self, pid: i32) -> bool {
         let tracer = u64::from(self.tracer.unsigned_abs());
-        View::read_process(pid).is_ok_and(|view| tracer == 0 || view.number("TracerPid:") != tracer)
+        let traced = |view: View| tracer != 0 && view.number("TracerPid:") == tracer;
+        // One that has ended is traced no more, and uses nothing.
+        View::read_process(pid).is_ok_and(|view| !traced(view)) && !gone::is_ending(pid)
     }
 
     /// Could an attached job have asked for it before it was attached?

@@ -75,11 +75,16 @@ pub fn set_exclusive(tty: BorrowedFd, on: bool) -> io::Result<()> {
 /// # Errors
 /// `EIO` when it is locked, `EBUSY` in exclusive mode, `EMFILE`, `ENFILE`.
 pub fn peer(master: BorrowedFd, flags: i32) -> io::Result<OwnedFd> {
-    let flags = flags | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // With O_CLOEXEC the flag would stay among those of the file (ptm_open_peer,
+    // drivers/tty/pty.c), and fdinfo would show it for each of its descriptors.
+    let flags = (flags | libc::O_NOCTTY) & !libc::O_CLOEXEC;
     // SAFETY: the request takes open flags by value.
     let fd = check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(fd)
 }
 
 /// tcflow(3): TCOOFF stops the terminal's output, TCOON undoes that.
