@@ -51,10 +51,12 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
             ],
         ),
         (
-            "two frames",
+            // A tree that has grown gets another frame.
+            "an image of noise after a second frame",
             vec![
                 (Msg::Prepare(plan(300, 1 << 40)), Vec::new()),
                 (Msg::Prepare(plan(301, 1 << 40)), Vec::new()),
+                (image(true), noise.clone()),
             ],
         ),
         ("an absurd pid", vec![(Msg::Prepare(plan(-5, 1 << 40)), Vec::new())]),
