@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use common::nodes::{tracer, Job, Nodes};
-use common::stats::{conclude, median, quantile, spread, Wanted};
+use common::stats::{median, quantile, run_bench, spread, Wanted};
 use common::{number, retry, run, Options, Scratch};
 
 /// No single command takes longer.
@@ -41,11 +41,7 @@ const GUESTS: &[Guest] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut failures = Vec::new();
-    if let Err(e) = bench(&mut failures) {
-        failures.push(("every row".into(), e));
-    }
-    conclude(&failures)
+    run_bench(bench)
 }
 
 fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {

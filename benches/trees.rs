@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use common::nodes::{Job, Nodes};
-use common::stats::{conclude, median, spread, Wanted};
+use common::stats::{median, run_bench, spread, Wanted};
 use common::{number, retry, run, Options, Scratch, VOSRUN};
 
 /// No single command takes longer.
@@ -43,11 +43,7 @@ const SIBLINGS: &[(&str, u32, Wanted)] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut failures = Vec::new();
-    if let Err(e) = bench(&mut failures) {
-        failures.push(("every row".into(), e));
-    }
-    conclude(&failures)
+    run_bench(bench)
 }
 
 fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {

@@ -89,6 +89,17 @@ impl Wanted {
     }
 }
 
+/// Runs a bench, which adds the rows that it could not measure; see [`conclude`].
+pub fn run_bench(
+    bench: impl FnOnce(&mut Vec<(String, anyhow::Error)>) -> anyhow::Result<()>,
+) -> std::process::ExitCode {
+    let mut failures = Vec::new();
+    if let Err(e) = bench(&mut failures) {
+        failures.push(("every row".into(), e));
+    }
+    conclude(&failures)
+}
+
 /// Prints the outcome of a bench's rows and gives its exit code: a row that could not be
 /// measured is named with its reason and makes the code 1; a missed goal does not.
 pub fn conclude(failures: &[(String, anyhow::Error)]) -> std::process::ExitCode {

@@ -3,12 +3,11 @@
 //!
 //! Asked of a running job before a move, and again of the frozen one.
 
-use std::cmp::Ordering;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::raw::{compare_tasks, Shared};
+use super::raw::{is_apart, Shared};
 use super::resource::{blocker, View, PARTS};
 use crate::control::Finding;
 
@@ -67,7 +66,7 @@ impl Common {
     /// as well.
     ///
     /// # Errors
-    /// When kcmp(2) fails otherwise than by not being there.
+    /// When kcmp(2) fails otherwise than by not being there; see [`is_apart`].
     pub fn check(&self, view: &View) -> io::Result<Vec<Finding>> {
         let mut found: Vec<Finding> = PARTS.iter().flat_map(|part| part.check(view)).collect();
         found.extend(self.filtered(view));
@@ -104,21 +103,16 @@ impl Common {
 
 /// Has the thread descriptors that its process has not?
 fn own_table(view: &View) -> io::Result<Option<Finding>> {
-    if view.pid == view.tid {
-        return Ok(None);
-    }
-    match compare_tasks(view.pid, view.tid, Shared::Files) {
-        Ok(Ordering::Equal) => Ok(None),
-        Ok(_) => Ok(Some(blocker(
+    match is_apart(view.pid, view.tid, Shared::Files) {
+        Ok(false) => Ok(None),
+        Ok(true) => Ok(Some(blocker(
             "VOS-THREAD-FILES",
             who(view),
             "it has a descriptor table apart from its process (CLONE_FILES of unshare(2))",
             "wait until the thread has ended",
         ))),
-        // One that has ended has none any more; without kcmp(2) a warning is given elsewhere.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOSYS | libc::EPERM)) => {
-            Ok(None)
-        }
+        // One that has ended has none any more.
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(e) => Err(e),
     }
 }

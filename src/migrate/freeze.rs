@@ -176,11 +176,7 @@ impl Freezing<'_> {
         loop {
             let busy = self.watched.in_vfork();
             // A child may be stopped before its parent's vfork(2) is reported.
-            for tid in &busy {
-                if let Some((_, thread)) = self.frozen.remove(tid) {
-                    self.watched.release(&thread);
-                }
-            }
+            self.release(&busy);
             let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
             self.frozen.values().for_each(|(pid, _)| *counts.entry(*pid).or_default() += 1);
             for pid in self.watched.processes() {
@@ -198,8 +194,17 @@ impl Freezing<'_> {
                 if !self.let_signals_come() {
                     return Ok(());
                 }
-            } else if !self.let_on(&busy) {
+            } else {
                 self.await_vfork(&busy)?;
+            }
+        }
+    }
+
+    /// Lets those of these threads go on that stand still.
+    fn release(&mut self, tids: &BTreeSet<i32>) {
+        for tid in tids {
+            if let Some((_, thread)) = self.frozen.remove(tid) {
+                self.watched.release(&thread);
             }
         }
     }
@@ -321,33 +326,12 @@ impl Freezing<'_> {
     /// Threads that are about to take a signal while one more of its number waits take it: put back
     /// into the queue, the two would be one. False when there is none.
     fn let_signals_come(&mut self) -> bool {
-        let doubled: Vec<i32> = self
-            .frozen
-            .values()
-            .filter(
-                |(_, thread)| matches!(thread.stop, Stop::Signal(s) if is_queued(thread.tid, s)),
-            )
-            .map(|(_, thread)| thread.tid)
-            .collect();
-        for tid in &doubled {
-            if let Some((_, thread)) = self.frozen.remove(tid) {
-                self.watched.release(&thread);
-            }
-        }
+        let is_doubled =
+            |thread: &Frozen| matches!(thread.stop, Stop::Signal(s) if is_queued(thread.tid, s));
+        let threads = self.frozen.values().map(|(_, thread)| thread);
+        let doubled: BTreeSet<i32> = threads.filter(|t| is_doubled(t)).map(|t| t.tid).collect();
+        self.release(&doubled);
         !doubled.is_empty()
-    }
-
-    /// A child of vfork(2) may have been stopped before its parent's event told what it is. False
-    /// when none was.
-    fn let_on(&mut self, busy: &BTreeSet<i32>) -> bool {
-        let mut any = false;
-        for tid in busy {
-            if let Some((_, Frozen { tid, stop, .. })) = self.frozen.remove(tid) {
-                self.watched.take(Wait { tid, stop });
-                any = true;
-            }
-        }
-        any
     }
 
     /// Serves those that cannot be stopped yet, until one more can be.

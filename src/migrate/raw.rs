@@ -242,3 +242,18 @@ pub fn compare_tasks(pid: i32, other: i32, what: Shared) -> io::Result<std::cmp:
         _ => Ok(std::cmp::Ordering::Greater),
     }
 }
+
+/// Has a thread this apart from its process (unshare(2))? The first one never has, and none does
+/// where kcmp(2) does not work.
+///
+/// # Errors
+/// `ESRCH` when it has ended.
+pub fn is_apart(pid: i32, tid: i32, what: Shared) -> io::Result<bool> {
+    if pid == tid {
+        return Ok(false);
+    }
+    match compare_tasks(pid, tid, what) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(false),
+        compared => compared.map(|order| order != std::cmp::Ordering::Equal),
+    }
+}

@@ -272,6 +272,14 @@ impl Outcome {
         optional.filter_map(|a| result_of(a.value).err().map(|e| (a.what, e)))
     }
 
+    /// The first four bytes of data after the calls, as a number.
+    #[must_use]
+    pub fn int(&self, d: Data) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.data(d)[..4]);
+        u32::from_ne_bytes(bytes)
+    }
+
     /// Data after the calls.
     #[must_use]
     pub fn data(&self, d: Data) -> &[u8] {

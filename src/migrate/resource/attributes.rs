@@ -148,11 +148,9 @@ impl Part for Process {
         let cwd = cwd.as_os_str().as_bytes().to_vec();
         Ok(Box::new(move |_, outcome| {
             outcome.get(reaper)?;
-            let mut subreaper = [0; 4];
-            subreaper.copy_from_slice(&outcome.data(at)[..4]);
             encode(
                 "process attributes",
-                &ProcessState { umask, cwd, subreaper: i32::from_le_bytes(subreaper) },
+                &ProcessState { umask, cwd, subreaper: outcome.int(at) as i32 },
             )
         }))
     }
@@ -233,15 +231,13 @@ impl Part for AfterCreds {
         let opened = view.opened;
         Ok(Box::new(move |_, outcome| {
             outcome.get(death)?;
-            let mut signal = [0; 4];
-            signal.copy_from_slice(&outcome.data(at)[..4]);
             encode(
                 "thread attributes",
                 &AfterCredsState {
                     personality: outcome.get(personality)?,
                     timer_slack: outcome.get(slack)?,
                     dumpable: if opened { 0 } else { outcome.get(dumpable)? },
-                    death_signal: i32::from_le_bytes(signal),
+                    death_signal: outcome.int(at) as i32,
                     no_new_privs,
                 },
             )

@@ -300,9 +300,7 @@ impl AskedIds {
         outcome.get(self.call)?;
         let mut ids = [outcome.get(self.filesystem)? as u32; 4];
         for (id, at) in ids.iter_mut().zip(self.three) {
-            let mut word = [0; 4];
-            word.copy_from_slice(&outcome.data(at)[..4]);
-            *id = u32::from_le_bytes(word);
+            *id = outcome.int(at);
         }
         Ok(ids)
     }

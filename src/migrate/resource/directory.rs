@@ -1,7 +1,6 @@
 //! Working directory and umask of a thread that does not share them with its process (CLONE_FS of
 //! unshare(2)).
 
-use std::cmp::Ordering;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::Capability;
-use crate::migrate::raw::{compare_tasks, Shared};
+use crate::migrate::raw::{is_apart, Shared};
 use crate::tracer::inject::{Arg, Program};
 
 const NAME: &str = "directory of a thread";
@@ -41,18 +40,6 @@ pub fn umask(view: &View) -> Result<u32, PartError> {
     u32::from_str_radix(view.field("Umask:"), 8).map_err(|_| PartError::State("umask"))
 }
 
-/// Has it a working directory apart from its process? Without kcmp(2) it counts as having none.
-fn is_apart(view: &View) -> io::Result<bool> {
-    if view.pid == view.tid {
-        return Ok(false);
-    }
-    match compare_tasks(view.pid, view.tid, Shared::Directories) {
-        Ok(order) => Ok(order != Ordering::Equal),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
 impl Part for OwnDirectory {
     fn name(&self) -> &'static str {
         NAME
@@ -78,7 +65,7 @@ impl Part for OwnDirectory {
             |source| PartError::Io { what, source }
         };
         let mut state = None;
-        if is_apart(view).map_err(failed("kcmp"))? {
+        if is_apart(view.pid, view.tid, Shared::Directories).map_err(failed("kcmp"))? {
             let cwd = cwd(view.pid, view.tid).map_err(failed("working directory"))?;
             state = Some(State { umask: umask(view)?, cwd: cwd.as_os_str().as_bytes().to_vec() });
         }

@@ -88,10 +88,8 @@ impl Part for OfThread {
         let dispatch = view.dispatch;
         Ok(Box::new(move |_, outcome| {
             outcome.get(tsc)?;
-            let mut word = [0; 4];
-            word.copy_from_slice(&outcome.data(at)[..4]);
             let state = ThreadState {
-                tsc: u32::from_le_bytes(word),
+                tsc: outcome.int(at),
                 memory_errors: or_else(outcome.raw(memory_errors), PR_MCE_KILL_DEFAULT),
                 io_flusher: or_else(outcome.raw(io_flusher), 0),
                 speculation: speculation.map(|row| or_else(outcome.raw(row), 0)),

@@ -7,7 +7,7 @@ use super::{decode, encode, raw, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::{Processes, Signals};
 use crate::capabilities::Capability;
 use crate::tracer;
-use crate::tracer::inject::{Arg, Program};
+use crate::tracer::inject::{word, Arg, Program};
 
 /// set_tid_address(2) and set_robust_list(2).
 pub struct Pointers;
@@ -49,9 +49,7 @@ impl Part for Pointers {
         let row = program.call(libc::SYS_prctl, "PR_GET_TID_ADDRESS", &args);
         Ok(Box::new(move |_, outcome| {
             outcome.get(row)?;
-            let mut word = [0; 8];
-            word.copy_from_slice(outcome.data(at));
-            let clear_tid = u64::from_le_bytes(word);
+            let clear_tid = word(outcome.data(at), 0);
             encode("thread pointers", &PointersState { clear_tid, robust })
         }))
     }

@@ -305,19 +305,15 @@ impl Mover {
             all.push(ways);
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
-            let insn = capture::syscall_insn(process.pid, &process.image.memory);
-            let done = insn.map_err(Into::into).and_then(|insn| make_undumpable(process.pid, insn));
-            if let Err(e) = done {
+            let insn = self.sup.session.insn(process.pid, self.vdso.syscall_offset());
+            let done = insn.context("no system call is known in it");
+            if let Err(e) = done.and_then(|insn| make_undumpable(process.pid, insn)) {
                 tracing::error!("process {} stays dumpable: {e:#}", process.image.ids.pid);
             }
         }
         self.stop_processes(processes, &all)?;
-        let running = processes.iter().zip(all).filter(|(p, _)| p.image.stopped.is_none());
-        for (tid, way) in running.flat_map(|(_, ways)| ways) {
-            let resumed = self.sup.session.go(tid, way);
-            resumed.with_context(|| format!("resuming thread {tid}"))?;
-        }
-        Ok(())
+        let mut running = processes.iter().zip(&all).filter(|(p, _)| p.image.stopped.is_none());
+        running.try_for_each(|(_, ways)| self.resume(ways))
     }
 
     fn way_of(&mut self, thread: &NewThread) -> Result<Way> {

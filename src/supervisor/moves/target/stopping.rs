@@ -56,6 +56,14 @@ impl Mover {
     fn stop_process(&mut self, process: &Restored, ways: &Ways) -> Result<()> {
         let Some(signal) = process.image.stopped else { return Ok(()) };
         raw::kill(process.pid, signal).context("stopping the job as it was")?;
+        self.resume(ways)
+    }
+
+    /// Lets the threads of a process go on.
+    ///
+    /// # Errors
+    /// When one cannot be resumed.
+    pub(super) fn resume(&mut self, ways: &Ways) -> Result<()> {
         for &(tid, way) in ways {
             let resumed = self.sup.session.go(tid, way);
             resumed.with_context(|| format!("resuming thread {tid}"))?;
