@@ -390,7 +390,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TRANSLATE",
         title: "no namespaces at the target",
-        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries; terminals, System V objects and message queues of the job keep their numbers only in namespaces; so do Unix sockets with a path or SO_PASSCRED, POSIX timers and open files of /proc that show memory.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries; terminals, System V objects and message queues of the job keep their numbers only in namespaces; so do Unix sockets with a path or SO_PASSCRED, and open files of /proc that show memory.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
     },
     Code {
         code: "VOS-TREE",
@@ -461,6 +461,11 @@ pub const CODES: &[Code] = &[
         code: "VOS-USERNS",
         title: "the target allows no namespaces",
         text: "A job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to its node's user. Without them a job can only have the user that the node runs as (see VOS-TRANSLATE), and this one has another.\nWay out: run the target's node as the job's user; or on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
+    },
+    Code {
+        code: "VOS-VDSO",
+        title: "a signal in the middle of a function of the vdso",
+        text: "A signal has interrupted a thread in code that the kernel gives to programs (vdso(7): clock_gettime and others), and its handler has not returned. The target has other code there, into which it could not return. The move waits up to a second for that, or longer on a busy machine.\nWay out: try again; or move it to a node with the same kernel and with namespaces.",
     },
     Code {
         code: "VOS-VFORK",

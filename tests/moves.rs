@@ -111,6 +111,7 @@ const GUESTS: &[Guest] = &[
     guest("sig_order"),
     guest("sig_twice"),
     guest("sig_own_mask"),
+    guest("vdso_handler").proves(&["vdso"]),
     guest("faults"),
     guest("stop_reports").proves(&["stopped"]),
     guest("itimers").proves(&["itimers"]),
@@ -389,16 +390,9 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("pty_many", BOTH, Fate::Refused),
     ("pty_devtty", BOTH, Fate::Refused),
     ("pty_hangup", BOTH, Fate::Differs("its terminals come and go while it is looked at")),
-    ("deadlines", BOTH, Fate::Refused),
-    ("posix_timers", BOTH, Fate::Refused),
-    ("posix_timer_clocks", BOTH, Fate::Refused),
-    ("posix_timer_overrun", BOTH, Fate::Refused),
-    ("timers_once", BOTH, Fate::Refused),
-    ("timer_thread_gone", BOTH, Fate::Refused),
     ("unix_path", BOTH, Fate::Refused),
     ("unix_dgram", BOTH, Fate::Refused),
     ("unix_listen_backlog", BOTH, Fate::Refused),
-    ("traps", BOTH, Fate::Differs("a signal is on its way to it in the vdso at most moments")),
     ("pty_jobs", BOTH, Fate::Refused),
     ("sysv_shm", BOTH, Fate::Refused),
     ("sysv_shm_rmid", BOTH, Fate::Refused),
@@ -409,6 +403,7 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("blocked", BOTH, Fate::Refused),
     ("sig_order", BOTH, Fate::Refused),
     ("undumpable", &[Who::User], Fate::Refused),
+    ("undumpable_child", &[Who::User], Fate::Refused),
     ("traps+undumpable", &[Who::User], Fate::Refused),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
 ];
@@ -1000,8 +995,14 @@ fn cells() -> Vec<Cell> {
         }
         let word = who.word();
         cells.push(Cell::new(format!("shipped/{word}"), move |_| shipped(who)));
-        let guests =
-            [guest("vdso"), guest("clocks"), guest("threads"), built("vdso", Flavour::Musl)];
+        let guests = [
+            guest("vdso"),
+            guest("vdso_handler"),
+            guest("traps"),
+            guest("clocks"),
+            guest("threads"),
+            built("vdso", Flavour::Musl),
+        ];
         for of in guests {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));

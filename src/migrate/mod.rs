@@ -11,6 +11,7 @@ pub mod gone;
 pub mod image;
 pub mod joining;
 pub mod late;
+pub mod leaving;
 pub mod message;
 pub mod near;
 pub mod newborn;

@@ -22,7 +22,7 @@ use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{blocker, directory, schedule, timers, View};
+use super::resource::{blocker, directory, schedule, View};
 use super::skeleton::Footing;
 use crate::boot;
 use crate::control::{Finding, Severity};
@@ -184,11 +184,7 @@ pub fn local(
     let open = Open {
         files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
         sockets: wanted_names(&files.views.objects, files),
-        untranslated: {
-            let mut found = files.untranslated(is_forwarded);
-            found.extend(pids.iter().filter_map(|pid| untranslated_timers(*pid)));
-            found
-        },
+        untranslated: files.untranslated(is_forwarded),
     };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
@@ -589,21 +585,6 @@ pub fn footing(hello: &Hello) -> Footing {
         true => Footing::Translated,
         false => Footing::Namespaces,
     }
-}
-
-/// POSIX timers cannot be where numbers are translated: their signals come in the middle of calls
-/// whose arguments are changed.
-#[must_use]
-pub fn untranslated_timers(pid: i32) -> Option<Finding> {
-    let own = View::read_process(pid).map_or(pid, |view| view.job_pid);
-    (!timers::ids(pid).is_empty()).then(|| {
-        blocker(
-            "VOS-TRANSLATE",
-            format!("POSIX timers of process {own}"),
-            "their signals may come in the middle of calls that are translated",
-            "allow user namespaces on the target, or let the program delete its timers",
-        )
-    })
 }
 
 /// A process that is not dumpable cannot be where numbers are translated.

@@ -11,6 +11,18 @@ use crate::syscalls::AtExit;
 use crate::tracer::{raw, stop, Stop};
 
 impl Session {
+    /// A stopped thread is about to run here, whatever becomes of its supervisor; one whose calls
+    /// are translated ends with it, because they would fail.
+    ///
+    /// # Errors
+    /// `ESRCH` when the thread is gone.
+    pub fn runs_here(&self, tid: i32) -> io::Result<()> {
+        match self.translation {
+            Some(_) => raw::bind_to_tracer(tid),
+            None => raw::set_exitkill(tid, false),
+        }
+    }
+
     /// A thread at the entry of a call that may carry numbers: what is to be done when it
     /// returns.
     pub(super) fn translate(&self, tid: i32) -> io::Result<Option<Box<Call>>> {

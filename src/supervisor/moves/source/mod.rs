@@ -18,6 +18,7 @@ use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
 use crate::migrate::image::JobImage;
+use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::resource::creds::User;
@@ -43,14 +44,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, connections are accepted, and ptys and their sessions change: these are
-/// waited for.
-const PASSING: [&str; 6] = [
+/// followed by the others, connections are accepted, handlers of signals return, and ptys and their
+/// sessions change: these are waited for.
+const PASSING: [&str; 7] = [
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
     "VOS-LEASE-BREAK",
     "VOS-PROC-FD",
     "VOS-UNIX-BACKLOG",
+    leaving::CODE,
     PTY_BUSY,
 ];
 /// Compilers and sort(1) make files that they remove again.
@@ -775,7 +777,7 @@ impl Mover {
             self.home = None;
         }
         for thread in frozen.job.threads() {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
+            if let Err(e) = self.sup.session.runs_here(thread.tid) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
         }

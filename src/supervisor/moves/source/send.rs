@@ -19,6 +19,7 @@ use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
+use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::near::Near;
 use crate::migrate::preflight::{self, Forwarded};
@@ -128,7 +129,8 @@ impl Mover {
             return Err(refused(finding));
         }
         if agreed.foreign_vdso {
-            frozen.job.processes.iter_mut().try_for_each(capture::leave_vdso).map_err(own)?;
+            let all = &mut frozen.job.processes;
+            all.iter_mut().try_for_each(leaving::leave_vdso).map_err(part_stopped)?;
         }
         let (parcel, bulk) = self.capture(frozen, agreed, plan)?;
         laps.lap("capture");
@@ -169,8 +171,6 @@ impl Mover {
             let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
             let mut come = files.untranslated(is_forwarded);
             come.extend(ipc::untranslated(&chosen));
-            let pids = frozen.job.pids();
-            come.extend(pids.into_iter().filter_map(preflight::untranslated_timers));
             come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
             // What may be somebody else's stays.
             chosen.clear();

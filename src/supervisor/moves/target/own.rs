@@ -24,7 +24,6 @@ use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
 use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
-use crate::tracer::raw;
 
 /// In doubt: pause between two questions to the source.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -287,19 +286,13 @@ impl Mover {
 
     /// Lets all threads go, once nothing more can fail. Those of stopped processes come to their
     /// stop before the others run: SIGCONT would take a stop away that is on its way, and the
-    /// parent would wait for a continued child (WCONTINUED of waitpid(2)) that never was stopped. A job
-    /// whose calls are translated ends with its supervisor, without which they would fail.
+    /// parent would wait for a continued child (WCONTINUED of waitpid(2)) that never was stopped.
     fn resume_all(&mut self, processes: &[Restored]) -> Result<()> {
-        let translated = self.sup.session.translation.is_some();
         let mut all: Vec<Ways> = Vec::with_capacity(processes.len());
         for process in processes {
             let mut ways = Ways::with_capacity(process.threads.len());
             for thread in &process.threads {
-                let set = match translated {
-                    true => raw::bind_to_tracer(thread.host_tid),
-                    false => raw::set_exitkill(thread.host_tid, false),
-                };
-                set.context("PTRACE_SETOPTIONS")?;
+                self.sup.session.runs_here(thread.host_tid).context("PTRACE_SETOPTIONS")?;
                 ways.push((thread.host_tid, self.way_of(thread)?));
             }
             all.push(ways);

@@ -182,7 +182,8 @@ impl FdKind for Unix {
             .then_some("its messages tell their sender's number (SO_PASSCRED)")
             .or_else(|| {
                 let name = nix::sys::socket::getsockname::<UnixAddr>(fd.as_raw_fd()).ok()?;
-                let cause = "its file may not be given to the job's user without namespaces";
+                // See `names`: that is done in a root directory of its own.
+                let cause = "it can get its address (getsockname(2)) again only by chroot(2)";
                 name.path().map(|_| cause)
             })
     }
