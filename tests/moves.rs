@@ -143,8 +143,8 @@ const GUESTS: &[Guest] = &[
     guest("own_ids").proves(&["ids"]),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
         .proves(&["dumpable"]),
-    guest("numbers"),
-    guest("deadlines"),
+    guest("numbers").proves(&["translated", "pids"]),
+    guest("deadlines").proves(&["translated", "sleeping"]),
     launched_only(
         "undumpable_child",
         &[Who::User],
@@ -371,6 +371,8 @@ fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) ->
 enum Fate {
     /// Moves of these users' jobs are refused, by VOS-TRANSLATE.
     Refused,
+    /// The same whenever it holds what cannot be there, which comes and goes.
+    RefusedAtTimes,
     /// The guest sees something that docs/limits.md tells of.
     Differs(&'static str),
 }
@@ -389,10 +391,11 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("pty_queues", BOTH, Fate::Refused),
     ("pty_many", BOTH, Fate::Refused),
     ("pty_devtty", BOTH, Fate::Refused),
-    ("pty_hangup", BOTH, Fate::Differs("its terminals come and go while it is looked at")),
+    ("pty_hangup", BOTH, Fate::RefusedAtTimes),
     ("unix_path", BOTH, Fate::Refused),
     ("unix_dgram", BOTH, Fate::Refused),
     ("unix_listen_backlog", BOTH, Fate::Refused),
+    ("unix_listen_words", BOTH, Fate::Refused),
     ("pty_jobs", BOTH, Fate::Refused),
     ("sysv_shm", BOTH, Fate::Refused),
     ("sysv_shm_rmid", BOTH, Fate::Refused),
@@ -413,6 +416,23 @@ fn refused_by_name(mut job: Job<'_>, code: &str) -> Result<()> {
     let refused = job.try_migrate(1)?;
     anyhow::ensure!(refused.code() == 10, "a refused move ended with {}", refused.code());
     anyhow::ensure!(refused.stdout.contains(code), "not {code}: {}", refused.stdout);
+    job.await_progress(3)?;
+    job.finish().map(drop)
+}
+
+/// As [`refused_by_name`], before the freeze or at it, or the job moves.
+fn refused_at_times(mut job: Job<'_>) -> Result<()> {
+    for to in [1, 2, 1, 0] {
+        let ended = job.try_migrate(to)?;
+        let named = ["VOS-TRANSLATE", "VOS-PTY-BUSY"].iter().any(|c| ended.stdout.contains(c));
+        let refused = [10, 11].contains(&ended.code()) && named;
+        anyhow::ensure!(ended.code() == 0 || refused, "{}: {}", ended.code(), ended.stdout);
+        if ended.code() == 0 {
+            job.at = to;
+            break;
+        }
+        job.await_progress(3)?;
+    }
     job.await_progress(3)?;
     job.finish().map(drop)
 }
@@ -438,6 +458,9 @@ fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Resu
         if by.contains(&who) {
             return refused_by_name(job, "VOS-TRANSLATE");
         }
+    }
+    if let Some((.., Fate::RefusedAtTimes)) = fate {
+        return refused_at_times(job);
     }
     for (turn, to) in [1, 2, 0, 1, 2, 1].into_iter().enumerate() {
         job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;

@@ -15,6 +15,7 @@ pub mod leaving;
 pub mod message;
 pub mod near;
 pub mod newborn;
+pub mod outside;
 pub mod preflight;
 pub mod raw;
 mod reexec;

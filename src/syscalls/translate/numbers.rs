@@ -1,8 +1,8 @@
 //! Numbers of a job that has no pid namespace: what the job knows, and what this kernel knows.
 //!
 //! Process, thread, group and session numbers are one space, in the kernel as here. A supervisor
-//! has one job and one thread, so there is one table for each thread of a process; while there is
-//! none, all numbers are the kernel's.
+//! has one job and one thread, so there is one table for each thread of a process (another one that
+//! reads for it takes a copy); while there is none, all numbers are the kernel's.
 //!
 //! As in a pid namespace, who is not of the job has no number in it (0), and a number that nobody
 //! has in the job is nobody's.
@@ -20,7 +20,7 @@ pub const NOBODY: i32 = i32::MAX - 1;
 const FIRST: i32 = 300;
 
 /// The table of one job.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Numbers {
     /// By the job's number.
     to_host: BTreeMap<i32, i32>,
@@ -85,6 +85,23 @@ pub fn end() {
 #[must_use]
 pub fn are_own() -> bool {
     TABLE.with_borrow(Option::is_some)
+}
+
+/// A copy of the table, for another thread of the supervisor.
+#[derive(Debug)]
+pub struct Copied(Option<Numbers>);
+
+/// Copies the table of this thread.
+#[must_use]
+pub fn copied() -> Copied {
+    TABLE.with_borrow(|table| Copied(table.clone()))
+}
+
+impl Copied {
+    /// The calling thread reads the numbers of the same job, as they were.
+    pub fn take(self) {
+        TABLE.set(self.0);
+    }
 }
 
 /// Notes that the job knows process or thread `host` as `job`.
@@ -220,6 +237,20 @@ mod tests {
         // The kernel has given the number of one that is gone to another.
         born(6000);
         assert_eq!((to_job(6000), to_host(6000), to_host(5000)), (6000, 6000, NOBODY));
+        end();
+    }
+
+    #[test]
+    fn another_thread_knows_the_numbers_when_it_takes_a_copy() {
+        begin(Clocks::default());
+        bind(10, 5000);
+        let copy = copied();
+        let other = std::thread::spawn(|| {
+            let before = to_job(5000);
+            copy.take();
+            (before, to_job(5000), are_own())
+        });
+        assert_eq!(other.join().expect("thread"), (5000, 10, true));
         end();
     }
 

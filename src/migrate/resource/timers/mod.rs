@@ -73,10 +73,10 @@ fn clock_of_thread(tid: i32) -> i32 {
     (!tid << 3) | (OWN_THREAD & 7)
 }
 
-/// A clock that may be of a thread's CPU time, with the thread's number here.
-fn clock_here(clock: i32) -> i32 {
+/// A clock that may be of CPU time, with another number of whose it is.
+fn clock_with(clock: i32, number: fn(i32) -> i32) -> i32 {
     match !(clock >> 3) {
-        thread if clock < 0 && thread > 0 => clock_of_thread(numbers::to_host(thread)),
+        whose if clock < 0 && whose > 0 => (!number(whose) << 3) | (clock & 7),
         _ => clock,
     }
 }
@@ -297,6 +297,7 @@ impl Part for Posix {
         Ok(Box::new(move |_, outcome| {
             for (timer, rows) in timers.iter_mut().zip(rows) {
                 timer.take_times(outcome, &rows)?;
+                timer.clock = clock_with(timer.clock, numbers::to_job);
             }
             encode("posix timers", &State { timers, at: boot_time(outcome, clock)? })
         }))
@@ -445,7 +446,7 @@ fn sigevent(timer: &Timer) -> [u8; 64] {
 fn create(program: &mut Program, timer: &Timer, (flags, value): (i32, u64)) {
     let event = Arg::Data(program.data(&sigevent(timer)));
     let id = Arg::Data(program.data(&timer.id.to_le_bytes()));
-    let clock = Arg::Num(i64::from(clock_here(timer.clock)) as u64);
+    let clock = Arg::Num(i64::from(clock_with(timer.clock, numbers::to_host)) as u64);
     program.call(libc::SYS_timer_create, "timer_create", &[clock, event, id]);
     set(program, timer, (flags, value));
 }
@@ -524,5 +525,10 @@ mod tests {
     fn clocks_by_their_owner() {
         assert_eq!(clock_of_thread(0), OWN_THREAD);
         assert_eq!(clock_of_thread(5), (!5 << 3) | 6);
+        let double = |n| 2 * n;
+        assert_eq!(clock_with(clock_of_thread(5), double), clock_of_thread(10));
+        assert_eq!(clock_with((!5 << 3) | 2, double), (!10 << 3) | 2);
+        let same = [OWN_THREAD, OWN_PROCESS, libc::CLOCK_MONOTONIC];
+        assert_eq!(same.map(|clock| clock_with(clock, double)), same);
     }
 }
