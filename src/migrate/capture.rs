@@ -186,7 +186,7 @@ struct Batch {
 }
 
 /// Questions about the memory, in the leader: rows of brk(0), of advice for the stub that is
-/// refused for locked memory, and of mincore(2) of its last page, which nobody has touched.
+/// refused for locked memory, and of mincore(2), both of its last page, which nobody has touched.
 struct MemoryAsked {
     brk: usize,
     locked: usize,
@@ -205,10 +205,12 @@ impl MemoryAsked {
     fn ask(stub: &Stub, program: &mut Program) -> Self {
         const PAGE: u64 = proc_memory::PAGE;
         let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
-        let args = [stub.base, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
+        let last = stub.base + STUB_LEN - PAGE;
+        // Where there is no page, no other CPU has to hear of it.
+        let args = [last, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
         let locked = program.call(libc::SYS_madvise, "MADV_COLD", &args);
         let at = program.data(&[0; 8]);
-        let args = [Arg::Num(stub.base + STUB_LEN - PAGE), Arg::Num(PAGE), Arg::Data(at)];
+        let args = [Arg::Num(last), Arg::Num(PAGE), Arg::Data(at)];
         Self { brk, locked, there: (program.call(libc::SYS_mincore, "mincore", &args), at) }
     }
 
