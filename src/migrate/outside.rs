@@ -12,6 +12,7 @@ use super::resource::filters::{self, Filter};
 use super::resource::memory::{self, MmImage};
 use super::resource::{PartError, View};
 use crate::control::Severity;
+use crate::syscalls::translate::numbers;
 
 /// Whom to read.
 #[derive(Debug)]
@@ -85,7 +86,9 @@ pub fn read_ahead<T>(
     }
     thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
+        let numbers = numbers::copied();
         scope.spawn(move || {
+            numbers.take();
             for subject in subjects {
                 let outside = Outside::read(subject, identities, common);
                 if send.send(outside).is_err() {

@@ -9,8 +9,8 @@
 //! ```
 
 use libc::{
-    sock_filter, BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_ERRNO, SECCOMP_RET_TRACE,
+    sock_filter, BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRACE,
 };
 
 use crate::syscalls::table::{Policy, Row};
@@ -23,8 +23,6 @@ pub const MARK: u32 = 0x766f;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
-/// Low half of the first argument.
-const FIRST: u32 = 16;
 
 fn statement(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
@@ -48,14 +46,55 @@ fn if_other(k: u32) -> sock_filter {
     sock_filter { jt: 1, ..statement(BPF_JMP | BPF_JEQ | BPF_K, k) }
 }
 
+/// A call that is stopped only when the low word of an argument, under a mask, has one of some
+/// values.
+#[derive(Debug, Clone, Copy)]
+pub struct When {
+    pub arg: u8,
+    pub mask: u32,
+    pub values: &'static [u32],
+}
+
+/// Offset of the first argument in `struct seccomp_data`.
+const ARGS: u32 = 16;
+const STOP: u32 = SECCOMP_RET_TRACE | MARK;
+
+/// Stops these calls besides those of a program made by [`program`], which ends with ALLOW.
+#[must_use]
+pub fn with_stops(
+    mut code: Vec<sock_filter>,
+    stops: impl IntoIterator<Item = (u32, Option<When>)>,
+) -> Vec<sock_filter> {
+    code.pop();
+    for (nr, when) in stops {
+        let body = when.map_or_else(|| vec![give(STOP)], stop_when);
+        // At most a few dozen instructions.
+        let over = body.len() as u8;
+        code.push(sock_filter { jf: over, ..statement(BPF_JMP | BPF_JEQ | BPF_K, nr) });
+        code.extend(body);
+    }
+    code.push(give(SECCOMP_RET_ALLOW));
+    code
+}
+
+fn stop_when(when: When) -> Vec<sock_filter> {
+    let mut code = vec![load(ARGS + 8 * u32::from(when.arg))];
+    code.push(statement(BPF_ALU | BPF_AND | BPF_K, when.mask));
+    for value in when.values {
+        code.extend([if_equal(*value), give(STOP)]);
+    }
+    // Another stop may be for the same call.
+    code.push(load(NR));
+    code
+}
+
 /// What is done with a call that is not native.
 fn answer(policy: Policy) -> Vec<sock_filter> {
-    let trace = give(SECCOMP_RET_TRACE | MARK);
     match policy {
         Policy::Native => Vec::new(),
-        Policy::Observe => vec![trace],
+        Policy::Observe => vec![give(STOP)],
         Policy::ObserveIf(first) => {
-            vec![load(FIRST), if_equal(first), trace, give(SECCOMP_RET_ALLOW)]
+            vec![load(ARGS), if_equal(first), give(STOP), load(NR)]
         }
         Policy::Refuse(errno) => vec![give(SECCOMP_RET_ERRNO | errno as u32)],
     }
@@ -92,11 +131,12 @@ pub fn bytes(program: &[sock_filter]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::syscalls::table::TABLE;
+    use crate::syscalls::translate;
     use crate::tracer::bpf::answers;
 
     fn run(code: &[sock_filter], nr: u32, arch: u32, first: u32) -> u32 {
         let known =
-            |at| [(NR, nr), (ARCH, arch), (FIRST, first)].iter().find(|w| w.0 == at).map(|w| w.1);
+            |at| [(NR, nr), (ARCH, arch), (ARGS, first)].iter().find(|w| w.0 == at).map(|w| w.1);
         let all = answers(code, known).expect("answers");
         assert_eq!(all.len(), 1, "call {nr}");
         all.into_iter().next().expect("an answer")
@@ -105,13 +145,12 @@ mod tests {
     #[test]
     fn does_what_the_table_says_for_every_number() {
         let code = program(TABLE);
-        let trace = SECCOMP_RET_TRACE | MARK;
         for nr in 0..1024 {
             let policy = TABLE.iter().find(|r| r.nr == nr).map_or(Policy::Native, |r| r.policy);
             let (want, with) = match policy {
                 Policy::Native => (SECCOMP_RET_ALLOW, 22),
-                Policy::Observe => (trace, 0),
-                Policy::ObserveIf(first) => (trace, first),
+                Policy::Observe => (STOP, 0),
+                Policy::ObserveIf(first) => (STOP, first),
                 Policy::Refuse(errno) => (SECCOMP_RET_ERRNO | errno as u32, 0),
             };
             assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, with), want, "call {nr}");
@@ -133,7 +172,27 @@ mod tests {
     }
 
     #[test]
+    fn calls_are_stopped_when_an_argument_says_so() {
+        let when = When { arg: 1, mask: 0xff, values: &[3, 5] };
+        let code = with_stops(program(&[]), [(7, None), (9, Some(when))]);
+        let run = |nr, arg| {
+            let known = |at| {
+                [(NR, nr), (ARCH, AUDIT_ARCH_X86_64), (ARGS + 8, arg)]
+                    .iter()
+                    .find(|word| word.0 == at)
+                    .map(|word| word.1)
+            };
+            answers(&code, known).expect("answers").into_iter().collect::<Vec<u32>>()
+        };
+        let stopped = [(7, 0), (7, 3), (9, 3), (9, 0x105)].map(|(nr, arg)| run(nr, arg));
+        assert_eq!(stopped, [[STOP]; 4]);
+        let allowed = [(8, 3), (9, 4), (10, 3)].map(|(nr, arg)| run(nr, arg));
+        assert_eq!(allowed, [[SECCOMP_RET_ALLOW]; 3]);
+    }
+
+    #[test]
     fn fits_the_kernel() {
-        assert!(program(TABLE).len() <= 4096);
+        let stops = translate::table::TABLE.iter().map(|row| (row.nr as u32, row.when));
+        assert!(with_stops(program(TABLE), stops).len() <= 4096);
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{blocker, PartError, View};
 use crate::control::Finding;
 use crate::migrate::image::ProcessImage;
+use crate::syscalls::translate::REMEDY;
 use crate::tracer::bpf;
 use crate::tracer::filter::AUDIT_ARCH_X86_64;
 use crate::tracer::inject::{Arg, Program};
@@ -87,6 +88,15 @@ pub type Chain = Vec<Arc<Filter>>;
 
 /// Filters of a job's threads, by host tid. None of a thread that has none.
 pub type Chains = BTreeMap<i32, Chain>;
+
+/// What hinders a job with these filters from going where its calls are translated.
+#[must_use]
+pub fn untranslated(chains: &Chains) -> Option<Finding> {
+    chains.values().any(|chain| !chain.is_empty()).then(|| {
+        let cause = "its seccomp filters would see other numbers than the program's";
+        blocker("VOS-TRANSLATE", "the job".to_owned(), cause, REMEDY)
+    })
+}
 
 /// What hinders a thread with these filters from moving, besides `own` ones of vosrun.
 #[must_use]
