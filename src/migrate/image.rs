@@ -181,6 +181,9 @@ pub struct Restart {
     /// What is left of its timeout, nanoseconds; none: it waits for ever or to an absolute
     /// time, and starts again as it was.
     pub remaining_ns: Option<u64>,
+    /// Bytes that it has transferred already, and answers for: it starts again with the rest. 0:
+    /// it starts again as a whole.
+    pub done: u64,
 }
 
 /// Report of earlier moves, carried along.

@@ -122,7 +122,7 @@ fn parcel() -> Parcel {
     let thread = |tid| ThreadImage {
         tid,
         registers: Registers { general: vec![5; 27], extended: vec![6; 832], mask: 1 },
-        restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
+        restart: Some(Restart { nr: 35, remaining_ns: Some(5), done: 0 }),
         parts: vec![part("rseq"), part("sigaltstack")],
     };
     let object =
