@@ -111,6 +111,8 @@ pub struct ProcessImage {
     pub stopped: Option<i32>,
     /// Its parent has been told of that stop (WUNTRACED of waitpid(2)).
     pub stop_taken: bool,
+    /// It goes on after a stop, of which its parent has not been told (WCONTINUED of waitpid(2)).
+    pub continued: bool,
     /// What its SEM_UNDO operations have added up to (semop(2)).
     pub undo: Vec<Undo>,
 }

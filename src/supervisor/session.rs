@@ -24,7 +24,7 @@ use crate::migrate::transfer;
 use crate::syscalls::handles::Handles;
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
-use crate::tracer::{filter, raw, Exit, Stop, Wait};
+use crate::tracer::{filter, raw, stop, Exit, Stop, Wait};
 
 /// What a thread is doing, as far as the supervisor is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +235,24 @@ impl Session {
             }
         }
         forgive(answered)
+    }
+
+    /// Waits for a thread that has been continued out of its group-stop, and does not let it run.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn hold(&mut self, tid: i32) -> io::Result<()> {
+        loop {
+            let wait = stop::await_status(tid)?;
+            match wait.stop {
+                Stop::Interrupt => {
+                    self.set_state(tid, TaskState::Running);
+                    return Ok(());
+                }
+                Stop::Exited(_) => return self.take(wait),
+                _ => self.take(wait)?,
+            }
+        }
     }
 
     /// The job has left: its threads are not here any more.
@@ -707,7 +725,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::tracer::stop;
 
     /// A session of one stopped process, of which it looks for `looked_for` in /proc.
     fn stopped(pid: i32, looked_for: i32) -> (Session, Frozen) {

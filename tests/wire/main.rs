@@ -136,6 +136,7 @@ fn parcel() -> Parcel {
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
         stop_taken: false,
+        continued: false,
         undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {
