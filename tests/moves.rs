@@ -202,6 +202,7 @@ const GUESTS: &[Guest] = &[
     guest("unix_half_closed").proves(&["unix-half-closed"]),
     guest("unix_dgram").proves(&["unix-dgram"]),
     guest("unix_listen_backlog").proves(&["unix-backlog"]),
+    guest("unix_listen_words"),
     guest("unix_path").proves(&["unix-path"]),
     guest("unix_abstract"),
     guest("unix_creds").proves(&["unix-creds"]),

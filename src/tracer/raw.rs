@@ -219,7 +219,8 @@ pub fn queued_signals(tid: i32, shared: bool) -> io::Result<Vec<SigInfo>> {
             batch.as_mut_ptr() as usize,
         )? as usize;
         all.extend_from_slice(&batch[..got]);
-        if got == 0 {
+        // The queue does not change while the thread stands still.
+        if got < batch.len() {
             return Ok(all);
         }
     }

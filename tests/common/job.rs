@@ -284,8 +284,23 @@ impl<'h> Job<'h> {
 
     /// Moves the job and checks the answer.
     pub fn migrate(&mut self, to: usize) -> Result<Moved> {
-        let route = format!("{}→{}", self.hosts.hosts[self.at].name, self.hosts.hosts[to].name);
         let done = self.try_migrate(to)?;
+        self.moved(to, done)
+    }
+
+    /// As [`Job::migrate`]; `None` if it cannot be done now, and the guest is where it was (exit
+    /// code 75).
+    pub fn migrate_if_possible(&mut self, to: usize) -> Result<Option<Moved>> {
+        const NOT_NOW: i32 = 75;
+        let done = self.try_migrate(to)?;
+        match done.code() {
+            NOT_NOW => Ok(None),
+            _ => self.moved(to, done).map(Some),
+        }
+    }
+
+    fn moved(&mut self, to: usize, done: Done) -> Result<Moved> {
+        let route = format!("{}→{}", self.hosts.hosts[self.at].name, self.hosts.hosts[to].name);
         if done.code() != 0 {
             let _ = self.progress()?;
         }

@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
-use super::{read_hello, Prepared, Restored, PATIENCE};
+use super::{read_hello, Prepared, Restored, CAPTURE_PATIENCE, PATIENCE};
 use crate::ids::NodeId;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
@@ -110,7 +110,9 @@ impl Mover {
         let verdict = Verdict { foreign_vdso: foreign || other_kernel, ..verdict };
         self.send(key, &Msg::Verdict(verdict), &[]);
         loop {
-            let got = self.next(key, Instant::now() + PATIENCE)?;
+            // A large job is captured before the source says anything more.
+            let patience = if a.skeleton.is_some() { CAPTURE_PATIENCE } else { PATIENCE };
+            let got = self.next(key, Instant::now() + patience)?;
             let Some((msg, payload)) = got else {
                 bail!("the source {} is gone: {}", a.peer.1, self.why(key));
             };

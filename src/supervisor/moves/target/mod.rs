@@ -34,6 +34,8 @@ use own::Decision;
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same while the source captures the frozen job.
+const CAPTURE_PATIENCE: Duration = Duration::from_secs(120);
 /// A copy of a move that was given up asks the source within this time, and ends.
 const ENDING: Duration = Duration::from_secs(5);
 
