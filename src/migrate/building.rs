@@ -26,6 +26,7 @@ use super::resource::memory::SharedObject;
 use super::skeleton::{
     io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS,
 };
+use crate::syscalls::translate::numbers;
 
 /// What a process makes of the image before it loses its old memory. Objects are counted as in
 /// `objects`.
@@ -53,6 +54,8 @@ pub struct Build {
     pub carried: Vec<u32>,
     /// Objects of `table` that are finished by this process ([`fd::FdKind::finish`]).
     pub finish: Vec<u32>,
+    /// Without namespaces: the job's number of each process, and the one here.
+    pub numbers: Vec<(i32, i32)>,
 }
 
 impl Build {
@@ -180,6 +183,7 @@ pub(super) fn ask(
 
 /// In the new process: makes all descriptors, answers, and waits to be stopped for ever.
 pub(super) fn build_and_wait(build: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
+    build.numbers.iter().for_each(|(job, host)| numbers::bind(*job, *host));
     let mut keep = [control.into_raw_fd()];
     let making = Making::begin(&build.objects, &build.table, build.given(), &mut keep);
     // Either where it was, or where it has been moved.
@@ -363,7 +367,8 @@ impl RestoreCx for Provided<'_> {
         deed: &Deed,
         fds: &[BorrowedFd],
     ) -> io::Result<Vec<OwnedFd>> {
-        let other = by.filter(|by| by.pid != std::process::id() as i32);
+        let own = std::process::id() as i32;
+        let other = by.filter(|by| numbers::to_host(by.pid) != own);
         let Some(by) = other else { return deed.perform(by, fds) };
         let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         send(self.control, &Word::Act(by, deed.clone()), &numbers)?;
@@ -376,10 +381,11 @@ impl RestoreCx for Provided<'_> {
     }
 }
 
-/// In a process that is there for this only, with the number of one that has ended.
+/// In a process that is there for this only, with the number of one that has ended, or with one
+/// that nobody has in the job.
 fn act_as_the_dead(by: Cred, deed: &Deed, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
     let (own, theirs) = pair().map_err(io::Error::other)?;
-    let child = match raw::fork(Some(by.pid)) {
+    let child = match raw::fork(Some(by.pid).filter(|_| !numbers::are_own())) {
         // A process that only stands in for one of another job has this number now.
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => return deed.perform(Some(by), fds),
         other => other?,

@@ -33,13 +33,13 @@ pub fn fork(pid: Option<i32>) -> io::Result<i32> {
     fork_with(pid, libc::SIGCHLD)
 }
 
-/// fork(2) with the child's pid in the newest pid namespace. A silent child sends no signal at
+/// fork(2), with the child's pid in the newest pid namespace if given. A silent child sends no signal at
 /// its end, and is a child only to who waits with `__WALL` (wait(2)).
 ///
 /// # Errors
 /// As [`fork`].
-pub fn fork_as(pid: i32, silent: bool) -> io::Result<i32> {
-    fork_with(Some(pid), if silent { 0 } else { libc::SIGCHLD })
+pub fn fork_as(pid: Option<i32>, silent: bool) -> io::Result<i32> {
+    fork_with(pid, if silent { 0 } else { libc::SIGCHLD })
 }
 
 fn fork_with(pid: Option<i32>, exit_signal: i32) -> io::Result<i32> {

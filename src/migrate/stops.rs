@@ -69,7 +69,8 @@ fn note_children(
     for &child in children {
         let info = program.data(&[0; INFO_LEN]);
         let news = if images[child].stopped.is_some() { libc::WSTOPPED } else { libc::WCONTINUED };
-        let options = news | libc::WNOHANG | libc::WNOWAIT;
+        // Children of clone(2) that tell their end by no SIGCHLD are asked for as well.
+        let options = news | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
         wait(&mut program, number_at_parent(pids[child])?, Some(info), options);
         infos.push(info);
     }

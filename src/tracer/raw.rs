@@ -50,6 +50,16 @@ pub fn set_exitkill(tid: i32, exitkill: bool) -> io::Result<()> {
     ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
+/// PTRACE_SETOPTIONS: [`OPTIONS`], and the thread ends with its tracer and tells of its end
+/// (PTRACE_O_EXITKILL, PTRACE_O_TRACEEXIT).
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped.
+pub fn bind_to_tracer(tid: i32) -> io::Result<()> {
+    let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT;
+    ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
+}
+
 /// PTRACE_INTERRUPT.
 ///
 /// # Errors
@@ -197,6 +207,14 @@ pub fn siginfo(tid: i32) -> io::Result<SigInfo> {
     let mut info: SigInfo = [0; 128];
     ptrace(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
     Ok(info)
+}
+
+/// PTRACE_SETSIGINFO: of the signal about to be delivered.
+///
+/// # Errors
+/// `EINVAL` when the thread is in group-stop.
+pub fn set_siginfo(tid: i32, info: &SigInfo) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETSIGINFO, tid, 0, std::ptr::from_ref(info) as usize).map(drop)
 }
 
 /// PTRACE_PEEKSIGINFO: all signals queued for the thread, or (`shared`) for its process.

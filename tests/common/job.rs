@@ -71,6 +71,8 @@ impl Program {
 /// A running job. Dropping it kills what is left of its program.
 #[derive(Debug)]
 pub struct Job<'h> {
+    /// It moves without namespaces.
+    pub translate: bool,
     pub hosts: &'h Hosts,
     pub name: String,
     pub start: Start,
@@ -164,6 +166,7 @@ impl<'h> Job<'h> {
         let stderr = child.stderr.take().map(|from| collect(from, &mut readers));
         let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
         Ok(Self {
+            translate: false,
             hosts,
             name,
             start,
@@ -279,7 +282,9 @@ impl<'h> Job<'h> {
     /// `vosrun migrate` with whatever end it has.
     pub fn try_migrate(&self, to: usize) -> Result<Done> {
         let target = self.hosts.hosts[to].name;
-        self.hosts.run(self.at, &["migrate", &self.name, "--to", target, "--json"])
+        let mut args = vec!["migrate", &self.name, "--to", target, "--json"];
+        args.extend(self.translate.then_some("--translate"));
+        self.hosts.run(self.at, &args)
     }
 
     /// Moves the job and checks the answer.

@@ -87,7 +87,7 @@ impl FdKind for TimerFd {
         let state: State = decode(NAME, state)?;
         let tried = || failed(format!("make a timerfd on clock {}", state.clock));
         let fd = raw::timerfd(state.clock).map_err(tried())?;
-        let now = raw::clock(libc::CLOCK_BOOTTIME).map_err(tried())?;
+        let now = pause::own_boot_time().map_err(tried())?;
         let tick = u64::try_from(coarse_tick().map_err(tried())?).unwrap_or(0);
         let state = state.after(state.passed(now, tick));
         state.arm(fd.as_raw_fd())?;

@@ -26,6 +26,7 @@ use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
 use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
+use crate::syscalls::translate::numbers;
 use crate::tracer::memory::{VmFlags, PAGE};
 
 /// The descriptions of a job on their way to its processes.
@@ -121,6 +122,7 @@ impl<'a> Outfit<'a> {
                 shared: process.memory.objects.clone(),
                 provided: if n == 0 { self.provided.keys().copied().collect() } else { Vec::new() },
                 shared_given: given.iter().map(|(index, _)| *index).collect(),
+                numbers: numbers::all(),
                 ..build
             };
             let mut fds: Vec<BorrowedFd> = Vec::new();
