@@ -26,6 +26,7 @@ pub mod sharing;
 pub mod skeleton;
 pub mod stops;
 pub mod terminals;
+pub mod transfer;
 pub mod transport;
 pub mod tree;
 pub mod vdso;
