@@ -21,6 +21,7 @@ use nix::sys::stat::{major, minor};
 use nix::sys::termios::{tcgetattr, LocalFlags, SpecialCharacterIndices};
 
 use super::resource::fd::raw::socket_option;
+use super::resource::View;
 use super::settle::arguments;
 use crate::tracer::inject::{read_exact, word};
 use crate::tracer::memory::{read_proc, tgid};
@@ -258,6 +259,12 @@ fn has_no_limit(pid: i32) -> io::Result<bool> {
     Ok(line.is_some_and(|line| line.trim_start().starts_with("unlimited")))
 }
 
+/// May the thread have seccomp filters of its own, to which another call is not the same? One of them
+/// may be vosrun's.
+fn may_have_filters(tid: i32) -> io::Result<bool> {
+    Ok(View::read_process(tid)?.number("Seccomp_filters:") > 1)
+}
+
 /// Has the thread come out of a call that may have been interrupted in the middle? A first look, at
 /// the registers only.
 #[must_use]
@@ -306,6 +313,9 @@ fn find_rest(pid: i32, regs: &Regs, done: u64) -> io::Result<Option<Rest>> {
             break;
         }
         let (nr, args) = transfer.call(pid, at, len, done)?;
+        if nr != transfer.nr && may_have_filters(pid)? {
+            return Ok(None);
+        }
         return Ok(Some(Rest { nr, args, len }));
     }
     Ok(None)
