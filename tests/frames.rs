@@ -55,7 +55,7 @@ fn members(text: &str) -> Result<Vec<Member>> {
         let words = words?;
         let [pid, ppid, pgid, sid, ended @ ..] = words.as_slice() else { bail!("{line}") };
         let ids = Ids { pid: *pid, ppid: *ppid, pgid: *pgid, sid: *sid };
-        Ok(Member { ids, ended: ended.first().copied() })
+        Ok(Member { ids, ended: ended.first().copied(), shares: Shares::default() })
     };
     text.split(',').map(member).collect()
 }

@@ -211,6 +211,11 @@ const GUESTS: &[Guest] = &[
         "nothing tells that its daemons are its own",
     )
     .proves(&["orphans"]),
+    guest("clone_files").proves(&["clone-shared"]),
+    guest("clone_fs").proves(&["clone-shared"]),
+    guest("clone_vm").proves(&["clone-shared"]),
+    guest("clone_sighand").proves(&["clone-shared"]),
+    guest("clone_all").proves(&["clone-shared"]),
     guest("tree_storm").proves(&["fork-storm"]),
     guest("tree_stops").proves(&["stopped"]),
     guest("pdeathsig").proves(&["parent-death"]),

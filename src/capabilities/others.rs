@@ -18,10 +18,15 @@ pub const ROWS: &[Capability] = &[
     Capability::moves(Processes, "fork-storm", "forks, vforks and execs while the job moves"),
     Capability::moves(Processes, "exec", "programs executed since the start"),
     Capability::moves(Processes, "pids", "pids and thread ids, and signals sent by them"),
-    Capability::refused(
+    Capability::moves(
         Processes,
         "clone-shared",
         "processes that share memory, descriptors, directory or handlers by clone(2)",
+    ),
+    Capability::refused(
+        Processes,
+        "clone-shared-apart",
+        "the same of processes whose common parent has ended",
         "VOS-SHARED-TASK",
     ),
     Capability::refused(

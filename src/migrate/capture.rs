@@ -21,6 +21,7 @@ use super::resource::signals;
 use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
+use super::shares::Shares;
 use crate::control::Severity;
 use crate::tracer::inject::{
     sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
@@ -107,6 +108,7 @@ pub fn capture(
     });
     let mut image = ProcessImage {
         ids: of.parents.ids(leader)?,
+        shares: Shares::default(),
         memory,
         table: table.to_vec(),
         locks: Vec::new(),
@@ -482,6 +484,10 @@ fn ask_with(
 /// When no executable mapping has one, or memory cannot be read.
 pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    if memory.mappings.is_empty() {
+        // It is in the image of another process, which has the same memory.
+        return syscall_insn_now(pid).map_err(io_error(format!("vdso of process {pid}")));
+    }
     let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
     let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");
     if let Some(m) = memory.mappings.iter().find(special) {

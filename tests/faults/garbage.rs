@@ -31,7 +31,7 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let ids = |pid| Ids { pid, ppid: 1, pgid: pid, sid: pid };
     let plan = |pid, clock| Plan {
-        members: vec![Member { ids: ids(pid), ended: None }],
+        members: vec![Member { ids: ids(pid), ended: None, shares: Shares::default() }],
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },

@@ -227,7 +227,7 @@ fn messages() -> Vec<Msg> {
         remedy: "y".into(),
     };
     let plan = Plan {
-        members: vec![Member { ids: ids(), ended: None }],
+        members: vec![Member { ids: ids(), ended: None, shares: Shares::default() }],
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),

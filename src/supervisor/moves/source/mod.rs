@@ -29,9 +29,11 @@ use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::keyrings;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
+use crate::migrate::shares::Sharing;
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::terminals;
 use crate::migrate::transport::{Link, Service};
+use crate::migrate::tree;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
@@ -289,16 +291,21 @@ impl Mover {
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local =
             preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
-        let busy = self.sup.session.in_vfork();
-        let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
-        let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
-        local.findings.extend(preflight::shared_tasks(&settled));
+        let shared = preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
+        local.findings.extend(shared);
         local.findings.extend(self.choose_ipc(&pids, false).err());
         local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// Those of the processes that are not in the middle of vfork(2), and not too new to tell.
+    fn settled(&self, pids: &[i32]) -> Vec<i32> {
+        let busy = self.sup.session.in_vfork();
+        let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
+        pids.iter().copied().filter(is_settled).collect()
     }
 
     /// What all threads of the job have.
@@ -588,8 +595,10 @@ impl Mover {
             let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
             laps.lap("freeze");
             // The tree may have grown or lost members since.
-            let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
+            let pids = frozen.job.pids();
+            let members = family::members(&pids, &Sharing::of(&pids)).map_err(part_stopped)?;
             if members != plan.members {
+                tree::unshareable(&members).map_or(Ok(()), |finding| Err(refused(finding)))?;
                 let clocks = job_clocks(self.sup.session.root).map_err(own)?;
                 plan = Plan { members, clocks, ..plan };
                 self.prepare(target, &plan)?;
@@ -670,7 +679,8 @@ impl Mover {
         let root = self.sup.session.root;
         let view = View::read_process(root).map_err(own)?;
         let pids = self.pids();
-        let members = family::members(&pids).map_err(part_stopped)?;
+        let sharing = Sharing::of(&self.settled(&pids));
+        let members = family::members(&pids, &sharing).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
         let terminals = terminals::of(&files, root).map_err(fd_stopped)?;

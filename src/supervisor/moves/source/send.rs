@@ -124,9 +124,6 @@ impl Mover {
         laps: &mut Laps,
     ) -> Step1<JobImage> {
         reached("frozen");
-        if let Some(finding) = preflight::shared_tasks(&frozen.job.pids()).into_iter().next() {
-            return Err(refused(finding));
-        }
         if agreed.foreign_vdso {
             frozen.job.processes.iter_mut().try_for_each(capture::leave_vdso).map_err(own)?;
         }
