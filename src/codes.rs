@@ -410,7 +410,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-UNIX-BACKLOG",
         title: "a connection that is not accepted yet",
-        text: "A connection waits to be accepted by a listening Unix socket of the program, and bytes or descriptors wait in it, or its other end is closed. The kernel shows nobody what is in it.\nWay out: move again when the program has accepted it.",
+        text: "A connection waits to be accepted by a listening Unix socket of the program, and bytes or descriptors wait in it, or its other end is closed. The kernel shows nobody what is in it, so the move waits a second for the program to accept it.\nWay out: move again when the program has accepted it.",
     },
     Code {
         code: "VOS-UNIX-NAME",

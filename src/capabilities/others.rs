@@ -26,7 +26,7 @@ pub const ROWS: &[Capability] = &[
     Capability::refused(
         Processes,
         "clone-shared-apart",
-        "the same of processes whose common parent has ended",
+        "the same memory or handlers in children of a process that has others",
         "VOS-SHARED-TASK",
     ),
     Capability::refused(

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::apart::Common;
 use super::freeze::{Frozen, FrozenProcess};
 use super::gone;
 use super::image::{Ids, ProcessImage, ThreadImage};
 use super::near::{Fetched, Near};
+use super::outside::Outside;
 use super::raw::{compare_tasks, Shared};
 use super::resource::fd::Slot;
 use super::resource::ipc::choose::refusal;
@@ -22,7 +22,6 @@ use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
 use super::shares::Shares;
-use crate::control::Severity;
 use crate::tracer::inject::{
     sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
 };
@@ -41,8 +40,6 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 
 /// What a capture of processes is told of their job.
 pub struct Capturing<'a> {
-    /// Device and inode of the job's descriptions.
-    pub identities: &'a [(u64, u64)],
     /// The clocks at the freeze.
     pub scheduler_now: &'a settle::SchedulerClocks,
     pub running: &'a Running,
@@ -50,44 +47,35 @@ pub struct Capturing<'a> {
     pub sets: &'a [undo::Asked],
     /// Keeps the caller and whom it asks on one CPU, if it lives.
     pub near: Option<&'a Near>,
-    /// What all threads of the job have.
-    pub common: &'a Common,
     parents: Parents,
 }
 
 impl<'a> Capturing<'a> {
     /// Without semaphores and anywhere.
     #[must_use]
-    pub fn new(
-        identities: &'a [(u64, u64)],
-        scheduler_now: &'a settle::SchedulerClocks,
-        running: &'a Running,
-        common: &'a Common,
-    ) -> Self {
+    pub fn new(scheduler_now: &'a settle::SchedulerClocks, running: &'a Running) -> Self {
         let parents = Parents::default();
-        Self { identities, scheduler_now, running, sets: &[], near: None, common, parents }
+        Self { scheduler_now, running, sets: &[], near: None, parents }
     }
 }
 
-/// Captures everything of a process but the pages of its memory. `table` are its descriptors.
+/// Captures everything of a process but the pages of its memory. `outside` is what has been read of
+/// it, `table` are its descriptors.
 ///
 /// # Errors
 /// The first object that cannot move or could not be asked; the process is as before then,
 /// still stopped.
 pub fn capture(
     frozen: &mut FrozenProcess,
+    outside: Outside,
     table: &[Slot],
     of: &mut Capturing<'_>,
 ) -> Result<ProcessImage, PartError> {
     let pid = frozen.pid;
-    let mut memory = memory::capture(pid, 0, of.identities)?;
+    let Outside { mut memory, views } = outside;
     let insn = syscall_insn(pid, &memory)?;
     let mut threads: Vec<Asked> = Vec::with_capacity(frozen.threads.len());
-    for thread in &mut frozen.threads {
-        let mut view = View::read(pid, thread.tid)
-            .map_err(io_error(format!("status of thread {}", thread.tid)))?;
-        (view.opened, view.keys) = (frozen.opened.is_some(), frozen.keys);
-        may_move(&view, of.common)?;
+    for (thread, view) in frozen.threads.iter_mut().zip(views) {
         threads.push(Asked::open(view, thread, of.scheduler_now, of.running, insn)?);
         // A signal about to be delivered is in its queue again.
         if let Stop::Signal(_) = thread.stop {
@@ -333,14 +321,6 @@ impl Asked {
         let memory = batch.memory.map(|asked| asked.answer(&outcome)).transpose()?;
         Ok((memory, process))
     }
-}
-
-/// What hinders a thread, which the look before the move has not seen yet.
-fn may_move(view: &View, common: &Common) -> Result<(), PartError> {
-    let what = format!("thread {}", view.tid);
-    let found = common.check(view).map_err(io_error(what))?;
-    let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
-    blocker.map_or(Ok(()), |finding| Err(PartError::Refused(Box::new(finding))))
 }
 
 /// Puts a signal that was about to be delivered back into the thread's queue.

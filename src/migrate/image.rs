@@ -152,6 +152,9 @@ impl ProcessImage {
         if self.takes(Shared::Files) {
             self.table = Vec::new();
         }
+        if self.takes(Shared::Undo) {
+            self.undo = Vec::new();
+        }
     }
 
     fn check(&self, files: &FdImage) -> Result<(), &'static str> {

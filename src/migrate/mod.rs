@@ -14,6 +14,7 @@ pub mod late;
 pub mod message;
 pub mod near;
 pub mod newborn;
+pub mod outside;
 pub mod preflight;
 pub mod raw;
 pub mod resource;

@@ -1,5 +1,5 @@
 //! What processes have in common by the flags of clone(2) without being threads of one process:
-//! memory, descriptor table, directories, signal handlers.
+//! memory, descriptor table, directories, signal handlers, what semop(2) is to undo.
 //!
 //! Who shares something is found by kcmp(2) and travels with the members of the job. The frame
 //! makes the processes with the same flags ([`super::tree`]). What is shared is captured and
@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::gone;
 use super::raw::{compare_tasks, Shared};
+use super::resource::ipc::undo;
 
 /// What can be shared. Who shares handlers shares memory (clone(2)).
-pub const KINDS: [Shared; 4] =
-    [Shared::Memory, Shared::Files, Shared::Directories, Shared::Handlers];
+pub const KINDS: [Shared; 5] =
+    [Shared::Memory, Shared::Files, Shared::Directories, Shared::Handlers, Shared::Undo];
 
 /// What a process shares.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +90,12 @@ impl Sharing {
                 Shared::Handlers => {
                     let memory: Vec<i32> = found.with(Shared::Memory);
                     found.look(&memory, what);
+                }
+                Shared::Undo => {
+                    // Who has none has the same none as all others.
+                    let has = |pid: &i32| undo::may_have(*pid).unwrap_or(false);
+                    let some: Vec<i32> = pids.iter().copied().filter(has).collect();
+                    found.look(&some, what);
                 }
                 _ => found.look(pids, what),
             }
@@ -174,9 +181,9 @@ mod tests {
     fn processes_that_share_are_found_and_numbered_in_their_order() {
         let mut sharing = Sharing::default();
         let own = std::process::id() as i32;
-        sharing.groups.insert(own, [None, Some(7), None, None]);
-        sharing.groups.insert(7, [None, Some(7), Some(7), None]);
-        sharing.groups.insert(8, [None, None, Some(7), None]);
+        sharing.groups.insert(own, [None, Some(7), None, None, None]);
+        sharing.groups.insert(7, [None, Some(7), Some(7), None, None]);
+        sharing.groups.insert(8, [None, None, Some(7), None, None]);
         let shares = sharing.shares(&[(9, 109), (own, 110), (7, 107), (8, 108)]);
         assert_eq!(shares.len(), 3);
         assert_eq!(shares[&110].first(Shared::Files), Some(110));

@@ -179,7 +179,32 @@ static void thread_files(void)
     while (!ready)
         usleep(1000);
 }
-static void clone_shared(void) { start_child(CLONE_VM); }
+__attribute__((noreturn)) static int sleeps(void *unused)
+{
+    (void)unused;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+}
+/* Two children that have their memory in common, but not with their parent. */
+static void clone_shared_apart(void)
+{
+    enum { STACK = 64 << 10 };
+    int told[2];
+    char byte;
+    SYS(pipe(told));
+    child = SYS(fork());
+    if (child == 0) {
+        char *stack = malloc(STACK);
+        CHECK(stack, "malloc");
+        SYS(clone(sleeps, stack + STACK, CLONE_VM | CLONE_PARENT | SIGCHLD, NULL));
+        CHECK_EQ(write(told[1], "", 1), 1, "write");
+        sleeps(NULL);
+    }
+    CHECK_EQ(read(told[0], &byte, 1), 1, "read");
+    SYS(close(told[0]));
+    SYS(close(told[1]));
+}
 static void untraced(void) { start_child(CLONE_UNTRACED); }
 static void mem_hugetlb(void)
 {
@@ -271,7 +296,7 @@ static const struct {
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
     {"namespaces", namespaces}, {"thread-files", thread_files},
-    {"clone-shared", clone_shared}, {"untraced", untraced},
+    {"clone-shared-apart", clone_shared_apart}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
     {"aio", aio}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},
 };

@@ -32,7 +32,7 @@ const HELD: &[&str] = &[
     "async-outside",
     "bpf",
     "chroot",
-    "clone-shared",
+    "clone-shared-apart",
     "cpu-sleep",
     "devices",
     "directory-gone",

@@ -98,7 +98,7 @@ fn join(
     let top = top.ok_or_else(|| refuse(&pids(nodes), what))?;
     for node in below.keys().filter(|node| **node == top || below[*node] < group.len()) {
         let own = group.contains(node);
-        let can_leave = matches!(what, Shared::Files | Shared::Directories);
+        let can_leave = !matches!(what, Shared::Memory | Shared::Handlers);
         if std::mem::replace(&mut taken[*node], true) || (!own && !can_leave) {
             return Err(refuse(&pids(nodes), what));
         }

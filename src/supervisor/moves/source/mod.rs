@@ -44,9 +44,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, and ptys and their sessions change: these are waited for.
-const PASSING: [&str; 5] =
-    ["VOS-INOTIFY-EVENTS", "VOS-LEADER", "VOS-LEASE-BREAK", "VOS-PROC-FD", PTY_BUSY];
+/// followed by the others, connections are accepted, and ptys and their sessions change: these are
+/// waited for.
+const PASSING: [&str; 6] = [
+    "VOS-INOTIFY-EVENTS",
+    "VOS-LEADER",
+    "VOS-LEASE-BREAK",
+    "VOS-PROC-FD",
+    "VOS-UNIX-BACKLOG",
+    PTY_BUSY,
+];
 /// Compilers and sort(1) make files that they remove again.
 const LOCAL_FILE: &str = "VOS-FILE-LOCAL";
 const MOMENT: Duration = Duration::from_secs(1);

@@ -21,7 +21,9 @@ use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::near::Near;
+use crate::migrate::outside::{read_ahead, Subject};
 use crate::migrate::preflight::{self, Forwarded};
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
@@ -172,17 +174,22 @@ impl Mover {
         let running = self.sup.session.running_restarts();
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let common = self.common();
-        let mut images = BTreeMap::new();
-        let near = Near::stay();
-        let mut of = Capturing::new(&fds.identities, scheduler_now, &running, &common);
-        (of.sets, of.near) = (&sets, near.as_ref());
-        for process in processes.iter_mut() {
-            let (pid, table) = (process.pid, files.table(process.pid));
-            let image = capture::capture(process, table, &mut of);
-            let locks = locks.remove(&pid).unwrap_or_default();
-            images.insert(pid, ProcessImage { locks, ..image.map_err(part_stopped)? });
-        }
-        drop(near);
+        let subjects: Vec<Subject> = processes.iter().map(Subject::from).collect();
+        let one_memory = plan.members.iter().any(|m| m.shares.first(Shared::Memory).is_some());
+        let images = read_ahead(&subjects, &fds.identities, &common, one_memory, |next| {
+            let near = Near::stay();
+            let mut of = Capturing::new(scheduler_now, &running);
+            (of.sets, of.near) = (&sets, near.as_ref());
+            let mut images = BTreeMap::new();
+            for process in processes.iter_mut() {
+                let table = files.table(process.pid);
+                let image = capture::capture(process, next()?, table, &mut of)?;
+                let locks = locks.remove(&process.pid).unwrap_or_default();
+                images.insert(process.pid, ProcessImage { locks, ..image });
+            }
+            Ok(images)
+        });
+        let mut images = images.map_err(part_stopped)?;
         let places: BTreeMap<i32, usize> =
             plan.members.iter().zip(0..).map(|(member, n)| (member.ids.pid, n)).collect();
         let place = |image: &ProcessImage| places.get(&image.ids.pid);

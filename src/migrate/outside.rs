@@ -1,0 +1,98 @@
+//! What /proc tells of frozen processes, read by a second thread.
+//!
+//! Only the thread that traces a process may ask the process itself (ptrace(2)); anyone may read.
+//! So while the tracer asks one process, the next ones are read on another CPU.
+
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use super::apart::Common;
+use super::freeze::FrozenProcess;
+use super::resource::memory::{self, MmImage};
+use super::resource::{PartError, View};
+use crate::control::Severity;
+
+/// Whom to read.
+#[derive(Debug)]
+pub struct Subject {
+    pid: i32,
+    tids: Vec<i32>,
+    opened: bool,
+    keys: bool,
+}
+
+impl From<&FrozenProcess> for Subject {
+    fn from(frozen: &FrozenProcess) -> Self {
+        let tids = frozen.threads.iter().map(|thread| thread.tid).collect();
+        Self { pid: frozen.pid, tids, opened: frozen.opened.is_some(), keys: frozen.keys }
+    }
+}
+
+/// A process as it is seen from outside.
+#[derive(Debug)]
+pub struct Outside {
+    pub memory: MmImage,
+    /// Of its threads, in their order.
+    pub views: Vec<View>,
+}
+
+impl Outside {
+    /// Reads a frozen process. `identities` are device and inode of the job's descriptions,
+    /// `common` is what all its threads have.
+    ///
+    /// # Errors
+    /// The first thing that cannot move, or that could not be read.
+    pub fn read(
+        subject: &Subject,
+        identities: &[(u64, u64)],
+        common: &Common,
+    ) -> Result<Self, PartError> {
+        let memory = memory::capture(subject.pid, 0, identities)?;
+        let views = subject.tids.iter().map(|tid| view(subject, *tid, common));
+        Ok(Self { memory, views: views.collect::<Result<_, _>>()? })
+    }
+}
+
+fn view(subject: &Subject, tid: i32, common: &Common) -> Result<View, PartError> {
+    let failed = || move |source| PartError::Io { what: format!("status of thread {tid}"), source };
+    let mut view = View::read(subject.pid, tid).map_err(failed())?;
+    (view.opened, view.keys) = (subject.opened, subject.keys);
+    // What hinders it, which the look before the move has not seen yet.
+    let found = common.check(&view).map_err(failed())?;
+    let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
+    blocker.map_or(Ok(view), |finding| Err(PartError::Refused(Box::new(finding))))
+}
+
+/// Lets `ask` ask all the processes while they are read ahead of it, and gives it the next one at
+/// each call; reading ends with `ask`. The arguments are those of [`Outside::read`]. Nothing is read
+/// ahead of `ask` when processes have `one_memory`: what asks one would be seen in the others.
+pub fn read_ahead<T>(
+    subjects: &[Subject],
+    identities: &[(u64, u64)],
+    common: &Common,
+    one_memory: bool,
+    ask: impl FnOnce(&mut dyn FnMut() -> Result<Outside, PartError>) -> T,
+) -> T {
+    /// Each may have tables of many mappings.
+    const AHEAD: usize = 32;
+    if one_memory || subjects.len() == 1 {
+        let mut rest = subjects.iter();
+        return ask(&mut || match rest.next() {
+            Some(subject) => Outside::read(subject, identities, common),
+            None => Err(PartError::State("processes read")),
+        });
+    }
+    thread::scope(|scope| {
+        let (send, receive) = sync_channel(AHEAD);
+        scope.spawn(move || {
+            for subject in subjects {
+                let outside = Outside::read(subject, identities, common);
+                if send.send(outside).is_err() {
+                    // One could not be asked.
+                    break;
+                }
+            }
+        });
+        ask(&mut move || receive.recv().unwrap_or(Err(PartError::State("processes read ahead"))))
+    })
+}
