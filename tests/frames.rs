@@ -19,6 +19,7 @@ use vosrun::migrate::capture;
 use vosrun::migrate::image::Ids;
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::View;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::{own_clocks, NewProcess, Plan, Skeleton};
 use vosrun::migrate::tree::Member;
 use vosrun::tracer::inject::Remote;

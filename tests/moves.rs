@@ -218,6 +218,7 @@ const GUESTS: &[Guest] = &[
     guest("clone_sighand").proves(&["clone-shared"]),
     guest("clone_all").proves(&["clone-shared"]),
     guest("clone_sysvsem").proves(&["sysv-sem"]),
+    guest("thread_files").proves(&["thread-files"]),
     guest("tree_storm").proves(&["fork-storm"]),
     guest("tree_stops").proves(&["stopped"]),
     guest("pdeathsig").proves(&["parent-death"]),

@@ -26,13 +26,18 @@ pub const ROWS: &[Capability] = &[
     Capability::refused(
         Processes,
         "clone-shared-apart",
-        "the same memory or handlers in children of a process that has others",
+        "memory or handlers that children share, but not with their parent",
         "VOS-SHARED-TASK",
     ),
-    Capability::refused(
+    Capability::moves(
         Processes,
         "thread-files",
         "threads with a descriptor table of their own (unshare(2))",
+    ),
+    Capability::refused(
+        Processes,
+        "thread-files-epoll",
+        "epoll, locks and signals when ready in the table of a single thread",
         "VOS-THREAD-FILES",
     ),
     Capability::refused(

@@ -259,6 +259,7 @@ impl Asked {
             registers: Registers { general: general.to_vec(), extended, mask },
             restart,
             parts: Vec::new(),
+            files: None,
         };
         let signal = match thread.stop {
             Stop::Signal(_) => {

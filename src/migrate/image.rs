@@ -22,6 +22,7 @@ use super::resource::registers::Registers;
 use super::resource::PartState;
 use super::shares::{Shares, KINDS};
 use super::terminals::Terminal;
+use super::thread_files::Own;
 use crate::control::MoveReport;
 use crate::ids::JobId;
 
@@ -218,6 +219,8 @@ pub struct ThreadImage {
     pub registers: Registers,
     pub restart: Option<Restart>,
     pub parts: Vec<PartState>,
+    /// Its descriptors, if it has a table apart from its process.
+    pub files: Option<Vec<Own>>,
 }
 
 /// An interrupted system call that the kernel of the target cannot restart by itself,

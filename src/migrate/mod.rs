@@ -25,6 +25,7 @@ pub mod sharing;
 pub mod skeleton;
 pub mod stops;
 pub mod terminals;
+pub mod thread_files;
 pub mod transport;
 pub mod tree;
 pub mod turns;

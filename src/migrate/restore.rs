@@ -20,6 +20,7 @@ use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
 use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
+use super::thread_files;
 use super::vdso::{with_jumps, Vdso};
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};
@@ -294,6 +295,18 @@ impl Restoring {
                 remote.avoid_traps();
             }
             tell(remote, &self.stub, image, thread, &told(image, view, missed))?;
+            if let Some(own) = &thread.files {
+                let mut program = Program::default();
+                thread_files::take(own, &mut program);
+                remote.run(&self.stub, program)?.all_ok()?;
+            }
+        }
+        let mut program = Program::default();
+        for own in image.threads.iter().filter_map(|thread| thread.files.as_ref()) {
+            thread_files::leave(own, &mut program);
+        }
+        if !program.is_empty() {
+            remotes[0].run(&self.stub, program)?.all_ok()?;
         }
         if last {
             let insn = super::capture::syscall_insn(self.pid, &image.memory)?;

@@ -11,6 +11,7 @@ use vosrun::migrate::message::{Msg, PROTOCOL};
 use vosrun::migrate::preflight;
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::BulkId;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{Link, Service};
 use vosrun::migrate::tree::Member;

@@ -8,6 +8,7 @@
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/epoll.h>
 #include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -167,11 +168,12 @@ static void namespaces(void) { may_lack(unshare(geteuid() ? CLONE_NEWUSER : CLON
 static void *own_files(void *ready)
 {
     SYS(unshare(CLONE_FILES));
+    SYS(epoll_create1(0));
     *(volatile int *)ready = 1;
     idle(NULL);
     return NULL;
 }
-static void thread_files(void)
+static void thread_files_epoll(void)
 {
     static volatile int ready;
     pthread_t thread;
@@ -295,7 +297,7 @@ static const struct {
     {"inotify", inotify}, {"inotify-events", inotify_events}, {"memfd-huge", memfd_huge},
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
-    {"namespaces", namespaces}, {"thread-files", thread_files},
+    {"namespaces", namespaces}, {"thread-files-epoll", thread_files_epoll},
     {"clone-shared-apart", clone_shared_apart}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
     {"aio", aio}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},

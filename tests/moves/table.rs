@@ -64,7 +64,7 @@ const HELD: &[&str] = &[
     "secretmem",
     "socket-other",
     "tcp",
-    "thread-files",
+    "thread-files-epoll",
     "udp",
     "unix",
     "untraced",

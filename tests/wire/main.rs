@@ -20,7 +20,9 @@ use vosrun::migrate::resource::ipc::{IpcImage, Perm, Queue, Segment, Set};
 use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::Plan;
+use vosrun::migrate::thread_files::Own;
 use vosrun::migrate::transport::{encode, Decoder, MAX_HEADER};
 use vosrun::migrate::tree::Member;
 use vosrun::proxy::stream::Receiver;
@@ -124,10 +126,12 @@ fn parcel() -> Parcel {
         registers: Registers { general: vec![5; 27], extended: vec![6; 832], mask: 1 },
         restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
         parts: vec![part("rseq"), part("sigaltstack")],
+        files: Some(vec![Own { fd: 3, parked: 9, cloexec: true }]),
     };
     let object =
         |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };
     let process = ProcessImage {
+        shares: Shares::default(),
         ids: ids(),
         memory: memory(),
         table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),

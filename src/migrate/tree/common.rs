@@ -107,9 +107,6 @@ fn join(
         if *node != top {
             it.flags |= flag;
         }
-        if what == Shared::Memory {
-            it.takes_turns = true;
-        }
         if !own {
             it.steps.push(Step::Leave(flag));
         }

@@ -99,8 +99,6 @@ pub struct Node {
     pub flags: i32,
     /// The signal at its end, if that is not SIGCHLD.
     pub exit_signal: Option<i32>,
-    /// Its memory is that of another process too.
-    pub takes_turns: bool,
     /// A number above all descriptors that its table gets, if that is another process's too, or 0.
     pub above: i32,
 }
@@ -485,7 +483,7 @@ impl<'a> Planner<'a> {
             }
             steps.extend(draft.after.iter().map(fork));
             let Draft { pid, role, .. } = *draft;
-            Node { pid, role, steps, flags: 0, exit_signal: None, takes_turns: false, above: 0 }
+            Node { pid, role, steps, flags: 0, exit_signal: None, above: 0 }
         };
         let mut tree = Tree {
             nodes: self.nodes.iter().enumerate().map(steps).collect(),

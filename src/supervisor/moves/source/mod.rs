@@ -1,5 +1,6 @@
 //! The side that gives the job up. See [`crate::migrate::message`] for the order of messages.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -20,6 +21,7 @@ use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
 use crate::migrate::image::JobImage;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::resource::fd::pty::{self, PASSING as PTY_BUSY};
@@ -32,6 +34,7 @@ use crate::migrate::resource::{PartError, View};
 use crate::migrate::shares::Sharing;
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::terminals;
+use crate::migrate::thread_files;
 use crate::migrate::transport::{Link, Service};
 use crate::migrate::tree;
 use crate::node;
@@ -300,6 +303,7 @@ impl Mover {
             preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
         let shared = preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
         local.findings.extend(shared);
+        local.findings.extend(self.check_apart(&files, &pids).map_err(own)?);
         local.findings.extend(self.choose_ipc(&pids, false).err());
         local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
@@ -329,7 +333,31 @@ impl Mover {
     }
 
     fn files(&self, pids: &[i32]) -> std::io::Result<Files> {
-        Files::read(pids, |pid, fd| self.sup.session.handles.annotation(pid, fd))
+        let apart: Vec<i32> = self.apart(pids)?.into_iter().map(|(_, tid)| tid).collect();
+        Files::read_with(pids, &apart, |pid, fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// Threads of these processes that have a descriptor table apart from their process: both.
+    fn apart(&self, pids: &[i32]) -> std::io::Result<Vec<(i32, i32)>> {
+        let threads = self.sup.session.tasks.values().map(|task| (task.pid, task.tid));
+        let pids: BTreeSet<i32> = pids.iter().copied().collect();
+        thread_files::apart(threads.filter(|(pid, tid)| pid != tid && pids.contains(pid)))
+    }
+
+    /// What hinders threads with a table of their own.
+    fn check_apart(&self, files: &Files, pids: &[i32]) -> std::io::Result<Option<Finding>> {
+        let mut all: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (pid, tid) in self.apart(pids)? {
+            all.entry(pid).or_default().push(tid);
+        }
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let sharing = Sharing::of(pids);
+        let shares = |pid: i32| sharing.shares(&[(pid, pid)]).remove(&pid).unwrap_or_default();
+        Ok(all.into_iter().find_map(|(pid, apart)| {
+            thread_files::check(files, pid, &apart, shares(pid).first(Shared::Files).is_some())
+        }))
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.

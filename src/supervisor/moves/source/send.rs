@@ -30,6 +30,7 @@ use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
+use crate::migrate::thread_files;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
 
@@ -161,6 +162,8 @@ impl Mover {
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
         let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        let apart = self.check_apart(&files, &frozen.job.pids()).map_err(own)?;
+        apart.map_or(Ok(()), |finding| Err(refused(finding)))?;
         files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
         let terminals = self.terminals(&files, plan)?;
@@ -200,6 +203,19 @@ impl Mover {
             for slot in files.table(process.pid) {
                 let annotation = handles.annotation(process.pid, slot.fd);
                 annotations.extend(annotation.map(|known| (n, slot.fd, known)));
+            }
+            let Some(image) = images.get_mut(&process.pid) else { continue };
+            for (thread, image_of) in process.threads.iter().zip(&mut image.threads) {
+                if !files.is_apart(thread.tid) {
+                    continue;
+                }
+                let parked = thread_files::park(&mut image.table, files.table(thread.tid));
+                let parked = parked.map_err(own)?;
+                for slot in &parked {
+                    let annotation = handles.annotation(thread.tid, slot.fd);
+                    annotations.extend(annotation.map(|known| (n, slot.parked, known)));
+                }
+                image_of.files = Some(parked);
             }
         }
         let mut images: Vec<ProcessImage> =
