@@ -388,6 +388,11 @@ pub const CODES: &[Code] = &[
         text: "A POSIX timer on CLOCK_THREAD_CPUTIME_ID in a program of several threads is not set. While it runs, vosrun finds out on which thread's CPU time it does; the kernel itself does not say so. Or a thread sleeps on a clock of CPU time (clock_nanosleep(2)), which begins anew at the target.\nWay out: let the program set the timer, or delete it; or move it when the sleep is over.",
     },
     Code {
+        code: "VOS-TRANSLATE",
+        title: "no namespaces at the target",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries; terminals, System V objects and message queues of the job keep their numbers only in namespaces; Unix sockets with a path would get another address; SO_PASSCRED, open files of /proc that show memory, and processes that are not dumpable (unless the target's node is root's) need them too.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+    },
+    Code {
         code: "VOS-TREE",
         title: "a process tree that cannot be built anew",
         text: "Every process of a job gets its old number, parent, group and session at the target. Sessions are inherited or begun, and cannot be joined, so a process that came into its place in an unusual way cannot be put there again; nor can more than 5000 processes.\nWay out: the sentence names the process. Wait until it has ended, or end it.",
@@ -455,7 +460,12 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-USERNS",
         title: "the target allows no namespaces",
-        text: "Without root, a job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to ordinary users.\nWay out: on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
+        text: "A job is rebuilt in user, pid and time namespaces so that its pids and clocks stay what they were. The target's kernel or its settings forbid them to its node's user. Without them a job can only have the user that the node runs as (see VOS-TRANSLATE), and this one has another.\nWay out: run the target's node as the job's user; or on the target: sudo sysctl user.max_user_namespaces=10000, and where present kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; or run its node as root. vosrun doctor there tries it.",
+    },
+    Code {
+        code: "VOS-VDSO",
+        title: "a signal in the middle of a function of the vdso",
+        text: "A signal has interrupted a thread in code that the kernel gives to programs (vdso(7): clock_gettime and others), and its handler has not returned. The target has other code there, into which it could not return. The move waits up to a second for that, or longer on a busy machine.\nWay out: try again; or move it to a node with the same kernel and with namespaces.",
     },
     Code {
         code: "VOS-VFORK",

@@ -22,9 +22,13 @@ pub enum Request {
     /// What the job is and where; answered by [`Reply::Status`].
     Status,
     /// Would a move work? Without a target only what is known locally. [`Reply::Check`].
-    Check { to: Option<String> },
+    Check { to: Option<String>, translate: bool },
     /// Move the job; [`Reply::Progress`]… then [`Reply::Moved`] or [`Reply::Failed`].
-    Migrate { to: String },
+    Migrate {
+        to: String,
+        /// Without namespaces, also where the target could make them.
+        translate: bool,
+    },
     /// Watch a move in progress (same replies as `Migrate`).
     Watch,
     /// Cancel the move in progress if it is not decided yet.

@@ -20,7 +20,7 @@ use vosrun::migrate::image::Ids;
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::View;
 use vosrun::migrate::shares::Shares;
-use vosrun::migrate::skeleton::{own_clocks, NewProcess, Plan, Skeleton};
+use vosrun::migrate::skeleton::{own_clocks, Footing, NewProcess, Plan, Skeleton};
 use vosrun::migrate::tree::Member;
 use vosrun::tracer::inject::Remote;
 use vosrun::tracer::{raw, stop};
@@ -71,7 +71,7 @@ fn spawn(members: &[Member]) -> Result<Skeleton> {
         ptys: false,
         user: User::own(),
     };
-    let skeleton = Skeleton::spawn(&plan)?;
+    let skeleton = Skeleton::spawn(&plan, Footing::Namespaces)?;
     if let Err(e) = skeleton.settle() {
         let _ = end(&skeleton);
         return Err(e.into());

@@ -111,6 +111,7 @@ const GUESTS: &[Guest] = &[
     guest("sig_order"),
     guest("sig_twice"),
     guest("sig_own_mask"),
+    guest("vdso_handler").proves(&["vdso"]),
     guest("faults"),
     guest("stop_reports").proves(&["stopped"]),
     guest("itimers").proves(&["itimers"]),
@@ -142,6 +143,8 @@ const GUESTS: &[Guest] = &[
     guest("own_ids").proves(&["ids"]),
     launched_only("undumpable", &[Who::User], "a process that is not dumpable belongs to root")
         .proves(&["dumpable"]),
+    guest("numbers").proves(&["translated", "pids"]),
+    guest("deadlines").proves(&["translated", "sleeping"]),
     launched_only(
         "undumpable_child",
         &[Who::User],
@@ -367,6 +370,112 @@ fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) ->
     let mut job = Job::start(hosts, start, program)?;
     job.await_ready()?;
     moves(&mut job, way)?;
+    check_output(guest, &job.finish()?)
+}
+
+/// What becomes of a guest that is not to move to a node without namespaces.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    /// Moves of these users' jobs are refused, by VOS-TRANSLATE.
+    Refused,
+    /// The same whenever it holds what cannot be there, which comes and goes.
+    RefusedAtTimes,
+    /// The guest sees something that docs/limits.md tells of.
+    Differs(&'static str),
+}
+
+const BOTH: &[Who] = &[Who::Root, Who::User];
+
+const TRANSLATION: &[(&str, &[Who], Fate)] = &[
+    ("fd_signalfd", BOTH, Fate::Refused),
+    ("fd_proc", BOTH, Fate::Refused),
+    ("unix_pair", BOTH, Fate::Refused),
+    ("unix_abstract", BOTH, Fate::Refused),
+    ("unix_creds", BOTH, Fate::Refused),
+    ("pty_pair", BOTH, Fate::Refused),
+    ("pty_child", BOTH, Fate::Refused),
+    ("pty_modes", BOTH, Fate::Refused),
+    ("pty_queues", BOTH, Fate::Refused),
+    ("pty_many", BOTH, Fate::Refused),
+    ("pty_devtty", BOTH, Fate::Refused),
+    ("pty_hangup", BOTH, Fate::RefusedAtTimes),
+    ("unix_path", BOTH, Fate::Refused),
+    ("unix_dgram", BOTH, Fate::Refused),
+    ("unix_listen_backlog", BOTH, Fate::Refused),
+    ("unix_listen_words", BOTH, Fate::Refused),
+    ("pty_jobs", BOTH, Fate::Refused),
+    ("sysv_shm", BOTH, Fate::Refused),
+    ("sysv_shm_rmid", BOTH, Fate::Refused),
+    ("sysv_sem_undo", BOTH, Fate::Refused),
+    ("sysv_sem_waiter", BOTH, Fate::Refused),
+    ("sysv_msg", BOTH, Fate::Refused),
+    ("posix_mq", BOTH, Fate::Refused),
+    ("blocked", BOTH, Fate::Refused),
+    ("sig_order", BOTH, Fate::Refused),
+    ("undumpable", &[Who::User], Fate::Refused),
+    ("undumpable_child", &[Who::User], Fate::Refused),
+    ("traps+undumpable", &[Who::User], Fate::Refused),
+    ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
+];
+
+/// `check` and `migrate` refuse the job, which goes on.
+fn refused_by_name(mut job: Job<'_>, code: &str) -> Result<()> {
+    let refused = job.try_migrate(1)?;
+    anyhow::ensure!(refused.code() == 10, "a refused move ended with {}", refused.code());
+    anyhow::ensure!(refused.stdout.contains(code), "not {code}: {}", refused.stdout);
+    job.await_progress(3)?;
+    job.finish().map(drop)
+}
+
+/// As [`refused_by_name`], before the freeze or at it, or the job moves.
+fn refused_at_times(mut job: Job<'_>) -> Result<()> {
+    for to in [1, 2, 1, 2] {
+        let ended = job.try_migrate(to)?;
+        let named = ["VOS-TRANSLATE", "VOS-PTY-BUSY"].iter().any(|c| ended.stdout.contains(c));
+        let refused = [10, 11].contains(&ended.code()) && named;
+        anyhow::ensure!(ended.code() == 0 || refused, "{}: {}", ended.code(), ended.stdout);
+        if ended.code() == 0 {
+            job.at = to;
+            break;
+        }
+        job.await_progress(3)?;
+    }
+    job.await_progress(3)?;
+    job.finish().map(drop)
+}
+
+/// Moves between nodes that make no namespaces, because they may not or are not to.
+fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
+        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
+    }
+    let program = guest.program()?;
+    let hosts = match who {
+        Who::Root => worker.hosts(who)?,
+        Who::User => worker.refusing_hosts()?,
+    };
+    let fate = TRANSLATION.iter().find(|(name, ..)| *name == guest.name());
+    if let Some((.., Fate::Differs(why))) = fate {
+        anyhow::bail!("SKIP {why}");
+    }
+    let mut job = Job::start(hosts, start, program)?;
+    job.translate = who == Who::Root;
+    job.await_ready()?;
+    if let Some((_, by, Fate::Refused)) = fate {
+        if by.contains(&who) {
+            return refused_by_name(job, "VOS-TRANSLATE");
+        }
+    }
+    if let Some((.., Fate::RefusedAtTimes)) = fate {
+        return refused_at_times(job);
+    }
+    for (turn, to) in [1, 2, 0, 1, 2, 1].into_iter().enumerate() {
+        job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;
+        if turn % 3 != 0 {
+            job.await_progress(2).with_context(|| format!("after move {turn}"))?;
+        }
+    }
+    job.await_progress(3)?;
     check_output(guest, &job.finish()?)
 }
 
@@ -846,7 +955,8 @@ fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Resul
                 let code = given_up?.code();
                 anyhow::ensure!(code == 11, "a move that should be given up ended with {code}");
             }
-            Disturbance::Moved => {}
+            // So long that a timeout which starts anew at each move is seen.
+            Disturbance::Moved => std::thread::sleep(Duration::from_millis(300)),
         }
         job.migrate(to).with_context(|| format!("to host {to}"))?;
         // How long it has slept is not known after a wake-up that was none of the supervisor's.
@@ -915,8 +1025,14 @@ fn cells() -> Vec<Cell> {
         }
         let word = who.word();
         cells.push(Cell::new(format!("shipped/{word}"), move |_| shipped(who)));
-        let guests =
-            [guest("vdso"), guest("clocks"), guest("threads"), built("vdso", Flavour::Musl)];
+        let guests = [
+            guest("vdso"),
+            guest("vdso_handler"),
+            guest("traps"),
+            guest("clocks"),
+            guest("threads"),
+            built("vdso", Flavour::Musl),
+        ];
         for of in guests {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
             cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
@@ -948,6 +1064,8 @@ fn cells() -> Vec<Cell> {
         for who in [Who::Root, Who::User] {
             let run = move |w: &mut Worker| native(guest, who, w);
             cells.push(Cell::new(format!("native/{}/{name}", who.word()), run));
+            let run = move |w: &mut Worker| translated(guest, Start::Launched, who, w);
+            cells.push(Cell::new(format!("translated/{}/{name}", who.word()), run));
         }
         let ways = [
             ("still/user", Start::Launched, Who::User, Way::Still),

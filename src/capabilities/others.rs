@@ -105,4 +105,10 @@ pub const ROWS: &[Capability] = &[
     ),
     Capability::moves(Surroundings, "host-name", "the host name"),
     Capability::moves(Surroundings, "vdso", "the vdso, also on another kernel"),
+    Capability::new(
+        Surroundings,
+        "translated",
+        "a target that makes no namespaces: numbers, clocks and names translated call by call",
+        Support::Warned("VOS-TRANSLATE"),
+    ),
 ];

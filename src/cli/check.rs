@@ -25,6 +25,9 @@ pub struct CheckArgs {
     /// Ask for this target, not only what is known here
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
+    /// As if the move were one with --translate
+    #[arg(long, requires = "to")]
+    translate: bool,
 }
 
 /// Prints the report; exit code 0 when the job can move, 10 when not.
@@ -34,7 +37,8 @@ pub struct CheckArgs {
 pub fn check(state: &StateDir, args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let seen = find_job(state, args.job.as_deref())?;
     let name = &seen.status()?.name;
-    match question(&seen, &Request::Check { to: args.to.clone() }, PATIENCE)? {
+    let request = Request::Check { to: args.to.clone(), translate: args.translate };
+    match question(&seen, &request, PATIENCE)? {
         Reply::Check(report) => {
             if json {
                 print_json(document(&report, seen.id))?;

@@ -25,6 +25,10 @@ pub struct MigrateArgs {
     /// Move the job to this node
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
+    /// Make no namespaces on the target: translate process numbers, clocks and the host name at
+    /// each call instead, which is slower. Done by itself where namespaces are refused
+    #[arg(long, requires = "to")]
+    translate: bool,
     /// Cancel a move that is not decided yet; the job goes on where it is
     #[arg(long, value_name = "MOVE", value_parser = parse_move)]
     cancel: Option<MoveId>,
@@ -64,7 +68,7 @@ pub fn migrate(state: &StateDir, args: &MigrateArgs, json: bool) -> anyhow::Resu
     let to = args.to.clone().unwrap_or_default();
     let seen = find_job(state, args.job.as_deref())?;
     seen.status()?;
-    follow(&seen, &Request::Migrate { to }, format)
+    follow(&seen, &Request::Migrate { to, translate: args.translate }, format)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

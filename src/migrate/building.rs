@@ -26,6 +26,7 @@ use super::resource::memory::SharedObject;
 use super::skeleton::{
     io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS,
 };
+use crate::syscalls::translate::numbers;
 
 /// What a process makes of the image before it loses its old memory. Objects are counted as in
 /// `objects`.
@@ -57,6 +58,8 @@ pub struct Build {
     pub others: Vec<RawFd>,
     /// The table is that of another process, which fills it: nothing is closed.
     pub takes_table: bool,
+    /// Without namespaces: the job's number of each process, and the one here.
+    pub numbers: Vec<(i32, i32)>,
 }
 
 impl Build {
@@ -184,6 +187,7 @@ pub(super) fn ask(
 
 /// In the new process: makes all descriptors, answers, and waits to be stopped for ever.
 pub(super) fn build_and_wait(build: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
+    build.numbers.iter().for_each(|(job, host)| numbers::bind(*job, *host));
     let mut keep = [control.into_raw_fd()];
     let making = Making::begin(&build.objects, &build.table, build.given(), &mut keep);
     // Either where it was, or where it has been moved.
@@ -372,7 +376,8 @@ impl RestoreCx for Provided<'_> {
         deed: &Deed,
         fds: &[BorrowedFd],
     ) -> io::Result<Vec<OwnedFd>> {
-        let other = by.filter(|by| by.pid != std::process::id() as i32);
+        let own = std::process::id() as i32;
+        let other = by.filter(|by| numbers::to_host(by.pid) != own);
         let Some(by) = other else { return deed.perform(by, fds) };
         let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         send(self.control, &Word::Act(by, deed.clone()), &numbers)?;
@@ -385,10 +390,11 @@ impl RestoreCx for Provided<'_> {
     }
 }
 
-/// In a process that is there for this only, with the number of one that has ended.
+/// In a process that is there for this only, with the number of one that has ended, or with one
+/// that nobody has in the job.
 fn act_as_the_dead(by: Cred, deed: &Deed, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
     let (own, theirs) = pair().map_err(io::Error::other)?;
-    let child = match raw::fork(Some(by.pid)) {
+    let child = match raw::fork(Some(by.pid).filter(|_| !numbers::are_own())) {
         // A process that only stands in for one of another job has this number now.
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => return deed.perform(Some(by), fds),
         other => other?,

@@ -22,8 +22,9 @@ use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
 use super::shares::Shares;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{
-    sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
+    Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
 };
 use crate::tracer::memory as proc_memory;
 use crate::tracer::raw as trace;
@@ -148,7 +149,7 @@ pub fn ids(leader: &View) -> Result<Ids, PartError> {
 fn ids_below(leader: &View, parent: Option<(usize, i32)>) -> Result<Ids, PartError> {
     let last = |name: &str| -> Result<i32, PartError> {
         let word = leader.field(name).split_whitespace().last().and_then(|w| w.parse().ok());
-        word.ok_or(PartError::State("ids of /proc status"))
+        word.map(numbers::to_job).ok_or(PartError::State("ids of /proc status"))
     };
     // PPid is of our namespace; the parent's own status tells its number inside.
     let ppid = parent.filter(|(deep, _)| *deep >= depth(leader)).map_or(0, |(_, number)| number);
@@ -187,7 +188,7 @@ struct Batch {
 }
 
 /// Questions about the memory, in the leader: rows of brk(0), of advice for the stub that is
-/// refused for locked memory, and of mincore(2) of its last page, which nobody has touched.
+/// refused for locked memory, and of mincore(2), both of its last page, which nobody has touched.
 struct MemoryAsked {
     brk: usize,
     locked: usize,
@@ -206,10 +207,12 @@ impl MemoryAsked {
     fn ask(stub: &Stub, program: &mut Program) -> Self {
         const PAGE: u64 = proc_memory::PAGE;
         let brk = program.call(libc::SYS_brk, "brk", &[Arg::Num(0)]);
-        let args = [stub.base, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
+        let last = stub.base + STUB_LEN - PAGE;
+        // Where there is no page, no other CPU has to hear of it.
+        let args = [last, PAGE, libc::MADV_COLD as u64].map(Arg::Num);
         let locked = program.call(libc::SYS_madvise, "MADV_COLD", &args);
         let at = program.data(&[0; 8]);
-        let args = [Arg::Num(stub.base + STUB_LEN - PAGE), Arg::Num(PAGE), Arg::Data(at)];
+        let args = [Arg::Num(last), Arg::Num(PAGE), Arg::Data(at)];
         Self { brk, locked, there: (program.call(libc::SYS_mincore, "mincore", &args), at) }
     }
 
@@ -483,60 +486,6 @@ pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError
         }
     }
     Err(io_error(format!("a syscall instruction in process {pid}"))(io::ErrorKind::NotFound.into()))
-}
-
-/// Lets every thread that is inside the vdso leave it, step by step: a target with another
-/// vdso could not let it go on there.
-///
-/// # Errors
-/// When a thread is gone, does not leave within many steps, or a signal is in the way.
-pub fn leave_vdso(frozen: &mut FrozenProcess) -> io::Result<()> {
-    let maps = proc_memory::maps(frozen.pid)?;
-    let Some(vdso) = maps.iter().find(|v| v.path == "[vdso]") else { return Ok(()) };
-    for thread in &mut frozen.threads {
-        // A thread in a system call made there is left alone: it returns to its caller's
-        // restart, by the kernel or by `settle`.
-        if !vdso.contains(trace::regs(thread.tid)?.rip) {
-            continue;
-        }
-        let mask = trace::sigmask(thread.tid)?;
-        trace::set_sigmask(thread.tid, !sigbit(libc::SIGTRAP))?;
-        let left = step_out(thread, vdso);
-        trace::set_sigmask(thread.tid, mask)?;
-        left?;
-    }
-    Ok(())
-}
-
-/// Steps a thread out of the vdso, all signals but the steps' own being blocked.
-fn step_out(thread: &mut Frozen, vdso: &proc_memory::Vma) -> io::Result<()> {
-    const MOST_STEPS: u32 = 100_000;
-    let in_the_way = || io::Error::other("a signal is on its way to a thread in the vdso");
-    if matches!(thread.stop, Stop::Signal(_)) {
-        return Err(in_the_way());
-    }
-    for _ in 0..MOST_STEPS {
-        if !vdso.contains(trace::regs(thread.tid)?.rip) {
-            return Ok(());
-        }
-        trace::single_step(thread.tid)?;
-        let wait = crate::tracer::stop::wait(thread.tid, true)?;
-        match wait.map(|w| w.stop) {
-            Some(Stop::Exited(_)) => return Err(io::ErrorKind::NotFound.into()),
-            Some(Stop::Signal(signal)) if !is_step(thread.tid, signal)? => {
-                // It is delivered when the move is given up for it.
-                thread.stop = Stop::Signal(signal);
-                return Err(in_the_way());
-            }
-            _ => {}
-        }
-    }
-    Err(io::Error::other("a thread does not leave the vdso"))
-}
-
-/// A SIGTRAP of the kernel, not of a program (sigaction(2), `si_code`).
-fn is_step(tid: i32, signal: i32) -> io::Result<bool> {
-    Ok(signal == libc::SIGTRAP && trace::code_of(&trace::siginfo(tid)?) > 0)
 }
 
 /// Threads of the process as /proc shows them now, for `check`.

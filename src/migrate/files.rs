@@ -227,6 +227,12 @@ impl Files {
         own.flat_map(|view| self.check_object(view)).collect()
     }
 
+    /// What cannot be where the job's numbers are translated, of descriptors that are not forwarded.
+    pub fn untranslated(&self, forwarded: impl Fn(&FdView) -> bool) -> Vec<Finding> {
+        let own = self.views.objects.iter().filter(|v| !forwarded(v));
+        own.filter_map(|view| fd::untranslated(view, self)).collect()
+    }
+
     /// The locks that the processes of a frozen job hold, by host pid, each as that process takes
     /// it again.
     ///

@@ -109,10 +109,24 @@ pub struct JobInfo {
 }
 
 /// The job's clocks at the freeze, nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {
     pub monotonic: i128,
     pub boottime: i128,
+}
+
+impl Clocks {
+    /// The one that a clock of clock_gettime(2) goes with; `None`: it is the machine's.
+    #[must_use]
+    pub fn of(&self, clock: i32) -> Option<i128> {
+        match clock {
+            libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_MONOTONIC_COARSE => {
+                Some(self.monotonic)
+            }
+            libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => Some(self.boottime),
+            _ => None,
+        }
+    }
 }
 
 /// One process.

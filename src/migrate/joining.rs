@@ -11,6 +11,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use super::newborn::dumps_core;
 use super::skeleton::{ask, io_error, send, NewProcess, Request, Result, Skeleton, SkeletonError};
 use super::tree::{parent_is_outside, Member, Step};
+use crate::syscalls::translate::numbers;
 use crate::tracer::raw::pidfd_open;
 
 fn wrong(pid: i32, what: &str) -> SkeletonError {
@@ -26,7 +27,7 @@ impl Skeleton {
     pub fn settle(&self) -> Result<()> {
         let tree = &self.frame.tree;
         for (node, group) in &tree.joins {
-            ask(self.process(*node)?, &Request::Join(*group), &[])?;
+            ask(self.process(*node)?, &Request::Join(numbers::to_host(*group)), &[])?;
         }
         self.end_ghosts()?;
         for (member, node) in self.frame.members.iter().zip(&tree.members) {
@@ -54,7 +55,7 @@ impl Skeleton {
         for (ghost, parent) in &tree.ghosts {
             let ghost = self.process(*ghost)?;
             end(ghost, 0)?;
-            children.entry(*parent).or_default().push(ghost.job_pid);
+            children.entry(*parent).or_default().push(numbers::to_host(ghost.job_pid));
         }
         for (parent, ghosts) in children {
             ask(self.process(parent)?, &Request::Reap(ghosts), &[])?;
@@ -75,7 +76,7 @@ impl Skeleton {
 
     fn check_one(&self, member: &Member, process: &NewProcess, status: &Status) -> Result<()> {
         let ids = member.ids;
-        let is = [status.last("NSpid:"), status.last("NSpgid:"), status.last("NSsid:")];
+        let is = ["NSpid:", "NSpgid:", "NSsid:"].map(|name| status.last(name).map(numbers::to_job));
         if is != [Some(ids.pid), Some(ids.pgid), Some(ids.sid)] {
             let text = format!("its pid, group and session are {is:?} instead of {ids:?}");
             return Err(wrong(ids.pid, &text));
@@ -113,7 +114,8 @@ impl Skeleton {
             _ if ppid <= 1 => parent == self.init,
             Some(process) => parent == process.pid,
             // A stand-in without a socket.
-            None => Status::read(parent).is_ok_and(|s| s.last("NSpid:") == Some(ppid)),
+            None => Status::read(parent)
+                .is_ok_and(|s| s.last("NSpid:").map(numbers::to_job) == Some(ppid)),
         }
     }
 }

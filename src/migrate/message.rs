@@ -151,8 +151,8 @@ pub enum Msg {
     /// Host: the job has ended and all its output was sent.
     Exited(Exit),
     ExitTaken,
-    /// Home agent: a person at home wants the job moved.
-    PleaseMove(String),
+    /// Home agent: a person at home wants the job moved to that node, without namespaces if so.
+    PleaseMove(String, bool),
     /// Host: how far that move is.
     Progress(Box<MoveEvent>),
     /// Host: that move has failed, and where the job runs.
@@ -172,6 +172,10 @@ pub struct Hello {
     pub epoch: Epoch,
     /// Only judge, nothing will follow (`vosrun check --to`).
     pub dry: bool,
+    /// Without namespaces, also where the target could make them (`vosrun migrate --translate`).
+    pub translate: bool,
+    /// What stands in the way of a target without namespaces.
+    pub untranslated: Vec<Finding>,
     pub source: String,
     /// The node whose agent holds the job's relays: id and name.
     pub home: (NodeId, String),
@@ -213,6 +217,8 @@ pub struct Verdict {
     pub relay: Vec<(i32, i32)>,
     /// The target's vdso differs: no thread may be inside it.
     pub foreign_vdso: bool,
+    /// The job will have no namespaces there.
+    pub translated: bool,
 }
 
 /// A failure at the target.

@@ -20,7 +20,7 @@ use super::resource::creds::User;
 use super::resource::fd::raw as fd_raw;
 use super::resource::fd::unix::{Cred, Deed};
 use super::resource::ipc::steps;
-use super::skeleton::{coarse_tick, offsets, pair, receive, send, Plan, Request, Word};
+use super::skeleton::{coarse_tick, offsets, pair, receive, send, Footing, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
 use super::{building, raw, terminals, turns};
 use crate::tracer::raw::{kill, set_default, wait4};
@@ -35,6 +35,7 @@ struct Ends {
     held: Option<UnixStream>,
     /// The other end of that, of pid 1.
     watched: Option<UnixStream>,
+    footing: Footing,
 }
 
 impl Ends {
@@ -65,7 +66,8 @@ impl Ends {
     fn again(&self) -> Self {
         let again = |fd: &OwnedFd| raw::own(fd.as_raw_fd());
         let ttys = self.ttys.iter().map(|(sid, tty)| (*sid, again(tty))).collect();
-        Self { control: again(&self.control), ttys, held: None, watched: None }
+        let control = again(&self.control);
+        Self { control, ttys, held: None, watched: None, footing: self.footing }
     }
 }
 
@@ -81,19 +83,19 @@ fn lift(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// H: makes the namespaces and pid 1.
-pub(super) fn start(plan: &Plan, tree: &Tree, now: Clocks, control: OwnedFd) -> ! {
+pub(super) fn start(
+    plan: &Plan,
+    tree: &Tree,
+    now: Clocks,
+    control: OwnedFd,
+    footing: Footing,
+) -> ! {
     close_others(&[control.as_raw_fd()]);
-    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None };
+    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None, footing };
     ends.must("signals", stay_quiet());
-    ends.must("namespaces", unshare(plan.user));
-    ends.must("clock offsets", set_clocks(plan, now));
-    ends.must("host name", nix::unistd::sethostname(&plan.nodename));
-    if !plan.domainname.is_empty() {
-        ends.must("domain name", raw::set_domain_name(&plan.domainname));
+    if footing == Footing::Namespaces {
+        make_namespaces(plan, now, &ends);
     }
-    let none: Option<&str> = None;
-    let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
-    ends.must("mount propagation", slave);
     make_terminals(plan, &mut ends);
     let outside = plan.root().is_some_and(parent_is_outside);
     if outside || tree.guardian.is_some() {
@@ -110,12 +112,27 @@ pub(super) fn start(plan: &Plan, tree: &Tree, now: Clocks, control: OwnedFd) -> 
     parent_outside(tree, ends)
 }
 
+fn make_namespaces(plan: &Plan, now: Clocks, ends: &Ends) {
+    ends.must("namespaces", unshare(plan.user));
+    ends.must("clock offsets", set_clocks(plan, now));
+    ends.must("host name", nix::unistd::sethostname(&plan.nodename));
+    if !plan.domainname.is_empty() {
+        ends.must("domain name", raw::set_domain_name(&plan.domainname));
+    }
+    let none: Option<&str> = None;
+    let slave = mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none);
+    ends.must("mount propagation", slave);
+}
+
 /// Makes the controlling terminals of sessions, and gives the supervisor both sides of each.
 fn make_terminals(plan: &Plan, ends: &mut Ends) {
     if plan.terminals.is_empty() && !plan.ptys {
         return;
     }
-    let own = terminals::mount_own();
+    let own = match ends.footing {
+        Footing::Namespaces => terminals::mount_own(),
+        Footing::Translated => Err(io::ErrorKind::Unsupported.into()),
+    };
     if let (Err(e), true) = (&own, plan.ptys) {
         ends.fail("a devpts of the job's own", e);
     }
@@ -225,12 +242,23 @@ fn set_clocks(plan: &Plan, now: Clocks) -> io::Result<()> {
 /// I: pid 1 of the job's namespace. Leads the session or the group that pid 1 led where the
 /// job comes from; a session or group of 0 is led by nobody in the namespace.
 fn init(tree: &Tree, mut ends: Ends) -> ! {
-    let none: Option<&str> = None;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let without_proc = mount(Some("proc"), "/proc", Some("proc"), flags, none).is_err();
+    let without_proc = match ends.footing {
+        Footing::Namespaces => mount_proc().is_err(),
+        Footing::Translated => {
+            ends.must("PR_SET_CHILD_SUBREAPER", raw::set_subreaper(true));
+            false
+        }
+    };
     ends.must("init", send(ends.control.as_fd(), &Word::Init(without_proc), &[]));
     let node = grow(tree, &mut ends, 0);
     wait_as(tree, ends, node)
+}
+
+/// A /proc of the namespace's own.
+fn mount_proc() -> nix::Result<()> {
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, none)
 }
 
 /// Does the steps of a process of the plan. Answers which process this is now: the same, or
@@ -279,7 +307,8 @@ fn fork(ends: &Ends, tree: &Tree, node: usize) -> Option<i32> {
     // Who ends only with pid 1 is no child for which anybody waits.
     let silent = matches!(child.role, Role::Leader | Role::GroupLeader);
     let exit_signal = if silent { 0 } else { child.exit_signal.unwrap_or(libc::SIGCHLD) };
-    let birth = raw::Birth { pid: child.pid, exit_signal, flags: child.flags & !libc::CLONE_VM };
+    let number = (ends.footing == Footing::Namespaces).then_some(child.pid);
+    let birth = raw::Birth { pid: number, exit_signal, flags: child.flags & !libc::CLONE_VM };
     let forked = if child.flags & libc::CLONE_VM != 0 {
         turns::begin();
         raw::clone_beside(birth, begin_beside, Beside { tree, ends: ends.again(), node })
@@ -331,14 +360,18 @@ fn wait_for(pid: i32) -> io::Result<()> {
 /// The rest of a process's life in the frame.
 fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
     let guards = tree.guardian == Some(node);
+    let role = tree.nodes[node].role;
+    if ends.footing == Footing::Translated {
+        stand_alone(&ends, role, node);
+    }
     // A process that shares its table closes nothing that another one may have closed before.
     let held = if guards { ends.held.take() } else { None };
-    match tree.nodes[node].role {
+    match role {
         Role::Carrier => raw::exit_now(0),
         Role::Init | Role::Leader => {
             let control = ends.born(node, 0);
             let house = House {
-                init: tree.nodes[node].role == Role::Init,
+                init: role == Role::Init,
                 settled: false,
                 control: Some(control),
                 watched: ends.watched.take(),
@@ -353,6 +386,20 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
             raw::exit_now(0)
         }
         Role::Member(_) | Role::Ghost => newborn(ends, node, tree.nodes[node].above),
+    }
+}
+
+/// What the end of pid 1, and its being immune to signals, does in a pid namespace.
+fn stand_alone(ends: &Ends, role: Role, node: usize) {
+    if matches!(role, Role::Leader | Role::GroupLeader) {
+        ends.must("PR_SET_PDEATHSIG", nix::sys::prctl::set_pdeathsig(Signal::SIGKILL));
+    }
+    if role == Role::Init {
+        ends.must("signal mask", SigSet::all().thread_block());
+    }
+    if matches!(role, Role::Parent | Role::GroupLeader) {
+        let word = Word::StandIn(node as u32);
+        ends.must("birth", send(ends.control.as_fd(), &word, &[]));
     }
 }
 

@@ -11,6 +11,7 @@ use super::freeze::FrozenProcess;
 use super::resource::memory::{self, MmImage};
 use super::resource::{PartError, View};
 use crate::control::Severity;
+use crate::syscalls::translate::numbers;
 
 /// Whom to read.
 #[derive(Debug)]
@@ -84,7 +85,9 @@ pub fn read_ahead<T>(
     }
     thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);
+        let numbers = numbers::copied();
         scope.spawn(move || {
+            numbers.take();
             for subject in subjects {
                 let outside = Outside::read(subject, identities, common);
                 if send.send(outside).is_err() {

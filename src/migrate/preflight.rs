@@ -24,6 +24,7 @@ use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{blocker, directory, schedule, PartError, View};
 use super::shares::Sharing;
+use super::skeleton::Footing;
 use super::tree;
 use crate::boot;
 use crate::control::{Finding, Severity};
@@ -51,6 +52,8 @@ pub struct Local {
 pub struct Open {
     pub files: Vec<Named>,
     pub sockets: Vec<Wanted>,
+    /// What cannot be there if it makes no namespaces.
+    pub untranslated: Vec<Finding>,
 }
 
 /// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
@@ -183,6 +186,7 @@ pub fn local(
     let open = Open {
         files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
         sockets: wanted_names(&files.views.objects, files),
+        untranslated: files.untranslated(is_forwarded),
     };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
@@ -245,17 +249,21 @@ pub fn is_zombie(pid: i32) -> bool {
     stat.is_ok_and(|s| s.state == 'Z')
 }
 
-/// What processes share by clone(2) and cannot share at a target. `settled` are those of `pids`
-/// that are not in the middle of vfork(2).
+/// What processes share by clone(2) and cannot share at any target, and at one without namespaces.
+/// `settled` are those of `pids` that are not in the middle of vfork(2).
 ///
 /// # Errors
 /// When a process cannot be asked.
-pub fn shared_tasks(pids: &[i32], settled: &[i32]) -> Result<Option<Finding>, PartError> {
+pub fn shared_tasks(
+    pids: &[i32],
+    settled: &[i32],
+) -> Result<(Option<Finding>, Option<Finding>), PartError> {
     let sharing = Sharing::of(settled);
     if sharing.is_empty() {
-        return Ok(None);
+        return Ok((None, None));
     }
-    Ok(tree::unshareable(&family::members(pids, &sharing)?))
+    let members = family::members(pids, &sharing)?;
+    Ok((tree::unshareable(&members), tree::untranslated(&members)))
 }
 
 /// Pids of the children of all threads, zombies included.
@@ -336,6 +344,7 @@ pub struct Move<'a> {
     pub job: JobInfo,
     pub epoch: Epoch,
     pub dry: bool,
+    pub translate: bool,
     pub source: &'a str,
     pub home: (NodeId, String),
     pub history: Vec<crate::control::MoveReport>,
@@ -381,6 +390,8 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         job: of.job,
         epoch: of.epoch,
         dry: of.dry,
+        translate: of.translate,
+        untranslated: open.untranslated,
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
@@ -520,14 +531,55 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     } else if !user.is_givable() {
         verdict.ok.push(format!("uid {} as {}", user.uid, own.uid));
     }
-    if let Err(e) = super::skeleton::try_namespaces(user) {
+    let refused = super::skeleton::try_namespaces(user).err();
+    if refused.is_none() && !hello.translate {
+        return;
+    }
+    if !user.is_givable() {
+        let why = refused.map_or_else(|| "not wanted".to_owned(), |e| e.to_string());
         verdict.findings.push(blocker(
             "VOS-USERNS",
-            format!("namespaces of user {}: {e}", own.uid),
-            "the target does not let the user that its node runs as make them",
-            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as root",
+            format!("namespaces for user {}: {why}", user.uid),
+            "the target's node runs as another user and makes none",
+            "allow user namespaces on the target (vosrun explain VOS-USERNS), or run its node as \
+             the user of the job, or as root",
         ));
+        return;
     }
+    verdict.translated = true;
+    let why = refused.map_or_else(|| "--translate".to_owned(), |e| e.to_string());
+    verdict.findings.push(warning(
+        "VOS-TRANSLATE",
+        format!("no namespaces ({why})"),
+        "the job's calls that carry process numbers, clocks, paths or the host name are stopped \
+         and translated, some 10 µs each",
+        "allow user namespaces on the target for full speed (vosrun explain VOS-TRANSLATE)",
+    ));
+    let for_root = |f: &&Finding| !f.object.starts_with("process ") || own.uid != 0;
+    verdict.findings.extend(hello.untranslated.iter().filter(for_root).cloned());
+}
+
+/// How the job will live here: in namespaces, or without where they cannot be made or are not
+/// wanted.
+#[must_use]
+pub fn footing(hello: &Hello) -> Footing {
+    let user = hello.user.unwrap_or_else(User::own);
+    match hello.translate || super::skeleton::try_namespaces(user).is_err() {
+        true => Footing::Translated,
+        false => Footing::Namespaces,
+    }
+}
+
+/// A process that is not dumpable cannot be where numbers are translated.
+#[must_use]
+pub fn undumpable(pid: i32) -> Finding {
+    let own = View::read_process(pid).map_or(pid, |view| view.job_pid);
+    blocker(
+        "VOS-TRANSLATE",
+        format!("process {own}"),
+        "it is not dumpable (PR_SET_DUMPABLE): an ordinary user may not read what its calls carry",
+        "allow user namespaces on the target, or run its node as root",
+    )
 }
 
 /// Features that programs ask for; the kernel's own (synthetic flags, mitigations) do not count.

@@ -37,8 +37,8 @@ pub fn fork(pid: Option<i32>) -> io::Result<i32> {
 /// How [`fork_as`] makes a process.
 #[derive(Debug, Clone, Copy)]
 pub struct Birth {
-    /// In the newest pid namespace.
-    pub pid: i32,
+    /// In the newest pid namespace, if given.
+    pub pid: Option<i32>,
     /// Sent to the parent at its end. One with another than SIGCHLD is a child only to who waits
     /// with `__WALL` (wait(2)).
     pub exit_signal: i32,
@@ -51,7 +51,7 @@ pub struct Birth {
 /// # Errors
 /// As [`fork`].
 pub fn fork_as(birth: Birth) -> io::Result<i32> {
-    fork_with(Some(birth.pid), birth.exit_signal, birth.flags)
+    fork_with(birth.pid, birth.exit_signal, birth.flags)
 }
 
 fn fork_with(pid: Option<i32>, exit_signal: i32, flags: i32) -> io::Result<i32> {
@@ -76,14 +76,14 @@ fn fork_with(pid: Option<i32>, exit_signal: i32, flags: i32) -> io::Result<i32> 
 pub fn clone_beside<T>(birth: Birth, entry: fn(T) -> !, with: T) -> io::Result<i32> {
     const STACK: usize = 4 << 20;
     let stack = vec![0_u128; STACK / size_of::<u128>()].leak();
-    let wanted = [birth.pid];
+    let wanted = [birth.pid.unwrap_or(0)];
     let args = CloneArgs {
         flags: (birth.flags | libc::CLONE_VM) as u64,
         exit_signal: birth.exit_signal as u64,
         stack: stack.as_mut_ptr() as u64,
         stack_size: STACK as u64,
-        set_tid: wanted.as_ptr() as u64,
-        set_tid_size: 1,
+        set_tid: birth.pid.map_or(0, |_| wanted.as_ptr() as u64),
+        set_tid_size: birth.pid.map_or(0, |_| 1),
         ..CloneArgs::default()
     };
     let with = Box::into_raw(Box::new((entry, with)));

@@ -15,13 +15,15 @@ use std::os::fd::RawFd;
 use super::building::Built;
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
+use super::reexec;
 use super::resource::memory::{read_range, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
 use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
 use super::thread_files;
-use super::vdso::{with_jumps, Vdso};
+use super::vdso::Vdso;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};
 use crate::tracer::raw;
@@ -179,6 +181,16 @@ impl Restoring {
     pub fn begin(pid: i32, image: &ProcessImage, built: &Built, vdso: &Vdso) -> Result<Self> {
         let near = Near::stay();
         let _fetched = near.as_ref().and_then(|near| near.fetch(pid));
+        let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
+        let apart;
+        let vdso = match numbers::are_own() {
+            true => {
+                reexec::become_program(pid, insn, built.exe)?;
+                apart = io_error("vdso", Vdso::apart(pid))?;
+                &apart
+            }
+            false => vdso,
+        };
         let rseq = raw::rseq(pid).unwrap_or_default();
         let mut leader = Remote::open(pid, false)?;
         let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
@@ -188,7 +200,15 @@ impl Restoring {
         let mut runner = Runner::new(&mut leader, &stub);
         clear(&mut runner, &now, rseq, image, vdso, &mut free)?;
         make_mappings(&mut runner, &image.memory, built, &mut free)?;
-        set_layout(&mut runner, &image.memory, built.exe)?;
+        // It has the program already where it was executed.
+        let exe = if numbers::are_own() { -1 } else { built.exe };
+        set_layout(&mut runner, &image.memory, exe)?;
+        if numbers::are_own() {
+            for slot in image.table.iter().filter(|slot| slot.cloexec) {
+                let args = [slot.fd as u64, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
+                runner.call(libc::SYS_fcntl, "F_SETFD", &args)?;
+            }
+        }
         runner.flush()?;
         if !vdso.is_like(&image.memory) {
             redirect(&mut runner, pid, &image.memory, vdso)?;
@@ -279,6 +299,9 @@ impl Restoring {
         protect(&mut runner, &image.memory)?;
         for thread in image.threads.iter().skip(1) {
             clone_thread(&mut runner, thread.tid)?;
+        }
+        if let (true, Some(leader)) = (numbers::are_own(), image.threads.first()) {
+            numbers::bind(leader.tid, self.pid);
         }
         if let Some(filter) = filter {
             install_filter(&mut runner, filter)?;
@@ -392,7 +415,7 @@ fn redirect(runner: &mut Runner, pid: i32, image: &MmImage, vdso: &Vdso) -> Resu
     let args = [old.start, old.len(), prot, flags as u64, u64::MAX, 0];
     runner.call(libc::SYS_mmap, "mmap of the old vdso", &args)?;
     runner.flush()?;
-    let text = with_jumps(&image.vdso, vdso.text(), new.start);
+    let text = vdso.instead_of(&image.vdso, new.start);
     io_error("write the old vdso", inject::write_all(pid, old.start, &text))?;
     let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     runner.call(libc::SYS_mprotect, "mprotect of the old vdso", &[old.start, old.len(), prot])?;
@@ -624,15 +647,33 @@ fn clone_thread(runner: &mut Runner, tid: i32) -> Result<()> {
     runner.reserve(512)?;
     let wanted = runner.program.data(&tid.to_le_bytes());
     let set_tid = runner.stub.data() + wanted.offset();
-    let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, 1, 0];
+    let (set_tid, count) = if numbers::are_own() { (0, 0) } else { (set_tid, 1) };
+    let words = [FLAGS as u64, 0, 0, 0, 0, 0, 0, 0, set_tid, count, 0];
     let args: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
     let len = args.len() as u64;
-    runner.call_with(libc::SYS_clone3, "clone3", &args, |at| vec![at, Arg::Num(len)])
+    if !numbers::are_own() {
+        return runner.call_with(libc::SYS_clone3, "clone3", &args, |at| vec![at, Arg::Num(len)]);
+    }
+    runner.flush()?;
+    let mut program = Program::default();
+    let at = Arg::Data(program.data(&args));
+    let row = program.call(libc::SYS_clone3, "clone3", &[at, Arg::Num(len)]);
+    let made = runner.remote.run(runner.stub, program)?.get(row)?;
+    numbers::bind(tid, made as i32);
+    Ok(())
 }
 
-/// seccomp(2) in all threads.
+/// seccomp(2) in all threads. Without CAP_SYS_ADMIN, which it has in a user namespace of its own,
+/// the kernel wants PR_SET_NO_NEW_PRIVS before.
 fn install_filter(runner: &mut Runner, filter: &[u8]) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: u64 = 1;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let tid = runner.remote.tid();
+    let view = io_error(format!("status of thread {tid}"), View::read_process(tid))?;
+    if view.hex("CapEff:") & CAP_SYS_ADMIN == 0 {
+        let set = libc::PR_SET_NO_NEW_PRIVS as u64;
+        runner.call(libc::SYS_prctl, "PR_SET_NO_NEW_PRIVS", &[set, 1])?;
+    }
     runner.reserve(filter.len() + 512)?;
     let code = runner.program.data(filter);
     let mut prog = ((filter.len() / 8) as u64).to_le_bytes().to_vec();

@@ -43,6 +43,7 @@ use super::tree::{self, Member, Role, Tree};
 use super::{newborn, raw, turns};
 use crate::control::Finding;
 use crate::proxy::PtyPair;
+use crate::syscalls::translate::numbers;
 
 /// What the frame of a job needs before its image arrives.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,6 +79,15 @@ impl Plan {
     }
 }
 
+/// What a frame is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Footing {
+    /// Namespaces in which each has its old number.
+    Namespaces,
+    /// Plain processes with other numbers, which are translated.
+    Translated,
+}
+
 /// A process that waits for what the supervisor asks of it.
 #[derive(Debug)]
 pub struct NewProcess {
@@ -98,6 +108,10 @@ pub struct Skeleton {
     pub init: i32,
     /// proc could not be mounted: `/proc/PID` in the job shows the host's numbers.
     pub host_proc: bool,
+    /// Without namespaces: by how much the job's clocks are ahead of those here, nanoseconds.
+    pub ahead: Option<Clocks>,
+    /// Stand-ins that are asked for nothing, where they do not end with pid 1.
+    standins: Vec<i32>,
     /// The living processes of the job, in the order of the plan's members.
     pub processes: Vec<NewProcess>,
     /// The ptys of the plan's terminals, by their place there.
@@ -148,6 +162,8 @@ pub(super) enum Word {
     Born(u32, RawFd),
     /// What was asked is done.
     Ready,
+    /// From a stand-in that is asked for nothing, by its place in the plan.
+    StandIn(u32),
     /// From P: some of the descriptors that it hands out, or it wants more of those it is given.
     More,
     Built(Built),
@@ -317,28 +333,37 @@ impl Skeleton {
     ///
     /// # Errors
     /// The step that failed, in words.
-    pub fn spawn(plan: &Plan) -> Result<Self> {
+    pub fn spawn(plan: &Plan, footing: Footing) -> Result<Self> {
         let tree = tree::plan(&plan.members).map_err(SkeletonError::Refused)?;
         make_room(tree.nodes.len() as u64)?;
         let (control, theirs) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
         let now = own_clocks().map_err(io_error("clock_gettime"))?;
+        let ahead = match footing {
+            Footing::Namespaces => None,
+            Footing::Translated => Some(ahead(plan, now)?),
+        };
+        match ahead {
+            None => numbers::end(),
+            Some(ahead) => numbers::begin(ahead),
+        }
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, &tree, now, theirs);
+            newborn::start(plan, &tree, now, theirs, footing);
         }
         drop(theirs);
         let mut found = Found::default();
-        let all = found.collect(&tree, control.as_fd());
+        let all = found.collect(&tree, control.as_fd(), footing);
         if all.is_err() && found.init != 0 {
             kill(found.init);
+            // Without namespaces the others end when their sockets do.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(found.init), None);
         }
         if all.is_err() || !plan.root().is_some_and(tree::parent_is_outside) {
             // H ends as soon as pid 1 is there, or has failed.
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
         }
-        all.map(|()| found.skeleton(plan, tree))
+        all.map(|()| Self { ahead, ..found.skeleton(plan, tree) })
     }
 
     /// Gives a process its descriptors, by its place among [`Skeleton::processes`]. `fds` stand for
@@ -384,6 +409,7 @@ impl Skeleton {
     /// # Errors
     /// When the session leader cannot take it.
     pub fn set_terminal(&self, sid: i32, tty: BorrowedFd, foreground: i32) -> Result<()> {
+        let foreground = numbers::to_host(foreground);
         ask(self.leader(sid)?, &Request::Terminal(foreground), &[tty.as_raw_fd()])
     }
 
@@ -440,10 +466,30 @@ impl Skeleton {
         living.or_else(|| self.frame.rest.get(&node))
     }
 
-    /// Ends everything in the namespace.
+    /// Ends all processes.
     pub fn kill(&self) {
+        if self.ahead.is_some() {
+            let rest = self.frame.rest.values();
+            let known = self.processes.iter().chain(rest).map(|process| process.pid);
+            known.chain(self.standins.iter().copied()).for_each(kill);
+            numbers::end();
+        }
         kill(self.init);
     }
+}
+
+/// By how much the clocks of the plan are ahead of those here, and one tick more, as with a time
+/// namespace.
+fn ahead(plan: &Plan, now: Clocks) -> Result<Clocks> {
+    let tick = coarse_tick().map_err(io_error("clock_getres"))?;
+    let of = |theirs: i128, now: i128| {
+        let ahead = theirs.checked_sub(now).and_then(|ahead| ahead.checked_add(tick));
+        ahead.ok_or_else(|| SkeletonError::Step("clocks of the job".into()))
+    };
+    Ok(Clocks {
+        monotonic: of(plan.clocks.monotonic, now.monotonic)?,
+        boottime: of(plan.clocks.boottime, now.boottime)?,
+    })
 }
 
 fn kill(init: i32) {
@@ -492,18 +538,31 @@ struct Found {
     host_proc: bool,
     terminals: BTreeMap<usize, PtyPair>,
     born: BTreeMap<usize, NewProcess>,
+    standins: Vec<i32>,
 }
 
 impl Found {
     /// Until every process that waits has said so.
-    fn collect(&mut self, tree: &Tree, control: BorrowedFd) -> Result<()> {
-        let waits = |role: Role| !matches!(role, Role::Carrier | Role::Parent | Role::GroupLeader);
+    fn collect(&mut self, tree: &Tree, control: BorrowedFd, footing: Footing) -> Result<()> {
+        let waits = |role: Role| match role {
+            Role::Carrier => false,
+            Role::Parent | Role::GroupLeader => footing == Footing::Translated,
+            _ => true,
+        };
         let expected = tree.nodes.iter().filter(|n| waits(n.role)).count();
-        while self.born.len() < expected {
+        while self.born.len() + self.standins.len() < expected {
             let (word, pid, fds) =
                 receive::<Word>(control).map_err(io_error("start of the new processes"))?;
             match word {
-                Word::Init(without) => (self.init, self.host_proc) = (pid, without),
+                Word::Init(without) => {
+                    (self.init, self.host_proc) = (pid, without);
+                    numbers::bind(1, pid);
+                }
+                Word::StandIn(node) => {
+                    let own = tree.nodes.get(node as usize).ok_or_else(out_of_order)?;
+                    numbers::bind(own.pid, pid);
+                    self.standins.push(pid);
+                }
                 Word::Terminal(place) => {
                     let mut fds = fds.into_iter();
                     let both = fds.next().zip(fds.next()).ok_or_else(out_of_order)?;
@@ -514,6 +573,7 @@ impl Found {
                     let node = node as usize;
                     let at = tree.nodes.get(node).zip(fds.into_iter().next());
                     let (own, control) = at.ok_or_else(out_of_order)?;
+                    numbers::bind(own.pid, pid);
                     self.born.insert(node, NewProcess { job_pid: own.pid, pid, control, number });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
@@ -539,6 +599,8 @@ impl Found {
             pid: processes.first().map_or(0, |p| p.pid),
             init: self.init,
             host_proc: self.host_proc,
+            ahead: None,
+            standins: self.standins,
             processes,
             terminals: self.terminals,
             frame,

@@ -27,6 +27,7 @@ use super::resource::fd::{is_terminal, pty, CaptureCx, FdError, FdView};
 use super::resource::View;
 use crate::proxy::term::WindowSize;
 use crate::proxy::PtyPair;
+use crate::syscalls::translate::numbers;
 
 /// The controlling terminal of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +130,9 @@ pub fn member_of_group(pids: &[i32], group: i32) -> Option<i32> {
 /// The number of a group in the job, of which a process there is a member.
 fn group_in_job(files: &Files, group: i32) -> Option<i32> {
     let member = member_of_group(&files.job_pids(), group)?;
-    View::read_process(member).ok()?.field("NSpgid:").split_whitespace().last()?.parse().ok()
+    let view = View::read_process(member).ok()?;
+    let number = view.field("NSpgid:").split_whitespace().last()?.parse().ok()?;
+    Some(numbers::to_job(number))
 }
 
 /// Gives this mount namespace a devpts of its own, if it may have one.

@@ -22,6 +22,8 @@ pub struct Vdso {
     text: Vec<u8>,
     /// `[vdso]`, `[vvar]` and others: name, address, bytes.
     parts: Vec<(String, u64, u64)>,
+    /// The job's clocks are not this kernel's: functions of its vdso become system calls.
+    apart: bool,
 }
 
 impl Vdso {
@@ -30,7 +32,19 @@ impl Vdso {
     /// # Errors
     /// When /proc cannot be read.
     pub fn own() -> io::Result<Self> {
-        let pid = std::process::id() as i32;
+        Self::of(std::process::id() as i32)
+    }
+
+    /// As a program that has just been executed has it, for a job that asks the kernel for the
+    /// time.
+    ///
+    /// # Errors
+    /// When its /proc or memory cannot be read.
+    pub fn apart(pid: i32) -> io::Result<Self> {
+        Ok(Self { apart: true, ..Self::of(pid)? })
+    }
+
+    fn of(pid: i32) -> io::Result<Self> {
         let vmas = memory::maps(pid)?;
         let parts: Vec<_> = vmas
             .iter()
@@ -45,7 +59,7 @@ impl Vdso {
             }
             None => (0, Vec::new()),
         };
-        Ok(Self { start, text, parts })
+        Ok(Self { start, text, parts, apart: false })
     }
 
     /// Its code.
@@ -70,7 +84,7 @@ impl Vdso {
     #[must_use]
     pub fn is_like(&self, image: &MmImage) -> bool {
         let forced = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
-        !forced && image.vdso == self.text && self.shift(image).is_some()
+        !forced && !self.apart && image.vdso == self.text && self.shift(image).is_some()
     }
 
     /// Has the image a vdso at all?
@@ -141,6 +155,49 @@ fn jump(target: u64) -> Vec<u8> {
 /// `mov rax, -ENOSYS; ret`: libc makes the system call instead.
 const NO_SUCH_CALL: [u8; 8] = [0x48, 0xc7, 0xc0, 0xda, 0xff, 0xff, 0xff, 0xc3];
 
+/// A system call with the arguments of the function.
+fn system_call(nr: i64) -> [u8; 8] {
+    let [a, b, c, d] = (nr as u32).to_le_bytes();
+    // mov eax, nr; syscall; ret
+    [0xb8, a, b, c, d, 0x0f, 0x05, 0xc3]
+}
+
+/// The call that a function of a vdso makes in user space.
+fn call_of(name: &str) -> Option<i64> {
+    Some(match name.strip_prefix("__vdso_").unwrap_or(name) {
+        "clock_gettime" => libc::SYS_clock_gettime,
+        "clock_getres" => libc::SYS_clock_getres,
+        "gettimeofday" => libc::SYS_gettimeofday,
+        "time" => libc::SYS_time,
+        "getcpu" => libc::SYS_getcpu,
+        "getrandom" => libc::SYS_getrandom,
+        _ => return None,
+    })
+}
+
+/// The old text with a system call at each function.
+fn with_calls(old: &[u8]) -> Vec<u8> {
+    let mut text = old.to_vec();
+    for (name, at) in functions(old) {
+        let code = call_of(&name).map_or(NO_SUCH_CALL, system_call);
+        if let Some(place) = text.get_mut(at as usize..(at as usize).saturating_add(code.len())) {
+            place.copy_from_slice(&code);
+        }
+    }
+    text
+}
+
+impl Vdso {
+    /// What takes the place of the text of a vdso that is not like this one, which is at `start`.
+    #[must_use]
+    pub fn instead_of(&self, old: &[u8], start: u64) -> Vec<u8> {
+        match self.apart {
+            true => with_calls(old),
+            false => with_jumps(old, &self.text, start),
+        }
+    }
+}
+
 /// The old text with a jump into the new vdso at each function.
 #[must_use]
 pub fn with_jumps(old: &[u8], new: &[u8], new_start: u64) -> Vec<u8> {
@@ -160,6 +217,16 @@ pub fn with_jumps(old: &[u8], new: &[u8], new_start: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn functions_become_system_calls() {
+        let own = Vdso::own().unwrap();
+        let text = with_calls(&own.text);
+        let all = functions(&own.text);
+        let (_, at) = all.iter().find(|(name, _)| name == "__vdso_clock_gettime").unwrap();
+        let code = &text[*at as usize..*at as usize + 8];
+        assert_eq!(code, system_call(libc::SYS_clock_gettime));
+    }
 
     #[test]
     fn every_function_of_the_old_text_jumps() {

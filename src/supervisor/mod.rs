@@ -45,6 +45,9 @@ use status::CpuMeter;
 use waits::Waits;
 use waker::Waker;
 
+/// Wait statuses are taken for so long before others have a turn: a job may stop all the time.
+const MOST_WAITS: Duration = Duration::from_millis(5);
+
 /// Clients served at the same time; more are turned away.
 const MAX_CLIENTS: usize = 64;
 
@@ -281,7 +284,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Takes every wait status there is.
+    /// Takes every wait status there is; when they do not end, what is left is for the next
+    /// [`Supervisor::step`].
     ///
     /// # Errors
     /// When wait4(2) or ptrace(2) fail for another reason than that a thread is gone.
@@ -293,32 +297,69 @@ impl Supervisor {
     /// Takes the wait statuses of threads that have said so, and, when it is time for that, of all
     /// others; see [`waits`].
     fn take_waits(&mut self) -> Result<()> {
+        let until = Instant::now() + MOST_WAITS;
         for tid in self.waits.candidates(self.session.tasks.len()) {
-            while self.take_one(tid)?.is_some() {}
+            while self.take_one(tid)?.is_some() {
+                if Instant::now() > until {
+                    self.waits.doubt();
+                    return Ok(());
+                }
+            }
         }
         if self.waits.is_due(self.session.tasks.len()) {
-            self.look_at_all()?;
+            self.look_at_all(until)?;
         }
         Ok(())
     }
 
     /// Takes what any thread has to tell. When many have, each is asked: a wait for any begins at
     /// the first one each time.
-    fn look_at_all(&mut self) -> Result<()> {
+    fn look_at_all(&mut self, until: Instant) -> Result<()> {
         const MANY: usize = 16;
         let (mut begin, mut found) = (Instant::now(), BTreeSet::new());
-        while let Some(tid) = self.take_one(-1)? {
-            found.insert(tid);
-            if found.len() > MANY {
+        loop {
+            let told = self.take_round()?;
+            if told.is_empty() {
+                break;
+            }
+            found.extend(told);
+            if found.len() > MANY && self.session.translation.is_none() {
                 found.clear();
                 for tid in self.session.tasks.keys().copied().collect::<Vec<_>>() {
                     while self.take_one(tid)?.is_some() {}
                 }
             }
             begin = Instant::now();
+            if begin > until {
+                self.waits.doubt();
+                return Ok(());
+            }
         }
         self.waits.looked_at_all(begin);
         Ok(())
+    }
+
+    /// Takes the next wait status of any thread. Of a job whose calls are translated all that there
+    /// are: its threads may stop all the time, and the kernel tells of those first that were
+    /// attached last. Gives whose they were.
+    fn take_round(&mut self) -> Result<Vec<i32>> {
+        if self.session.translation.is_none() {
+            return Ok(self.take_one(-1)?.into_iter().collect());
+        }
+        let mut round = Vec::new();
+        while self.end.is_none() {
+            match stop::wait(-1, false) {
+                Ok(Some(wait)) => round.push(wait),
+                Ok(None) => break,
+                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => break,
+                Err(e) => return Err(e).context("wait4"),
+            }
+        }
+        // A new thread goes on when its creator has told of it.
+        round.sort_by_key(|wait| wait.stop == Stop::Interrupt);
+        let tids = round.iter().map(|wait| wait.tid).collect();
+        round.into_iter().try_for_each(|wait| self.take_wait(wait).context("ptrace"))?;
+        Ok(tids)
     }
 
     /// Takes one wait status of a thread (-1: of any), if there is one; which thread it was.

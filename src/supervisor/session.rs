@@ -21,6 +21,7 @@ use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
 use crate::syscalls::handles::Handles;
+use crate::syscalls::translate::{self, Translation};
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
 use crate::tracer::{filter, raw, Exit, Stop, Wait};
@@ -106,6 +107,8 @@ pub struct Session {
     /// A `syscall` instruction of processes that were restored here.
     insns: BTreeMap<i32, u64>,
     pub handles: Handles,
+    /// The job has no namespaces here.
+    pub translation: Option<Translation>,
     /// How the first process ended.
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
@@ -114,6 +117,9 @@ pub struct Session {
     in_flight: BTreeMap<i32, InFlight>,
     /// Threads that were gone before their creator's event came.
     early_dead: BTreeSet<i32>,
+    /// New threads of a translated job that have not stopped for the first time, and where their
+    /// number is written in their memory.
+    births: BTreeMap<i32, u64>,
 }
 
 impl InFlight {
@@ -135,10 +141,12 @@ impl Session {
             vdsos: BTreeMap::new(),
             insns: BTreeMap::new(),
             handles,
+            translation: None,
             ended: None,
             root_stopped: None,
             in_flight: BTreeMap::new(),
             early_dead: BTreeSet::new(),
+            births: BTreeMap::new(),
         }
     }
 
@@ -237,6 +245,8 @@ impl Session {
     pub fn leave(&mut self) {
         self.tasks.clear();
         self.in_flight.clear();
+        self.births.clear();
+        self.translation = None;
         self.vdsos.clear();
         self.insns.clear();
         self.root = 0;
@@ -252,6 +262,7 @@ impl Session {
         threads: impl IntoIterator<Item = &'a Frozen>,
         now: &SchedulerClocks,
     ) -> Vec<(i32, Way)> {
+        self.settle_births();
         let running = self.running_restarts();
         let mut ways = Vec::new();
         for thread in threads {
@@ -379,8 +390,12 @@ impl Session {
                 self.set_state(tid, TaskState::Group(signal));
                 raw::listen(tid)
             }
-            Way::Step(signal) => raw::syscall_step(tid, signal),
-            Way::Cont(signal) => raw::cont(tid, signal),
+            Way::Step(signal) => {
+                self.tell_sender(tid, signal).and_then(|()| raw::syscall_step(tid, signal))
+            }
+            Way::Cont(signal) => {
+                self.tell_sender(tid, signal).and_then(|()| raw::cont(tid, signal))
+            }
         })
     }
 
@@ -482,6 +497,7 @@ impl Session {
     fn note(&mut self, tid: i32, stop: Stop) {
         if !self.tasks.contains_key(&tid) {
             self.add(tid, process_of(tid), false);
+            self.number(tid);
         }
         match stop {
             Stop::Clone(new) | Stop::Fork(new) => self.announce(tid, new),
@@ -509,7 +525,10 @@ impl Session {
         let parent = self.tasks.get(&creator).map_or(creator, |t| t.pid);
         if let Some(task) = self.tasks.get_mut(&new) {
             task.announced = true;
+            self.note_birth(creator, new);
         } else {
+            self.number(new);
+            self.note_birth(creator, new);
             let is_thread = Path::new(&format!("/proc/{parent}/task/{new}")).exists();
             self.add(new, if is_thread { parent } else { new }, true);
         }
@@ -528,15 +547,21 @@ impl Session {
         self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
         self.has_new_code(pid);
+        if self.translation.is_some() && translate::hide_vdso(pid).is_none() {
+            tracing::warn!("process {pid} reads the clocks of this machine (vdso(7))");
+        }
     }
 
     fn gone(&mut self, tid: i32, exit: Exit) {
         self.in_flight.remove(&tid);
+        self.births.remove(&tid);
         self.vdsos.remove(&tid);
         self.insns.remove(&tid);
         if tid == self.root {
             self.ended = Some(exit);
         }
+        // Its number is kept until the next sweep: its creator may not have been told it yet, a
+        // process is waited for, and a number may be a group's.
         if self.tasks.remove(&tid).is_some_and(|task| !task.announced) {
             self.early_dead.insert(tid);
         }
@@ -551,11 +576,21 @@ impl Session {
             return raw::listen(tid);
         }
         self.set_state(tid, TaskState::Running);
+        if self.translation.is_some() && stop == Stop::Interrupt {
+            self.first_stop(tid)?;
+        }
+        if self.translation.is_some() && stop == Stop::Exiting {
+            translate::leave(tid);
+        }
         match stop {
             Stop::Interrupt => self.go_on(tid),
             Stop::Signal(signal) => self.deliver(tid, signal),
             Stop::Seccomp => self.enter_syscall(tid),
             Stop::Syscall => self.leave_syscall(tid),
+            // In the middle of a call whose return is waited for: clone(2), vfork(2).
+            _ if self.tasks.get(&tid).is_some_and(|task| task.at_exit.is_some()) => {
+                raw::syscall_step(tid, 0)
+            }
             _ => raw::cont(tid, 0),
         }
     }
@@ -590,9 +625,17 @@ impl Session {
             syscalls::answer(tid, libc::ENOSYS)?;
             return raw::cont(tid, 0);
         }
-        let Some(at_exit) = syscalls::at_entry(tid)? else { return raw::cont(tid, 0) };
+        let at_exit = match self.translate(tid)? {
+            Some(call) => Some(AtExit::Translated(call)),
+            None => syscalls::at_entry(tid)?,
+        };
+        // A call that was started again with other arguments is seen to its return.
+        let ours = self.in_flight.get(&tid).is_some_and(|call| call.stage != Stage::ByKernel);
+        if at_exit.is_none() && !ours {
+            return raw::cont(tid, 0);
+        }
         if let Some(task) = self.tasks.get_mut(&tid) {
-            task.at_exit = Some(at_exit);
+            task.at_exit = at_exit;
         }
         raw::syscall_step(tid, 0)
     }
@@ -606,6 +649,8 @@ impl Session {
         self.step_restarted(tid)
     }
 }
+
+mod translated;
 
 impl Watched for Session {
     fn root(&self) -> i32 {

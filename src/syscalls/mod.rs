@@ -7,6 +7,7 @@
 
 pub mod handles;
 pub mod table;
+pub mod translate;
 
 use std::io;
 
@@ -24,6 +25,8 @@ pub enum AtExit {
     AddWatch { fd: i32, path: Vec<u8>, mask: u32 },
     /// inotify_rm_watch(2).
     RemoveWatch { fd: i32, wd: i32 },
+    /// A call of a job that has no namespaces.
+    Translated(Box<translate::Call>),
     /// shmget(2), semget(2), msgget(2).
     Ipc(Kind),
     /// add_key(2), and keyctl(2) that makes a keyring.
@@ -85,6 +88,7 @@ impl AtExit {
     pub fn finish(self, tid: i32, pid: i32, handles: &mut Handles) -> io::Result<()> {
         let result = raw::regs(tid)?.rax as i64;
         match self {
+            Self::Translated(call) => call.finish(tid)?,
             Self::AddWatch { fd, path, mask } if result >= 0 => {
                 handles.add(pid, fd, Watch { wd: result as i32, path, mask });
             }
@@ -98,7 +102,7 @@ impl AtExit {
 }
 
 /// Reads a NUL-terminated string page by page, so that it may end before unmapped memory.
-fn read_path(tid: i32, mut addr: u64) -> Option<Vec<u8>> {
+pub(crate) fn read_path(tid: i32, mut addr: u64) -> Option<Vec<u8>> {
     let mut path = Vec::new();
     while path.len() < PATH_MAX {
         let mut page = vec![0; 4096 - (addr % 4096) as usize];

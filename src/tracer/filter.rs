@@ -8,8 +8,8 @@
 //! ```
 
 use libc::{
-    sock_filter, BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_ERRNO, SECCOMP_RET_TRACE,
+    sock_filter, BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRACE,
 };
 
 use crate::syscalls::table::{Policy, Row};
@@ -43,6 +43,47 @@ fn if_equal(k: u32) -> sock_filter {
 /// Skips the next instruction if the loaded value is `k`.
 fn if_other(k: u32) -> sock_filter {
     sock_filter { jt: 1, ..statement(BPF_JMP | BPF_JEQ | BPF_K, k) }
+}
+
+/// A call that is stopped only when the low word of an argument, under a mask, has one of some
+/// values.
+#[derive(Debug, Clone, Copy)]
+pub struct When {
+    pub arg: u8,
+    pub mask: u32,
+    pub values: &'static [u32],
+}
+
+/// Offset of the first argument in `struct seccomp_data`.
+const ARGS: u32 = 16;
+const STOP: u32 = SECCOMP_RET_TRACE | MARK;
+
+/// Stops these calls besides those of a program made by [`program`], which ends with ALLOW.
+#[must_use]
+pub fn with_stops(
+    mut code: Vec<sock_filter>,
+    stops: impl IntoIterator<Item = (u32, Option<When>)>,
+) -> Vec<sock_filter> {
+    code.pop();
+    for (nr, when) in stops {
+        let body = when.map_or_else(|| vec![give(STOP)], stop_when);
+        // At most a few dozen instructions.
+        let over = body.len() as u8;
+        code.push(sock_filter { jf: over, ..statement(BPF_JMP | BPF_JEQ | BPF_K, nr) });
+        code.extend(body);
+    }
+    code.push(give(SECCOMP_RET_ALLOW));
+    code
+}
+
+fn stop_when(when: When) -> Vec<sock_filter> {
+    let mut code = vec![load(ARGS + 8 * u32::from(when.arg))];
+    code.push(statement(BPF_ALU | BPF_AND | BPF_K, when.mask));
+    for value in when.values {
+        code.extend([if_equal(*value), give(STOP)]);
+    }
+    code.push(give(SECCOMP_RET_ALLOW));
+    code
 }
 
 fn action(policy: Policy) -> Option<u32> {
@@ -82,6 +123,7 @@ pub fn bytes(program: &[sock_filter]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::syscalls::table::TABLE;
+    use crate::syscalls::translate;
 
     /// Runs the four instructions the filter is made of.
     fn run(code: &[sock_filter], nr: u32, arch: u32) -> u32 {
@@ -122,7 +164,40 @@ mod tests {
     }
 
     #[test]
+    fn calls_are_stopped_when_an_argument_says_so() {
+        let when = When { arg: 1, mask: 0xff, values: &[3, 5] };
+        let code = with_stops(program(&[]), [(7, None), (9, Some(when))]);
+        let run = |nr, arg| {
+            let (mut at, mut loaded) = (0, 0);
+            loop {
+                let op = code[at];
+                at += 1;
+                match u32::from(op.code) {
+                    c if c == BPF_LD | BPF_W | BPF_ABS => {
+                        loaded = match op.k {
+                            NR => nr,
+                            ARCH => AUDIT_ARCH_X86_64,
+                            24 => arg,
+                            other => panic!("load of {other}"),
+                        };
+                    }
+                    c if c == BPF_ALU | BPF_AND | BPF_K => loaded &= op.k,
+                    c if c == BPF_JMP | BPF_JEQ | BPF_K => {
+                        at += usize::from(if loaded == op.k { op.jt } else { op.jf });
+                    }
+                    _ => return op.k,
+                }
+            }
+        };
+        let stopped = [(7, 0), (7, 3), (9, 3), (9, 0x105)].map(|(nr, arg)| run(nr, arg));
+        assert_eq!(stopped, [STOP; 4]);
+        let allowed = [(8, 3), (9, 4), (10, 3)].map(|(nr, arg)| run(nr, arg));
+        assert_eq!(allowed, [SECCOMP_RET_ALLOW; 3]);
+    }
+
+    #[test]
     fn fits_the_kernel() {
-        assert!(program(TABLE).len() <= 4096);
+        let stops = translate::table::TABLE.iter().map(|row| (row.nr as u32, row.when));
+        assert!(with_stops(program(TABLE), stops).len() <= 4096);
     }
 }

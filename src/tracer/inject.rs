@@ -477,7 +477,7 @@ impl Remote {
             match trace(tid, "wait", stop::await_status_of(tid, alone))?.stop {
                 s if wanted(s) => return Ok(()),
                 Stop::Clone(_) => self.alone = None,
-                // A call that the supervisor observes is stopped here as well.
+                // A call that the supervisor observes or translates is stopped here as well.
                 Stop::Interrupt | Stop::Group(_) | Stop::Seccomp => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),
                 Stop::Exited(exit) => return Err(InjectError::Died { tid, exit }),

@@ -50,6 +50,16 @@ pub fn set_exitkill(tid: i32, exitkill: bool) -> io::Result<()> {
     ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
+/// PTRACE_SETOPTIONS: [`OPTIONS`], and the thread ends with its tracer and tells of its end
+/// (PTRACE_O_EXITKILL, PTRACE_O_TRACEEXIT).
+///
+/// # Errors
+/// `ESRCH` when the thread is not stopped.
+pub fn bind_to_tracer(tid: i32) -> io::Result<()> {
+    let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT;
+    ptrace(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
+}
+
 /// PTRACE_INTERRUPT.
 ///
 /// # Errors
@@ -199,6 +209,14 @@ pub fn siginfo(tid: i32) -> io::Result<SigInfo> {
     Ok(info)
 }
 
+/// PTRACE_SETSIGINFO: of the signal about to be delivered.
+///
+/// # Errors
+/// `EINVAL` when the thread is in group-stop.
+pub fn set_siginfo(tid: i32, info: &SigInfo) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETSIGINFO, tid, 0, std::ptr::from_ref(info) as usize).map(drop)
+}
+
 /// PTRACE_PEEKSIGINFO: all signals queued for the thread, or (`shared`) for its process.
 ///
 /// # Errors
@@ -219,7 +237,8 @@ pub fn queued_signals(tid: i32, shared: bool) -> io::Result<Vec<SigInfo>> {
             batch.as_mut_ptr() as usize,
         )? as usize;
         all.extend_from_slice(&batch[..got]);
-        if got == 0 {
+        // The queue does not change while the thread stands still.
+        if got < batch.len() {
             return Ok(all);
         }
     }

@@ -249,6 +249,28 @@ impl Hosts {
         self.start_node_via(index, &[], alter)
     }
 
+    /// As [`Hosts::start_node`], of a user who may make no namespaces: in a user namespace that
+    /// allows none (`user.max_user_namespaces`), without capabilities.
+    pub fn start_refused_node(&self, index: usize) -> Result<()> {
+        // What this process can never get the namespace has all the same.
+        let status = fs::read_to_string("/proc/self/status")?;
+        let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+        let bounding = u64::from_str_radix(bounding.unwrap_or_default().trim(), 16)?;
+        let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse::<u32>()?;
+        let lacking = (0..=last).filter(|cap| bounding >> cap & 1 == 0);
+        let lacking: Vec<String> = lacking.map(|cap| format!("-cap_{cap}")).collect();
+        let lacking = match lacking.is_empty() {
+            true => String::new(),
+            false => format!("--bounding-set={}", lacking.join(",")),
+        };
+        let without = format!(
+            "echo 0 > /proc/sys/user/max_user_namespaces && exec \
+             setpriv {lacking} --inh-caps=-all --ambient-caps=-all \"$@\""
+        );
+        let via = ["unshare", "--map-current-user", "--keep-caps", "sh", "-c", &without, "sh"];
+        self.start_node_via(index, &via, &|_, _| {})
+    }
+
     /// As [`Hosts::start_node`]; the words `via` stand before the daemon.
     pub fn start_node_via(
         &self,

@@ -71,6 +71,8 @@ impl Program {
 /// A running job. Dropping it kills what is left of its program.
 #[derive(Debug)]
 pub struct Job<'h> {
+    /// It moves without namespaces.
+    pub translate: bool,
     pub hosts: &'h Hosts,
     pub name: String,
     pub start: Start,
@@ -164,6 +166,7 @@ impl<'h> Job<'h> {
         let stderr = child.stderr.take().map(|from| collect(from, &mut readers));
         let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
         Ok(Self {
+            translate: false,
             hosts,
             name,
             start,
@@ -279,13 +282,30 @@ impl<'h> Job<'h> {
     /// `vosrun migrate` with whatever end it has.
     pub fn try_migrate(&self, to: usize) -> Result<Done> {
         let target = self.hosts.hosts[to].name;
-        self.hosts.run(self.at, &["migrate", &self.name, "--to", target, "--json"])
+        let mut args = vec!["migrate", &self.name, "--to", target, "--json"];
+        args.extend(self.translate.then_some("--translate"));
+        self.hosts.run(self.at, &args)
     }
 
     /// Moves the job and checks the answer.
     pub fn migrate(&mut self, to: usize) -> Result<Moved> {
-        let route = format!("{}→{}", self.hosts.hosts[self.at].name, self.hosts.hosts[to].name);
         let done = self.try_migrate(to)?;
+        self.moved(to, done)
+    }
+
+    /// As [`Job::migrate`]; `None` if it cannot be done now, and the guest is where it was (exit
+    /// code 75).
+    pub fn migrate_if_possible(&mut self, to: usize) -> Result<Option<Moved>> {
+        const NOT_NOW: i32 = 75;
+        let done = self.try_migrate(to)?;
+        match done.code() {
+            NOT_NOW => Ok(None),
+            _ => self.moved(to, done).map(Some),
+        }
+    }
+
+    fn moved(&mut self, to: usize, done: Done) -> Result<Moved> {
+        let route = format!("{}→{}", self.hosts.hosts[self.at].name, self.hosts.hosts[to].name);
         if done.code() != 0 {
             let _ = self.progress()?;
         }

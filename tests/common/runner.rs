@@ -62,6 +62,15 @@ impl Worker {
         self.kept(who.word(), who, |who| Hosts::start(who, 3))
     }
 
+    /// Three hosts of an ordinary user whose nodes can make no namespaces.
+    pub fn refusing_hosts(&mut self) -> Result<&Hosts> {
+        self.kept("refusing user", Who::User, |who| {
+            let hosts = Hosts::bare(who, 3)?;
+            (0..3).try_for_each(|index| hosts.start_refused_node(index))?;
+            Ok(hosts)
+        })
+    }
+
     /// One host with no daemon, for what does not move.
     pub fn bare_hosts(&mut self, who: Who) -> Result<&Hosts> {
         let word = if who == Who::Root { "bare root" } else { "bare user" };

@@ -103,6 +103,7 @@ fn talk(hosts: &Hosts, rest: &[(Msg, Vec<u8>)]) -> Result<Option<Msg>> {
         },
         epoch: Epoch(1),
         dry: false,
+        translate: false,
         source: "a",
         home: (tls.id(), "a".into()),
         history: Vec::new(),

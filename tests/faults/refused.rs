@@ -48,8 +48,8 @@ pub fn unmovable(who: Who) -> Result<()> {
     scene.finish()
 }
 
-/// The target's kernel lets its node make no namespaces: `check` and `migrate` say so, the job
-/// is not touched.
+/// The target's kernel lets its node make no namespaces, and it runs as another user than the job:
+/// `check` and `migrate` say so, the job is not touched.
 pub fn no_namespaces(who: Who) -> Result<()> {
     let without = "echo 0 > /proc/sys/user/max_user_namespaces; exec \
                    setpriv --inh-caps=-all --bounding-set=-all \"$@\"";

@@ -204,6 +204,8 @@ fn hello() -> Hello {
         job: job(),
         epoch: Epoch(3),
         dry: false,
+        translate: false,
+        untranslated: Vec::new(),
         source: "a".into(),
         home: (NodeId([3; 32]), "a".into()),
         cpu: vec!["sse2".into(), "avx2".into()],
@@ -398,7 +400,7 @@ proptest! {
 
     #[test]
     fn damaged_requests_and_replies(all in damage()) {
-        let good = postcard::to_stdvec(&Request::Migrate { to: "b".into() }).unwrap();
+        let good = postcard::to_stdvec(&Request::Migrate { to: "b".into(), translate: false }).unwrap();
         decode::<Request>(&damaged(good, &all))?;
         let good = postcard::to_stdvec(&Reply::Moved(report())).unwrap();
         decode::<Reply>(&damaged(good, &all))?;

@@ -152,7 +152,7 @@ impl Stage<'_> {
         self.view.title = format!("move {} of {}", self.proof.moves.len() + 1, self.moves);
         let tx = self.tx.clone();
         std::thread::spawn(move || {
-            let request = Request::Migrate { to: to.into() };
+            let request = Request::Migrate { to: to.into(), translate: false };
             // The receiver may have left: the demonstration was interrupted.
             let on = |event| drop(tx.send(Event::Move(event)));
             let end = drive(&job.dir.socket(), &request, on);

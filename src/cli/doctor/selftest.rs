@@ -72,7 +72,7 @@ pub fn to_node(state: &StateDir, node: &str) -> anyhow::Result<Outcome> {
 }
 
 fn move_to(job: &Seen, node: &str) -> anyhow::Result<MoveReport> {
-    let request = Request::Migrate { to: node.into() };
+    let request = Request::Migrate { to: node.into(), translate: false };
     match drive(&job.dir.socket(), &request, drop).context("the supervisor has gone")? {
         Reply::Moved(report) => Ok(report),
         Reply::Failed(f) => bail!("{}: {}", f.code, f.sentence),

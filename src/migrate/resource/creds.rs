@@ -132,6 +132,9 @@ impl State {
     }
 }
 
+/// SECBIT_KEEP_CAPS of capabilities(7).
+const KEEP_CAPS: u64 = 1 << 4;
+
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAP_VERSION: u32 = 0x2008_0522;
 
@@ -249,6 +252,9 @@ impl State {
         if self.securebits != 0 && may_set {
             let set = libc::PR_SET_SECUREBITS as u64;
             prctl(program, "PR_SET_SECUREBITS", [set, self.securebits, 0]);
+        } else if self.securebits & KEEP_CAPS != 0 {
+            // This one needs no capability.
+            prctl(program, "PR_SET_KEEPCAPS", [libc::PR_SET_KEEPCAPS as u64, 1, 0]);
         }
         let granted = self.permitted & permitted;
         capset(program, self.effective & granted, granted, inheritable);
@@ -262,7 +268,7 @@ impl State {
             to.missed.add(format!("thread {}: {text}", to.job_tid));
         }
         let may_set = now.permitted & CAP_SETPCAP != 0;
-        if !may_set && (self.securebits != 0 || now.bounding & !self.bounding != 0) {
+        if !may_set && (self.securebits & !KEEP_CAPS != 0 || now.bounding & !self.bounding != 0) {
             let text = "its securebits and bounding set are not granted";
             to.missed.add(format!("thread {}: {text}", to.job_tid));
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{decode, encode, pause, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Time;
 use crate::capabilities::Capability;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 
 /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF with their remaining times.
@@ -74,7 +75,8 @@ pub(super) fn ask_boot_time(program: &mut Program) -> (usize, Data) {
 /// Nanoseconds.
 pub(super) fn boot_time(outcome: &Outcome, asked: (usize, Data)) -> Result<i64, PartError> {
     outcome.get(asked.0)?;
-    Ok(i64::try_from(time(outcome.data(asked.1), 1_000_000_000)).unwrap_or(i64::MAX))
+    let here = i64::try_from(time(outcome.data(asked.1), 1_000_000_000)).unwrap_or(i64::MAX);
+    Ok(here.saturating_add(numbers::clock_ahead(libc::CLOCK_BOOTTIME)))
 }
 
 impl Value {
@@ -153,7 +155,8 @@ impl Part for Intervals {
             info[..4].copy_from_slice(&libc::SIGALRM.to_le_bytes());
             info[8..12].copy_from_slice(&SI_KERNEL.to_le_bytes());
             let at = Arg::Data(program.data(&info));
-            let args = [Arg::Num(to.job_pid as u64), Arg::Num(libc::SIGALRM as u64), at];
+            let pid = numbers::to_host(to.job_pid);
+            let args = [Arg::Num(pid as u64), Arg::Num(libc::SIGALRM as u64), at];
             program.call(libc::SYS_rt_sigqueueinfo, "rt_sigqueueinfo", &args);
         }
         Ok(())

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{InjectError, Outcome, Program};
 use crate::tracer::memory::read_record;
 use crate::tracer::raw::Dispatch;
@@ -84,8 +85,12 @@ impl View {
             status,
             lines,
         };
-        view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
-        view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
+        if numbers::are_own() {
+            (view.job_pid, view.job_tid) = (numbers::to_job(pid), numbers::to_job(tid));
+        } else {
+            view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
+            view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
+        }
         Ok(view)
     }
 

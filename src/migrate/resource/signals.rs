@@ -4,6 +4,7 @@ use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Signals;
 use crate::capabilities::Capability;
 use crate::migrate::image::{ProcessImage, ThreadImage};
+use crate::syscalls::translate::{numbers, signal_to_host, signal_to_job};
 use crate::tracer::inject::{comes_with_trap, sigbit, Arg, Program};
 use crate::tracer::raw::{self, number_of as number};
 
@@ -172,7 +173,15 @@ impl Part for Pending {
         if queued.own.iter().chain(&queued.process).any(|info| info.len() != 128) {
             return Err(PartError::State(self.name()));
         }
-        let (pid, tid) = (Arg::Num(to.job_pid as u64), Arg::Num(to.job_tid as u64));
+        let (pid, tid) = match numbers::are_own() {
+            true => (to.pid, to.tid),
+            false => (to.job_pid, to.job_tid),
+        };
+        let (pid, tid) = (Arg::Num(pid as u64), Arg::Num(tid as u64));
+        let mut queued = queued;
+        for info in queued.process.iter_mut().chain(&mut queued.own) {
+            signal_to_host(info);
+        }
         for info in queued.process {
             let at = Arg::Data(program.data(&info));
             let args = [pid, Arg::Num(number(&info) as u64), at];
@@ -201,5 +210,6 @@ fn with_bare(view: &View, shared: bool, queued: Vec<raw::SigInfo>) -> Vec<Vec<u8
         }
     }
     all.retain(|info| number(info) != libc::SIGKILL);
+    all.iter_mut().for_each(|info| signal_to_job(info));
     all
 }

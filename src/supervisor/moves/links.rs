@@ -161,8 +161,10 @@ impl Mover {
             Msg::Decided { id, commit: true } => self.confirm(key, id),
             Msg::Attach { epoch, stopped, next } => self.attached(key, epoch, stopped, next),
             Msg::LateSignal { pid, signal } => self.signal_late(pid, signal),
-            Msg::PleaseMove(to) if self.agent.is_none() && self.relay_link == Some(key) => {
-                self.please_move(key, &to)?;
+            Msg::PleaseMove(to, translate)
+                if self.agent.is_none() && self.relay_link == Some(key) =>
+            {
+                self.please_move(key, &to, translate)?;
             }
             Msg::Report(report) => self.reported(*report),
             other if self.agent.is_some() => self.hear_host(key, other)?,

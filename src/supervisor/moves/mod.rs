@@ -135,6 +135,8 @@ pub struct Mover {
     /// The job, frozen already for the first look at it (see [`dumpable`]).
     early_freeze: Option<source::Frozen>,
     moving: Option<Moving>,
+    /// The move that is asked for is one without namespaces.
+    translate: bool,
     /// The job is just coming here.
     arriving: bool,
     /// Host pid of the job's pid 1, when it has a namespace.
@@ -189,6 +191,7 @@ impl Mover {
             frozen: false,
             early_freeze: None,
             moving: None,
+            translate: false,
             arriving: false,
             init,
             left: false,

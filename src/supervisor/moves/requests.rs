@@ -18,18 +18,20 @@ impl Mover {
                 self.sup.dismiss(client);
                 self.connection(pending.fd);
             }
-            Request::Migrate { to } if self.moving.is_some() || self.early_freeze.is_some() => {
+            Request::Migrate { to, .. } if self.moving.is_some() || self.early_freeze.is_some() => {
                 let failure = self.busy(&to);
                 self.sup.finish(client, &Reply::Failed(failure));
             }
-            Request::Migrate { to } => return self.migrate(Some(client), &to),
+            Request::Migrate { to, translate } => {
+                return self.migrate(Some(client), &to, translate);
+            }
             Request::Watch => self.watch(client),
             Request::Cancel { id } => {
                 let reply = self.cancel(id);
                 self.sup.finish(client, &reply);
             }
-            Request::Check { to } => {
-                let report = self.check(to.as_deref())?;
+            Request::Check { to, translate } => {
+                let report = self.check(to.as_deref(), translate)?;
                 self.sup.finish(client, &report);
             }
             Request::Recover { dead } if self.is_away_on(&dead) => {
@@ -160,7 +162,7 @@ impl Mover {
     }
 
     /// An answer to `check`.
-    pub(super) fn check(&mut self, to: Option<&str>) -> Result<Reply> {
+    pub(super) fn check(&mut self, to: Option<&str>, translate: bool) -> Result<Reply> {
         if self.agent.is_some() {
             let node = self.sup.board.moved_to.clone().unwrap_or_default();
             return Ok(Reply::Error(format!("it runs on {node}; ask there")));
@@ -172,7 +174,7 @@ impl Mover {
             to: to.map(str::to_owned),
             ..CheckReport::default()
         };
-        match self.judge(to) {
+        match self.judge(to, translate) {
             Ok((findings, ok)) => (report.findings, report.ok) = (findings, ok),
             Err(failure) => return Ok(Reply::Failed(*failure)),
         }

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::signals::{captured, forget};
+use crate::syscalls::translate::signal_to_job;
 use crate::tracer::raw::{self, code_of as code, number_of as number};
 
 /// Signals on their way from home to the job, and how far the job has got with them.
@@ -100,7 +101,8 @@ fn was_sent(info: &raw::SigInfo) -> bool {
 /// Signals that were sent to a frozen copy after it was captured as `image`.
 pub(super) fn late(pid: i32, image: &ProcessImage) -> Vec<i32> {
     let mut known = captured(image);
-    let queued = raw::queued_signals(pid, true).unwrap_or_default();
+    let mut queued = raw::queued_signals(pid, true).unwrap_or_default();
+    queued.iter_mut().for_each(|info| signal_to_job(info));
     let new = queued.into_iter().filter(|info| !forget(&mut known, info) && was_sent(info));
     new.map(|info| number(&info)).collect()
 }

@@ -123,9 +123,9 @@ impl Mover {
     }
 
     /// Asks the job's host to move it.
-    pub(super) fn ask_host(&mut self, client: ClientKey, via: LinkKey, to: &str) {
+    pub(super) fn ask_host(&mut self, client: ClientKey, via: LinkKey, to: &str, translate: bool) {
         self.asked = Some(Asked { client, via });
-        self.send(via, &Msg::PleaseMove(to.to_owned()), &[]);
+        self.send(via, &Msg::PleaseMove(to.to_owned(), translate), &[]);
     }
 
     /// Progress of a move that was asked for from here. The last phases of one that ends here

@@ -13,6 +13,7 @@ use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::migrate::resource::View;
+use crate::syscalls::translate::{numbers, path_to_host, path_to_job};
 
 pub(super) const NAME: &str = "kernel-file";
 
@@ -22,6 +23,10 @@ const SYSFS: i64 = 0x6265_6572;
 
 /// Streams of this kernel, and its memory.
 const REFUSED: [&str; 3] = ["/proc/kmsg", "/proc/kcore", "/proc/vmcore"];
+
+/// Files that hold on to the memory of a process from before it executes a program (proc(5)).
+const OF_MEMORY: [&str; 7] =
+    ["maps", "smaps", "smaps_rollup", "numa_maps", "pagemap", "mem", "environ"];
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -66,13 +71,19 @@ impl FdKind for KernelFile {
             let remedy = "let the program open it when it reads it";
             return Err(view.refuse("VOS-PROC-FD", cause, remedy));
         }
-        let path = view.path().map_err(view.failed("read the name"))?;
+        let path = path_to_job(&view.path().map_err(view.failed("read the name"))?);
         encode(&State { path, flags: view.flags, pos: view.pos })
+    }
+
+    fn untranslated(&self, view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        let (_, name) = process(&view.link).filter(|_| view.fs == PROC)?;
+        let of_memory = name.rsplit('/').next().is_some_and(|last| OF_MEMORY.contains(&last));
+        of_memory.then_some("it stays with the memory that the process had when it was opened")
     }
 
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
-        open_at(as_path(&state.path), state.flags & OPEN_FLAGS, state.pos)
+        open_at(as_path(&path_to_host(&state.path)), state.flags & OPEN_FLAGS, state.pos)
     }
 }
 
@@ -101,7 +112,10 @@ fn obstacle(view: &FdView, cx: &dyn CaptureCx) -> Option<&'static str> {
         let reads = view.flags & libc::O_ACCMODE == libc::O_RDONLY;
         return (!reads).then_some("it is a file of this kernel, open for writing");
     };
-    let number = |host: i32| View::read_process(host).map_or(0, |view| view.job_pid);
+    let number = |host: i32| match numbers::are_own() {
+        true => host,
+        false => View::read_process(host).map_or(0, |view| view.job_pid),
+    };
     if view.says_deleted() || !cx.job_pids().into_iter().any(|host| number(host) == pid) {
         return Some("it tells of a process outside of the job, or of one that has ended");
     }

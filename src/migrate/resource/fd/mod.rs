@@ -169,6 +169,10 @@ pub trait FdKind: Sync {
             _ => Vec::new(),
         }
     }
+    /// Why it cannot be where the job's numbers are translated ([`crate::syscalls::translate`]).
+    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        None
+    }
     /// The state, of a frozen job, without changing it.
     ///
     /// # Errors
@@ -308,6 +312,13 @@ pub fn check(view: &FdView, cx: &dyn CaptureCx) -> Vec<Finding> {
     findings.extend(lock::check(view, cx));
     findings.extend(owner::check(view, cx));
     findings
+}
+
+/// The refusal of a description that cannot be where the job's numbers are translated.
+#[must_use]
+pub fn untranslated(view: &FdView, cx: &dyn CaptureCx) -> Option<Finding> {
+    let cause = find(view)?.untranslated(view, cx)?;
+    Some(view.blocker("VOS-TRANSLATE", cause, crate::syscalls::translate::REMEDY))
 }
 
 /// Captures one description of a frozen job; its locks are apart ([`lock::held`]).

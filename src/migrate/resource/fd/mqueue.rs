@@ -111,6 +111,10 @@ impl FdKind for MQueue {
         })
     }
 
+    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        Some("its name would be one of all the target's programs")
+    }
+
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
         let queue = create(&state)?;

@@ -11,6 +11,7 @@ use super::place::SETTABLE;
 use super::{raw, CaptureCx, FdError, FdView};
 use crate::control::Finding;
 use crate::migrate::resource::View;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Program};
 
 const CODE: &str = "VOS-ASYNC";
@@ -91,7 +92,7 @@ fn number(kind: i32, host: i32, job_pids: &[i32]) -> Option<i32> {
         GROUP => job_pids.iter().find_map(|pid| {
             let view = View::read_process(*pid).ok()?;
             let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(*pid))).ok()?;
-            (group.as_raw() == host).then(|| last(&view, "NSpgid:"))?
+            (group.as_raw() == host).then(|| last(&view, "NSpgid:").map(numbers::to_job))?
         }),
         _ => None,
     }
@@ -106,7 +107,8 @@ impl Signals {
         const F_SETSIG: u64 = 10;
         let fd = Arg::Num(fd as u64);
         if self.owner != 0 {
-            let words = [self.kind.to_le_bytes(), self.owner.to_le_bytes()].concat();
+            let owner = numbers::to_host(self.owner);
+            let words = [self.kind.to_le_bytes(), owner.to_le_bytes()].concat();
             let at = Arg::Data(program.data(&words));
             program.call(libc::SYS_fcntl, "F_SETOWN_EX", &[fd, Arg::Num(F_SETOWN_EX), at]);
         }

@@ -13,6 +13,7 @@ use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::migrate::preflight::is_zombie;
 use crate::migrate::resource::View;
+use crate::syscalls::translate::numbers;
 
 const NAME: &str = "pidfd";
 
@@ -67,7 +68,11 @@ impl FdKind for PidFd {
             let status = raw::pidfd_exit_status(fd.as_raw_fd()).unwrap_or(0);
             return encode(&State::Reaped { status, thread });
         }
-        let pid = number(view, "NSpid").filter(|pid| *pid > 0);
+        let pid = match numbers::are_own() {
+            true => Some(numbers::to_job(host)),
+            false => number(view, "NSpid"),
+        };
+        let pid = pid.filter(|pid| *pid > 0);
         let Some(pid) = pid.filter(|_| member) else {
             return refuse(format!("it stands for process {host}, outside of the job"));
         };
@@ -80,7 +85,7 @@ impl FdKind for PidFd {
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let flags = |thread| if thread { THREAD as u32 } else { 0 };
         match decode(NAME, state)? {
-            State::Process { pid, thread } => raw::pidfd(pid, flags(thread))
+            State::Process { pid, thread } => raw::pidfd(numbers::to_host(pid), flags(thread))
                 .map_err(failed(format!("pidfd_open of process {pid}"))),
             State::Reaped { status, thread } => raw::pidfd_of_reaped(status, flags(thread))
                 .map_err(failed("make a pidfd of a process that has ended")),

@@ -31,6 +31,10 @@ impl FdKind for SignalFd {
         view.link == "anon_inode:[signalfd]"
     }
 
+    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        Some("who has sent a signal is read from it, by a number that no call carries")
+    }
+
     fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         let mask = view.number("sigmask", 16).map_err(view.failed("read the signals"))?;
         encode(&State { mask })

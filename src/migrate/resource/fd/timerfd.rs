@@ -86,7 +86,7 @@ impl FdKind for TimerFd {
         let state: State = decode(NAME, state)?;
         let tried = || failed(format!("make a timerfd on clock {}", state.clock));
         let fd = raw::timerfd(state.clock).map_err(tried())?;
-        let now = raw::clock(libc::CLOCK_BOOTTIME).map_err(tried())?;
+        let now = pause::own_boot_time().map_err(tried())?;
         let state = state.after(pause::between(state.at, now).unwrap_or(0));
         state.arm(fd.as_raw_fd())?;
         if state.ticks > 0 && raw::timerfd_set_ticks(fd.as_raw_fd(), state.ticks).is_err() {

@@ -19,6 +19,7 @@ use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::migrate::settle::sleeps_on_cpu_time;
 use crate::migrate::skeleton::coarse_tick;
+use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 use crate::tracer::memory::read_proc;
 
@@ -72,6 +73,14 @@ fn clock_of_thread(tid: i32) -> i32 {
     (!tid << 3) | (OWN_THREAD & 7)
 }
 
+/// A clock that may be of CPU time, with another number of whose it is.
+fn clock_with(clock: i32, number: fn(i32) -> i32) -> i32 {
+    match !(clock >> 3) {
+        whose if clock < 0 && whose > 0 => (!number(whose) << 3) | (clock & 7),
+        _ => clock,
+    }
+}
+
 impl Timer {
     fn is_of_cpu_time(&self) -> bool {
         self.clock < 0
@@ -100,6 +109,11 @@ impl Timer {
     fn stop(&mut self) {
         self.silence();
         (self.clock, self.left) = (OWN_PROCESS, 0);
+    }
+
+    /// A time of its clock as the job sees that, as this kernel does.
+    fn here(&self, at: u64) -> u64 {
+        at.saturating_add_signed(numbers::clock_ahead(self.base()).saturating_neg()).max(1)
     }
 
     /// Flags and value for timer_settime(2), after `pause` (none: the job's clocks were not kept).
@@ -182,6 +196,13 @@ pub fn ids(pid: i32) -> Vec<i32> {
     parse(&text).unwrap_or_default().iter().map(|timer| timer.id).collect()
 }
 
+/// The clock of one of a process's POSIX timers.
+#[must_use]
+pub fn clock_of(pid: i32, id: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/timers")).ok()?;
+    parse(&text)?.iter().find(|timer| timer.id == id).map(|timer| timer.clock)
+}
+
 /// Questions for the times of one timer.
 struct Asked {
     spec: (usize, Data),
@@ -218,6 +239,7 @@ impl Timer {
             self.interval = time(interval, SECOND);
             let left = time(left, SECOND);
             let at = i64::try_from(time(outcome.data(clock.1), SECOND)).unwrap_or(i64::MAX);
+            let at = at.saturating_add(numbers::clock_ahead(self.base()));
             let due = |(at, left): (i64, u64)| at.saturating_add_unsigned(left);
             // Another period has begun between the two: the later answer is right.
             let sooner = best.is_none_or(|b| {
@@ -275,6 +297,7 @@ impl Part for Posix {
         Ok(Box::new(move |_, outcome| {
             for (timer, rows) in timers.iter_mut().zip(rows) {
                 timer.take_times(outcome, &rows)?;
+                timer.clock = clock_with(timer.clock, numbers::to_job);
             }
             encode("posix timers", &State { timers, at: boot_time(outcome, clock)? })
         }))
@@ -306,8 +329,13 @@ impl Part for Posix {
                 burn(program, next);
                 next += 1;
             }
-            let now =
-                if timer.is_of_cpu_time() { 0 } else { raw::clock(timer.base()).map_err(io)? };
+            let now = match timer.is_of_cpu_time() {
+                true => 0,
+                false => {
+                    raw::clock(timer.base()).map_err(io)?
+                        + i128::from(numbers::clock_ahead(timer.base()))
+                }
+            };
             let pause = pause.map(|p| if timer.is_kept() { p } else { p.saturating_sub(tick) });
             create(program, timer, timer.value(pause, i64::try_from(now).unwrap_or(i64::MAX)));
             next = timer.id + 1;
@@ -411,19 +439,23 @@ fn sigevent(timer: &Timer) -> [u8; 64] {
     event[..8].copy_from_slice(&timer.value.to_le_bytes());
     event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
     event[12..16].copy_from_slice(&timer.notify.to_le_bytes());
-    event[16..20].copy_from_slice(&timer.thread.to_le_bytes());
+    event[16..20].copy_from_slice(&numbers::to_host(timer.thread).to_le_bytes());
     event
 }
 
 fn create(program: &mut Program, timer: &Timer, (flags, value): (i32, u64)) {
     let event = Arg::Data(program.data(&sigevent(timer)));
     let id = Arg::Data(program.data(&timer.id.to_le_bytes()));
-    let clock = Arg::Num(timer.clock as i64 as u64);
+    let clock = Arg::Num(i64::from(clock_with(timer.clock, numbers::to_host)) as u64);
     program.call(libc::SYS_timer_create, "timer_create", &[clock, event, id]);
     set(program, timer, (flags, value));
 }
 
 fn set(program: &mut Program, timer: &Timer, (flags, value): (i32, u64)) {
+    let value = match flags {
+        libc::TIMER_ABSTIME => timer.here(value),
+        _ => value,
+    };
     let spec = [words(timer.interval, SECOND), words(value, SECOND)].concat();
     let spec = Arg::Data(program.data(&spec));
     let args = [Arg::Num(timer.id as u64), Arg::Num(flags as u64), spec, Arg::Num(0)];
@@ -493,5 +525,10 @@ mod tests {
     fn clocks_by_their_owner() {
         assert_eq!(clock_of_thread(0), OWN_THREAD);
         assert_eq!(clock_of_thread(5), (!5 << 3) | 6);
+        let double = |n| 2 * n;
+        assert_eq!(clock_with(clock_of_thread(5), double), clock_of_thread(10));
+        assert_eq!(clock_with((!5 << 3) | 2, double), (!10 << 3) | 2);
+        let same = [OWN_THREAD, OWN_PROCESS, libc::CLOCK_MONOTONIC];
+        assert_eq!(same.map(|clock| clock_with(clock, double)), same);
     }
 }

@@ -22,6 +22,7 @@ use crate::migrate::resource::fd::pty::queues::Taken;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
 use crate::supervisor::job::now_ms;
+use crate::syscalls::translate::numbers;
 use crate::tracer::{raw, Exit, Stop};
 
 /// After the commit: so long the command waits before it says "in doubt".
@@ -307,6 +308,7 @@ impl Mover {
         self.held.clear();
         self.frozen = false;
         self.sup.session.leave();
+        numbers::end();
         self.sup.end = None;
         self.init = None;
         self.keep_needs();

@@ -10,8 +10,9 @@ use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::fd::mqueue::{queue_name, unlink_queue};
 use crate::migrate::resource::ipc::choose::{choose, refusal, Chosen, Known};
 use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, Id, IpcImage, Kind};
-use crate::migrate::resource::View;
+use crate::migrate::resource::{blocker, View};
 use crate::migrate::sharing::leave_segments_out;
+use crate::syscalls::translate::REMEDY;
 
 impl Mover {
     /// The objects that go along with these processes, the first of which is the job's.
@@ -111,6 +112,16 @@ impl Mover {
         frozen.queues = files.views.objects.iter().filter_map(queue_name).collect();
         Ok(())
     }
+}
+
+/// Objects that cannot be where the job has no namespaces: their identifiers are given by the kernel.
+/// What may be somebody else's stays behind.
+pub(super) fn untranslated(chosen: &[Chosen]) -> impl Iterator<Item = Finding> + '_ {
+    chosen.iter().filter(|one| !one.perhaps).map(|one| {
+        let object = format!("{} {}", one.listed.kind.name(), one.listed.perm.id);
+        let cause = "only in an IPC namespace of its own it would keep its identifier";
+        blocker("VOS-TRANSLATE", object, cause, REMEDY)
+    })
 }
 
 fn of_kind(chosen: &[Chosen], kind: Kind) -> impl Iterator<Item = &Chosen> {

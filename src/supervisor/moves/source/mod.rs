@@ -19,6 +19,7 @@ use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob, Watched};
 use crate::migrate::image::JobImage;
+use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::raw::Shared;
@@ -40,6 +41,7 @@ use crate::migrate::tree;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
+use crate::supervisor::session::Session;
 use crate::tracer::raw;
 
 /// Without a sign of the target for so long a move is given up.
@@ -47,14 +49,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The target may take longer to build a large job.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, connections are accepted, and ptys and their sessions change: these are
-/// waited for.
-const PASSING: [&str; 6] = [
+/// followed by the others, connections are accepted, handlers of signals return, and ptys and their
+/// sessions change: these are waited for.
+const PASSING: [&str; 7] = [
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
     "VOS-LEASE-BREAK",
     "VOS-PROC-FD",
     "VOS-UNIX-BACKLOG",
+    leaving::CODE,
     PTY_BUSY,
 ];
 /// Compilers and sort(1) make files that they remove again.
@@ -165,6 +168,8 @@ struct Agreed {
     /// Mapped files that the target has.
     mapped: Vec<FileId>,
     foreign_vdso: bool,
+    /// The job will have no namespaces.
+    translated: bool,
 }
 
 /// Who the target is.
@@ -180,11 +185,17 @@ impl Mover {
     ///
     /// # Errors
     /// Failures that end the supervision.
-    pub(super) fn migrate(&mut self, client: Option<ClientKey>, to: &str) -> Result<()> {
+    pub(super) fn migrate(
+        &mut self,
+        client: Option<ClientKey>,
+        to: &str,
+        translate: bool,
+    ) -> Result<()> {
         if self.agent.is_some() {
-            self.pass_on(client, to);
+            self.pass_on(client, to, translate);
             return Ok(());
         }
+        self.translate = translate;
         let id = MoveId::random()?;
         let from_home = client.is_none();
         let watchers = client.into_iter().collect();
@@ -213,13 +224,13 @@ impl Mover {
     }
 
     /// The home agent asks for a move, on behalf of a person there.
-    pub(super) fn please_move(&mut self, key: LinkKey, to: &str) -> Result<()> {
+    pub(super) fn please_move(&mut self, key: LinkKey, to: &str, translate: bool) -> Result<()> {
         if self.moving.is_some() {
             let busy = self.busy(to);
             self.send(key, &Msg::NotMoved(Box::new(busy)), &[]);
             return Ok(());
         }
-        self.migrate(None, to)
+        self.migrate(None, to, translate)
     }
 
     fn failure(&self, id: MoveId, s: Stopped) -> MoveFailure {
@@ -301,10 +312,15 @@ impl Mover {
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local =
             preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
-        let shared = preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
+        let (shared, untranslated) =
+            preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
         local.findings.extend(shared);
+        local.open.untranslated.extend(untranslated);
         local.findings.extend(self.check_apart(&files, &pids).map_err(own)?);
-        local.findings.extend(self.choose_ipc(&pids, false).err());
+        match self.choose_ipc(&pids, false) {
+            Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
+            Err(refused) => local.findings.push(refused),
+        }
         local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
             local.findings.push(*finding);
@@ -322,7 +338,8 @@ impl Mover {
     /// What all threads of the job have.
     fn common(&self) -> Common {
         let like = self.init.unwrap_or(std::process::id() as i32);
-        Common::new(u64::from(self.sup.job.meta.filtered), like)
+        let translated = self.sup.session.translation.is_some();
+        Common::new(u64::from(self.sup.job.meta.filtered || translated), like)
     }
 
     /// Host pids of the job's processes, the first one first.
@@ -425,8 +442,10 @@ impl Mover {
     pub(super) fn judge(
         &mut self,
         to: Option<&str>,
+        translate: bool,
     ) -> std::result::Result<(Vec<Finding>, Vec<String>), Box<MoveFailure>> {
         let id = MoveId([0; 4]);
+        self.translate = translate;
         let judged = self.look_again().and_then(|local| {
             let mut findings = local.findings.clone();
             let Some(to) = to else { return Ok((findings, Vec::new())) };
@@ -464,11 +483,16 @@ impl Mover {
                 job: self.job_info(),
                 epoch: self.sup.job.meta.epoch,
                 dry,
+                translate: self.translate,
                 source: &self.sup.node,
                 home: self.home_node.clone(),
                 history: self.sup.board.history.clone(),
             };
-            let hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
+            let mut hello = preflight::hello(&pids, of, open.clone()).map_err(own)?;
+            let early = self.early_freeze.iter().flat_map(|frozen| &frozen.job.processes);
+            let closed =
+                early.filter(|process| process.opened.is_some()).map(|process| process.pid);
+            hello.untranslated.extend(closed.map(preflight::undumpable));
             let body = postcard::to_stdvec(&hello).map_err(own)?;
             self.send(target.key, &Msg::Hello(PROTOCOL, body), &[]);
             let verdict = match self.answer(target, PATIENCE)? {
@@ -610,6 +634,11 @@ impl Mover {
         }
         self.ship(target, &wanted)?;
         let mut plan = self.plan()?;
+        if verdict.translated && plan.ptys {
+            // It has come since the target was asked.
+            let text = "the job has a terminal of its own, which needs namespaces at the target";
+            return Err(stopped(10, "VOS-TRANSLATE", text));
+        }
         self.prepare(target, &plan)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
@@ -620,7 +649,8 @@ impl Mover {
         let threads = self.sup.session.tasks.len();
         let text = counted(self.sup.session.processes().len(), threads);
         self.progress(to, Phase::Freeze, text, None);
-        let agreed = Agreed { forwarded, mapped, foreign_vdso: verdict.foreign_vdso };
+        let Verdict { foreign_vdso, translated, .. } = verdict;
+        let agreed = Agreed { forwarded, mapped, foreign_vdso, translated };
         let mut patience = Patience::begin();
         loop {
             let early = self.early_freeze.take();
@@ -634,7 +664,7 @@ impl Mover {
             let members = family::members(&pids, &Sharing::of(&pids)).map_err(part_stopped)?;
             if members != plan.members {
                 tree::unshareable(&members).map_or(Ok(()), |finding| Err(refused(finding)))?;
-                let clocks = job_clocks(self.sup.session.root).map_err(own)?;
+                let clocks = job_clocks(&self.sup.session).map_err(own)?;
                 plan = Plan { members, clocks, ..plan };
                 self.prepare(target, &plan)?;
             }
@@ -720,7 +750,7 @@ impl Mover {
         let files = self.files(&pids).map_err(own)?;
         let terminals = terminals::of(&files, root).map_err(fd_stopped)?;
         let ptys = pty::has_any(&files.views.objects);
-        let clocks = job_clocks(root).map_err(own)?;
+        let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
         Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })
     }
@@ -728,7 +758,9 @@ impl Mover {
     /// Stops every thread.
     fn freeze(&mut self) -> Step1<Frozen> {
         let session = &mut self.sup.session;
-        let frozen = freeze::freeze(session).map_err(|failed| {
+        let frozen = freeze::freeze(session);
+        session.settle_births();
+        let frozen = frozen.map_err(|failed| {
             let ways = session.ways_on(&failed.threads, &failed.scheduler_now);
             session.go_all(ways);
             let e = failed.error;
@@ -785,7 +817,7 @@ impl Mover {
             self.home = None;
         }
         for thread in frozen.job.threads() {
-            if let Err(e) = raw::set_exitkill(thread.tid, false) {
+            if let Err(e) = self.sup.session.runs_here(thread.tid) {
                 tracing::debug!("thread {}: {e}", thread.tid);
             }
         }
@@ -799,10 +831,10 @@ impl Mover {
     }
 
     /// A person at home wants a job moved that is elsewhere: its host is asked.
-    fn pass_on(&mut self, client: Option<ClientKey>, to: &str) {
+    fn pass_on(&mut self, client: Option<ClientKey>, to: &str, translate: bool) {
         let Some(client) = client else { return };
         match self.relay_link {
-            Some(link) if self.asked.is_none() => self.ask_host(client, link, to),
+            Some(link) if self.asked.is_none() => self.ask_host(client, link, to, translate),
             Some(_) => {
                 let busy = self.busy(to);
                 self.sup.finish(client, &Reply::Failed(busy));
@@ -892,12 +924,18 @@ fn counted(processes: usize, threads: usize) -> String {
     }
 }
 
-/// The clocks as the job sees them: ours, moved by the difference of the time namespaces.
-fn job_clocks(pid: i32) -> std::io::Result<crate::migrate::image::Clocks> {
+/// The job's clocks now.
+fn job_clocks(session: &Session) -> std::io::Result<crate::migrate::image::Clocks> {
     use crate::migrate::skeleton::offsets;
     let mut now = own_clocks()?;
-    let (own, theirs) = (offsets("self")?, offsets(&pid.to_string())?);
-    now.monotonic += theirs.0 - own.0;
-    now.boottime += theirs.1 - own.1;
+    let ahead = match &session.translation {
+        Some(translation) => (translation.ahead.monotonic, translation.ahead.boottime),
+        None => {
+            let (own, theirs) = (offsets("self")?, offsets(&session.root.to_string())?);
+            (theirs.0 - own.0, theirs.1 - own.1)
+        }
+    };
+    now.monotonic += ahead.0;
+    now.boottime += ahead.1;
     Ok(now)
 }

@@ -10,8 +10,8 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use super::super::hook::reached;
 use super::super::{stream_key, Mover, StreamKey, CHUNK};
 use super::{
-    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, refused, stopped, Agreed,
-    Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
+    cancelled, fd_stopped, ipc, job_clocks, out_of_order, own, part_stopped, refused, stopped,
+    Agreed, Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
 use crate::migrate::capture::{self, Capturing};
@@ -19,6 +19,7 @@ use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
 use crate::migrate::image::{JobImage, ProcessImage};
+use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::near::Near;
 use crate::migrate::outside::{read_ahead, Subject};
@@ -31,6 +32,7 @@ use crate::migrate::skeleton::Plan;
 use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::migrate::thread_files;
+use crate::migrate::tree;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
 
@@ -128,7 +130,8 @@ impl Mover {
     ) -> Step1<JobImage> {
         reached("frozen");
         if agreed.foreign_vdso {
-            frozen.job.processes.iter_mut().try_for_each(capture::leave_vdso).map_err(own)?;
+            let all = &mut frozen.job.processes;
+            all.iter_mut().try_for_each(leaving::leave_vdso).map_err(part_stopped)?;
         }
         let (parcel, bulk) = self.capture(frozen, agreed, plan)?;
         laps.lap("capture");
@@ -166,12 +169,21 @@ impl Mover {
         apart.map_or(Ok(()), |finding| Err(refused(finding)))?;
         files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
+        let mut chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        if agreed.translated {
+            let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
+            let mut come = files.untranslated(is_forwarded);
+            come.extend(ipc::untranslated(&chosen));
+            come.extend(tree::untranslated(&plan.members));
+            come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
+            // What may be somebody else's stays.
+            chosen.clear();
+        }
         let terminals = self.terminals(&files, plan)?;
         files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
         let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
         let (relays, streams) = self.freeze_relays(frozen, &files, &is_forwarded)?;
         let (fds, bulk) = files.capture(is_forwarded).map_err(fd_stopped)?;
-        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
         let sets = self.semaphores(&chosen)?;
         let mut locks = files.locks().map_err(fd_stopped)?;
         let running = self.sup.session.running_restarts();
@@ -231,7 +243,7 @@ impl Mover {
             annotations,
             image: JobImage {
                 job: self.job_info(),
-                clocks: job_clocks(self.sup.session.root).map_err(own)?,
+                clocks: job_clocks(&self.sup.session).map_err(own)?,
                 nodename,
                 domainname,
                 files: fds,

@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
-use super::{read_hello, Prepared, Restored, PATIENCE};
+use super::{read_hello, Prepared, Restored, CAPTURE_PATIENCE, PATIENCE};
 use crate::ids::NodeId;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::late;
@@ -25,11 +25,12 @@ use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Skeleton};
+use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
 use crate::migrate::terminals::Terminal;
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
+use crate::syscalls::translate::{self, Translation};
 use crate::tracer::filter;
 
 /// Largest image taken, bytes (pages are not in it).
@@ -107,12 +108,15 @@ impl Mover {
 
     fn build_from(&mut self, key: LinkKey, a: &mut Arriving) -> Result<Prepared> {
         let verdict = preflight::judge(&a.hello);
+        let translated = preflight::footing(&a.hello) == Footing::Translated;
         let foreign = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
         let other_kernel = verdict.findings.iter().any(|f| f.code == "VOS-KERNEL");
-        let verdict = Verdict { foreign_vdso: foreign || other_kernel, ..verdict };
+        let verdict = Verdict { foreign_vdso: foreign || other_kernel || translated, ..verdict };
         self.send(key, &Msg::Verdict(verdict), &[]);
         loop {
-            let got = self.next(key, Instant::now() + PATIENCE)?;
+            // A large job is captured before the source says anything more.
+            let patience = if a.skeleton.is_some() { CAPTURE_PATIENCE } else { PATIENCE };
+            let got = self.next(key, Instant::now() + patience)?;
             let Some((msg, payload)) = got else {
                 bail!("the source {} is gone: {}", a.peer.1, self.why(key));
             };
@@ -139,7 +143,8 @@ impl Mover {
                         outdated.kill();
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan)?);
+                    let footing = preflight::footing(&a.hello);
+                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan, footing)?);
                     skeleton.settle()?;
                     let relayed = plan.terminals.iter().position(|t| t.master.is_none());
                     a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
@@ -349,8 +354,12 @@ impl Mover {
         let Parcel { image, annotations, signals_taken, .. } = parcel;
         let restoring = std::mem::take(&mut a.restoring);
         ensure!(!restoring.is_empty(), "an image without its files");
-        let program = image.job.filtered.then(|| filter::bytes(&filter::program(TABLE)));
-        let skeleton = a.skeleton.take().context("no frame")?;
+        let skeleton = a.skeleton.as_ref().context("no frame")?;
+        let filtered = image.job.filtered;
+        let program = match skeleton.ahead {
+            Some(_) => Some(filter::bytes(&translate::program(filtered))),
+            None => filtered.then(|| filter::bytes(&filter::program(TABLE))),
+        };
         let mut processes = Vec::with_capacity(restoring.len());
         let missed = Missed::default();
         let places = skeleton.processes.iter().map(|place| place.pid);
@@ -364,15 +373,31 @@ impl Mover {
         let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
         late::drive(&all, &image.files)?;
         processes.iter_mut().try_for_each(take_locks)?;
-        self.sup.job.meta.names = Some(std::mem::take(&mut a.names));
+        let names = std::mem::take(&mut a.names);
+        let translation = skeleton.ahead.map(|ahead| Translation {
+            ahead,
+            nodename: names.0.clone(),
+            domainname: names.1.clone(),
+        });
+        self.sup.job.meta.names = Some(names);
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
         // The job's clock never goes back; the frame's was set when the plan was made.
-        wait_for_clock(skeleton.pid, image.clocks.monotonic)?;
+        wait_for_clock(skeleton, image.clocks.monotonic)?;
+        let skeleton = a.skeleton.take().context("no frame")?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
         let renames = std::mem::take(&mut a.renames);
         let missed = missed.into_all();
-        Ok(Prepared { processes, skeleton, annotations, signals_taken, renames, arrived, missed })
+        Ok(Prepared {
+            processes,
+            skeleton,
+            translation,
+            annotations,
+            signals_taken,
+            renames,
+            arrived,
+            missed,
+        })
     }
 }
 
@@ -425,13 +450,23 @@ fn take_chunk(state: &StateDir, a: &mut Arriving, bytes: &[u8], last: bool) -> R
 /// machine is busy.
 const MOST_BEHIND: Duration = Duration::from_secs(10);
 
-/// Waits until the job's monotonic clock, that of process `pid`, has passed `reached`, the coarse one
-/// too.
-fn wait_for_clock(pid: i32, reached: i128) -> Result<()> {
-    let own = offsets("self").context("time namespace")?;
-    let theirs = offsets(&pid.to_string()).context("time namespace")?;
+/// Waits until the job's monotonic clock has passed `reached`, the coarse one too.
+fn wait_for_clock(skeleton: &Skeleton, reached: i128) -> Result<()> {
+    let ahead = match skeleton.ahead {
+        Some(ahead) => ahead.monotonic,
+        None => {
+            let own = offsets("self").context("time namespace")?;
+            let theirs = offsets(&skeleton.pid.to_string()).context("time namespace")?;
+            theirs.0 - own.0
+        }
+    };
+    wait_until_past(ahead, reached)
+}
+
+/// Waits until this clock, moved on by `ahead` nanoseconds, has passed `reached`.
+fn wait_until_past(ahead: i128, reached: i128) -> Result<()> {
     let reached = reached + coarse_tick().context("clock_getres")?;
-    let now = own_clocks()?.monotonic + theirs.0 - own.0;
+    let now = own_clocks()?.monotonic + ahead;
     if now < reached {
         let missing = Duration::from_nanos(u64::try_from(reached - now)?);
         ensure!(missing <= MOST_BEHIND, "the job's clock is behind by {missing:?}: try again");
@@ -461,10 +496,9 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_far_behind_is_waited_for() {
-        let own = std::process::id() as i32;
         let reached = own_clocks().expect("clock").monotonic + 1_200_000_000;
-        wait_for_clock(own, reached).expect("wait");
+        wait_until_past(0, reached).expect("wait");
         assert!(own_clocks().expect("clock").monotonic >= reached);
-        assert!(wait_for_clock(own, reached + 3_600_000_000_000).is_err());
+        assert!(wait_until_past(0, reached + 3_600_000_000_000).is_err());
     }
 }

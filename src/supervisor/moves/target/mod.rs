@@ -30,10 +30,13 @@ use crate::supervisor::session::Session;
 use crate::supervisor::signals::Signals;
 use crate::supervisor::{Mode, Supervisor};
 use crate::syscalls::handles::Handles;
+use crate::syscalls::translate::Translation;
 use own::Decision;
 
 /// Without a sign of the source for so long, before READY, the move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same while the source captures the frozen job.
+const CAPTURE_PATIENCE: Duration = Duration::from_secs(120);
 /// A copy of a move that was given up asks the source within this time, and ends.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -197,6 +200,8 @@ struct Prepared {
     /// The job's first process comes first.
     processes: Vec<Restored>,
     skeleton: Skeleton,
+    /// It has no namespaces.
+    translation: Option<Translation>,
     /// As in [`Parcel`](crate::migrate::message::Parcel).
     annotations: Vec<(u32, i32, Vec<u8>)>,
     signals_taken: u64,

@@ -27,6 +27,7 @@ use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
 use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
+use crate::syscalls::translate::numbers;
 use crate::tracer::memory::{VmFlags, PAGE};
 
 /// The descriptions of a job on their way to its processes.
@@ -117,6 +118,7 @@ impl<'a> Outfit<'a> {
                 shared_given: given.iter().map(|(index, _)| *index).collect(),
                 others: others_of_table(skeleton, processes, n),
                 takes_table: process.takes(Shared::Files),
+                numbers: numbers::all(),
                 ..build
             };
             let mut fds: Vec<BorrowedFd> = Vec::new();

@@ -24,7 +24,6 @@ use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
 use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
-use crate::tracer::raw;
 
 /// In doubt: pause between two questions to the source.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -111,6 +110,7 @@ impl Mover {
         let Prepared {
             mut processes,
             skeleton,
+            translation,
             annotations,
             signals_taken,
             renames,
@@ -140,6 +140,7 @@ impl Mover {
         self.sup.board.remote.clear();
         self.init = Some(skeleton.init);
         self.sup.session.leave();
+        self.sup.session.translation = translation;
         self.sup.session.begin(pid, root.tids());
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
@@ -291,7 +292,7 @@ impl Mover {
         for process in processes {
             let mut ways = Ways::with_capacity(process.threads.len());
             for thread in &process.threads {
-                raw::set_exitkill(thread.host_tid, false).context("PTRACE_SETOPTIONS")?;
+                self.sup.session.runs_here(thread.host_tid).context("PTRACE_SETOPTIONS")?;
                 ways.push((thread.host_tid, self.way_of(thread)?));
             }
             all.push(ways);

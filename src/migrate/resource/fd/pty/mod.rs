@@ -321,6 +321,11 @@ impl FdKind for Pty {
         }
     }
 
+    fn untranslated(&self, view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        (is_master(view) || has_hung_up(view))
+            .then_some("it keeps its number in a /dev/pts of the job's own")
+    }
+
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         if is_master(view) {
             return encode(&State::Master(Box::new(capture_master(view, cx)?)));

@@ -9,8 +9,9 @@ use nix::sys::socket::{sendmsg, shutdown, ControlMessage, MsgFlags, Shutdown, Un
 use super::super::{failed, raw, unexpected, FdError};
 use super::assembly::{Assembly, Made};
 use super::names::{Name, Site};
-use super::{options, Message, Shape, State};
+use super::{options, Cred, Message, Shape, State};
 use crate::migrate::raw::fork;
+use crate::syscalls::translate::numbers;
 
 type Result<T> = std::result::Result<T, FdError>;
 
@@ -246,7 +247,9 @@ struct Controls<'a> {
 
 impl<'a> Controls<'a> {
     fn of(message: &Message, rights: &'a [RawFd]) -> Self {
-        let sender = message.sender.filter(|s| s.pid != 0).map(|s| libc::ucred {
+        // Where numbers are translated nobody is shown them (SO_PASSCRED).
+        let shown = |s: &Cred| s.pid != 0 && !numbers::are_own();
+        let sender = message.sender.filter(shown).map(|s| libc::ucred {
             pid: s.pid,
             uid: s.uid,
             gid: s.gid,

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use super::super::raw;
 use super::Cred;
 use crate::migrate::raw::{exit_now, fork};
+use crate::syscalls::translate::numbers;
 
 /// Ids of a job's namespaces (pid_namespaces(7), user_namespaces(7)).
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Ids {
         for &pid in job {
             let status = fs::read_to_string(format!("/proc/{pid}/status"));
             let inside = status.ok().and_then(|text| inner_pid(&text));
-            pids.extend(inside.map(|inside| (pid, inside)));
+            pids.extend(inside.map(|inside| (pid, numbers::to_job(inside))));
         }
         let first = job.first().copied().unwrap_or_default();
         let same = |name: &str| -> io::Result<bool> {
@@ -62,7 +63,7 @@ impl Ids {
         let pid = match self.pids.get(&pid) {
             Some(inside) => *inside,
             None if pid == 0 || Path::new(&format!("/proc/{pid}")).exists() => 0,
-            None if self.same_pids => pid,
+            None if self.same_pids => numbers::to_job(pid),
             None => return Err("a process that has ended, and is numbered in the job, sent it"),
         };
         Ok(Cred { pid, uid: self.uids.inside(uid), gid: self.gids.inside(gid) })

@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{encode, raw, CaptureCx, FdError, FdKind, FdView};
@@ -167,6 +168,24 @@ impl FdKind for Unix {
             Err(FdError::Refused(finding)) => vec![*finding],
             _ => Vec::new(),
         }
+    }
+
+    fn untranslated(&self, view: &FdView, cx: &dyn CaptureCx) -> Option<&'static str> {
+        let fd = cx.dup(view).ok()?;
+        let passes = |option| {
+            raw::socket_option_bytes(fd.as_raw_fd(), option)
+                .is_ok_and(|value| value.iter().any(|byte| *byte != 0))
+        };
+        [libc::SO_PASSCRED, queue::SO_PASSPIDFD]
+            .into_iter()
+            .any(passes)
+            .then_some("its messages tell their sender's number (SO_PASSCRED)")
+            .or_else(|| {
+                let name = nix::sys::socket::getsockname::<UnixAddr>(fd.as_raw_fd()).ok()?;
+                // See `names`: that is done in a root directory of its own.
+                let cause = "it can get its address (getsockname(2)) again only by chroot(2)";
+                name.path().map(|_| cause)
+            })
     }
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
