@@ -415,6 +415,12 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("undumpable", &[Who::User], Fate::Refused),
     ("undumpable_child", &[Who::User], Fate::Refused),
     ("traps+undumpable", &[Who::User], Fate::Refused),
+    ("clone_files", BOTH, Fate::Refused),
+    ("clone_fs", BOTH, Fate::Refused),
+    ("clone_vm", BOTH, Fate::Refused),
+    ("clone_sighand", BOTH, Fate::Refused),
+    ("clone_all", BOTH, Fate::Refused),
+    ("clone_sysvsem", BOTH, Fate::Refused),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
 ];
 
