@@ -192,8 +192,8 @@ pub fn unshareable(members: &[Member]) -> Option<Finding> {
 #[must_use]
 pub fn untranslated(members: &[Member]) -> Option<Finding> {
     let member = members.iter().find(|member| member.shares.any())?;
-    let cause = "it shares with another process what clone(2) lets them share";
-    let object = format!("process {}", member.ids.pid);
+    let cause = "processes share it by the flags of clone(2), and cannot without namespaces";
+    let object = format!("what process {} shares", member.ids.pid);
     Some(blocker("VOS-TRANSLATE", object, cause, REMEDY))
 }
 
