@@ -320,6 +320,28 @@ fn a_script_need_not_wait_for_what_it_has_just_started() {
     assert_eq!(stderr(&second), "vosrun: another job is named ctr; this one is ctr-2\n");
 }
 
+/// As on a machine where it gets no time to run for long.
+#[test]
+fn a_command_that_hardly_runs_waits_for_its_job_all_the_same() {
+    use nix::sys::signal::{kill, Signal};
+    let place = Place::new();
+    let mut words = place.vosrun(&["check", "late"]);
+    let check = words.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = nix::unistd::Pid::from_raw(check.id() as i32);
+    let call = || std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let sleeps = format!("{} ", nix::libc::SYS_clock_nanosleep);
+    while !call().starts_with(&sleeps) {
+        std::thread::yield_now();
+    }
+    kill(pid, Signal::SIGSTOP).unwrap();
+    // Longer than it would wait.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    kill(pid, Signal::SIGCONT).unwrap();
+    let _job = Running(place.vosrun(&["--name", "late", "--", "sleep", "60"]).spawn().unwrap());
+    let out = check.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+}
+
 /// The table of README.md is what the program says; `VOSRUN_BLESS=1` writes it.
 #[test]
 fn the_readme_has_the_table_of_capabilities() {

@@ -186,7 +186,11 @@ const GUESTS: &[Guest] = &[
     guest("epoll_stale"),
     guest("eventfd_sem"),
     guest("timerfd_clocks"),
+    guest("timerfd_phase"),
     guest("pipe_tree"),
+    guest("pipe_flow"),
+    guest("transfers_out"),
+    guest("transfers_in"),
     guest("pipe_packet"),
     guest("fifo_inside"),
     guest("pipe_gone"),
@@ -392,6 +396,8 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("unix_pair", BOTH, Fate::Refused),
     ("unix_abstract", BOTH, Fate::Refused),
     ("unix_creds", BOTH, Fate::Refused),
+    ("transfers_out", BOTH, Fate::Refused),
+    ("transfers_in", BOTH, Fate::Refused),
     ("pty_pair", BOTH, Fate::Refused),
     ("pty_child", BOTH, Fate::Refused),
     ("pty_modes", BOTH, Fate::Refused),
@@ -900,8 +906,13 @@ enum Disturbance {
 }
 
 /// Calls with a timeout that signal(7) knows to go on after a stop.
-const RESTARTED: [&str; 5] =
-    ["nanosleep", "clock_nanosleep-relative", "poll", "futex-relative", "futex-bitset"];
+const RESTARTED: [&[&str]; 5] = [
+    &["nanosleep"],
+    &["clock_nanosleep-relative"],
+    &["poll"],
+    &["futex-relative"],
+    &["futex-bitset"],
+];
 
 fn stop_and_continue(pid: i32) -> Result<()> {
     kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
@@ -941,9 +952,9 @@ fn unheard_stop(worker: &mut Worker) -> Result<()> {
 }
 
 /// A call that was woken already ends neither with an error nor early when the job moves.
-fn disturbed(how: Disturbance, call: &'static str, worker: &mut Worker) -> Result<()> {
+fn disturbed(how: Disturbance, of: Guest, worker: &mut Worker) -> Result<()> {
     let hosts = worker.hosts(Who::User)?;
-    let program = Program::new(build::guest("sleepers", Flavour::Plain)?).args([call]);
+    let program = of.program()?;
     // Attached: no shell's vosrun stops along with it.
     let mut job = Job::start(hosts, Start::Attached, program)?;
     job.await_ready()?;
@@ -984,9 +995,14 @@ fn disturbed_cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for (word, how) in kinds {
         for call in RESTARTED {
-            let run = move |w: &mut Worker| disturbed(how, call, w);
-            cells.push(Cell::new(format!("disturbed/{word}/{call}"), run));
+            let of = with("sleepers", call);
+            let run = move |w: &mut Worker| disturbed(how, of, w);
+            cells.push(Cell::new(format!("disturbed/{word}/{}", call[0]), run));
         }
+    }
+    for of in ["transfers_out", "transfers_in", "pipe_flow"] {
+        let run = move |w: &mut Worker| disturbed(Disturbance::GivenUp, guest(of), w);
+        cells.push(Cell::new(format!("disturbed/given-up/{of}"), run));
     }
     cells.push(Cell::new("disturbed/unheard-stop", unheard_stop));
     cells

@@ -27,6 +27,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a job is waited for that is not there yet: a script names it in the line after the
 /// one that starts it in the background.
 const APPEARING: Duration = Duration::from_secs(2);
+/// Time between two looks for it, and how many there are at least: on a busy machine both commands
+/// take longer.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 100;
 
 /// What is known of a job right now.
 #[derive(Debug, Clone)]
@@ -120,12 +124,14 @@ pub fn survey(state: &StateDir) -> io::Result<Vec<Seen>> {
 /// [`Fail`] with exit code 2 when no job or more than one fits; I/O errors of the state folder.
 pub fn find_job(state: &StateDir, job: Option<&str>) -> anyhow::Result<Seen> {
     let until = Instant::now() + APPEARING;
+    let mut looks = 0;
     loop {
         let fits = fitting(state, job)?;
-        if !fits.is_empty() || Instant::now() >= until {
+        looks += 1;
+        if !fits.is_empty() || (looks >= LOOKS && Instant::now() >= until) {
             return one(fits, job).map_err(Into::into);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
     }
 }
 

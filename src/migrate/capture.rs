@@ -105,6 +105,7 @@ pub fn capture(
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
         stop_taken: false,
+        continued: false,
         undo,
     };
     timers::join(&mut image, &overdue)?;

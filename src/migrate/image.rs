@@ -148,6 +148,8 @@ pub struct ProcessImage {
     pub stopped: Option<i32>,
     /// Its parent has been told of that stop (WUNTRACED of waitpid(2)).
     pub stop_taken: bool,
+    /// It goes on after a stop, of which its parent has not been told (WCONTINUED of waitpid(2)).
+    pub continued: bool,
     /// What its SEM_UNDO operations have added up to (semop(2)).
     pub undo: Vec<Undo>,
 }
@@ -246,6 +248,9 @@ pub struct Restart {
     /// What is left of its timeout, nanoseconds; none: it waits for ever or to an absolute
     /// time, and starts again as it was.
     pub remaining_ns: Option<u64>,
+    /// Bytes that it has transferred already, and answers for: it starts again with the rest. 0:
+    /// it starts again as a whole.
+    pub done: u64,
 }
 
 /// Report of earlier moves, carried along.

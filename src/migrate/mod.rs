@@ -28,6 +28,7 @@ pub mod skeleton;
 pub mod stops;
 pub mod terminals;
 pub mod thread_files;
+pub mod transfer;
 pub mod transport;
 pub mod tree;
 pub mod turns;

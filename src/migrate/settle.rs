@@ -7,6 +7,7 @@
 //!   arguments; the registers travel as they are.
 //! * `ERESTART_RESTARTBLOCK`: the deadline is in the old kernel's task. The remaining time is
 //!   computed from the moment the thread fell asleep, and the call starts again with it.
+//! * A count of bytes, of a call that waits for more of them: see [`transfer`].
 //! * `EINTR` of a call that never restarts (epoll_wait and others, signal(7)) although no
 //!   signal is there but ignored ones: natively the thread would still sleep, so the call
 //!   starts again with its remaining time.
@@ -30,6 +31,7 @@ use std::io;
 use super::cpus;
 use super::image::Restart;
 use super::resource::View;
+use super::transfer;
 use crate::tracer::inject::{read_exact, sigbit, word};
 use crate::tracer::memory::{read_proc, read_record};
 use crate::tracer::raw::{self, Regs};
@@ -71,11 +73,27 @@ fn timeout_of(nr: i64, args: &[u64; 6]) -> Option<Timeout> {
 
 const SYS_EPOLL_PWAIT2: i64 = 441;
 
-/// Calls that answer EINTR when a stop wakes them.
+/// Calls that answer EINTR when a stop wakes them: those of sockets do with a timeout of
+/// SO_RCVTIMEO or SO_SNDTIMEO (signal(7)), fallocate(2) on tmpfs.
 fn answers_eintr(nr: i64) -> bool {
     matches!(
         nr,
-        libc::SYS_epoll_wait
+        libc::SYS_read
+            | libc::SYS_readv
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_recvmmsg
+            | libc::SYS_write
+            | libc::SYS_writev
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
+            | libc::SYS_sendfile
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_connect
+            | libc::SYS_fallocate
+            | libc::SYS_epoll_wait
             | libc::SYS_epoll_pwait
             | SYS_EPOLL_PWAIT2
             | libc::SYS_semop
@@ -125,6 +143,8 @@ pub struct Again {
     /// The kernel has started it again, with the program's arguments; else the supervisor, with
     /// its own.
     pub by_kernel: bool,
+    /// The number of the call that is made for it.
+    pub nr: i64,
 }
 
 /// Where a thread is with a call that goes on.
@@ -152,7 +172,7 @@ impl Again {
         if now.rip == self.regs.rip && in_call {
             return Place::Inside;
         }
-        let nr = if self.by_kernel { libc::SYS_restart_syscall } else { self.restart.nr };
+        let nr = if self.by_kernel { libc::SYS_restart_syscall } else { self.nr };
         if now.rip + 2 == self.regs.rip && now.rax as i64 == nr {
             return Place::Before;
         }
@@ -323,6 +343,8 @@ pub struct Interrupted<'a> {
     pub regs: &'a Regs,
     /// A signal is pending that is not blocked, or about to be delivered.
     pub signal: bool,
+    /// It is in group-stop, which natively interrupts a call.
+    pub in_group_stop: bool,
     /// Seen before the stop.
     pub asleep: Option<Asleep>,
     /// [`scheduler_clocks`] at the freeze.
@@ -343,6 +365,11 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     let in_call = nr >= 0;
     let woken = result == ERESTART_RESTARTBLOCK || (result == EINTR && answers_eintr(nr));
     let restarts = in_call && woken && !it.signal;
+    if in_call && !it.signal && (!it.in_group_stop || again.is_some()) {
+        if let Some(done) = transfer::part(it.pid, &regs) {
+            return Ok(Some(Restart { nr, remaining_ns: None, done }));
+        }
+    }
     if let Some(again) = again {
         let interrupted = [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND].contains(&result);
         return Ok((restarts || (in_call && interrupted)).then_some(again.restart));
@@ -352,16 +379,16 @@ pub fn judge(it: &Interrupted) -> io::Result<Option<Restart>> {
     }
     let args = arguments(&regs);
     let Some(timeout) = timeout_of(nr, &args) else {
-        return Ok(Some(Restart { nr, remaining_ns: None }));
+        return Ok(Some(Restart { nr, remaining_ns: None, done: 0 }));
     };
     let Some(whole) = whole(it.pid, timeout, &args)? else {
-        return Ok(Some(Restart { nr, remaining_ns: None }));
+        return Ok(Some(Restart { nr, remaining_ns: None, done: 0 }));
     };
     let same = |call: Call| call.nr == nr && call.args == arguments(it.regs);
     let seen = it.asleep.filter(|a| a.call.is_none_or(same));
     let slept = seen.and_then(|a| Some(it.now.get(&a.cpu)?.saturating_sub(a.since)));
     let slept = slept.unwrap_or(0);
-    Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)) }))
+    Ok(Some(Restart { nr, remaining_ns: Some(whole.saturating_sub(slept)), done: 0 }))
 }
 
 /// The call of a stopped thread that the kernel will start again by a restart block, with its
@@ -376,7 +403,7 @@ pub fn kernel_restart(pid: i32, regs: &Regs) -> io::Result<Option<Restart>> {
     }
     let args = arguments(regs);
     let timeout = timeout_of(nr, &args).map_or(Ok(None), |t| whole(pid, t, &args))?;
-    Ok(Some(Restart { nr, remaining_ns: timeout }))
+    Ok(Some(Restart { nr, remaining_ns: timeout, done: 0 }))
 }
 
 /// Does this call sleep on a clock of CPU time, which begins anew at the target
@@ -428,6 +455,7 @@ pub fn judge_seen(
         pid: view.pid,
         regs,
         signal: stopped_by != 0 || has_deliverable(pending, blocked),
+        in_group_stop: matches!(thread.stop, crate::tracer::Stop::Group(_)),
         asleep: thread.asleep,
         now,
         again,
@@ -463,19 +491,29 @@ pub fn is_restart(regs: &Regs) -> bool {
     regs.orig_rax as i64 == libc::SYS_restart_syscall
 }
 
+/// The call that [`restart`] has made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    pub nr: i64,
+    /// Bytes that it is to transfer, of a transfer that goes on.
+    pub len: u64,
+}
+
 /// Gives a stopped thread the registers with which its call starts again with what is left of
-/// its timeout. The old arguments must be put back when the call returns: the kernel keeps
-/// argument registers, and compilers count on it. A timespec goes below the red zone, where
-/// signal frames go too.
+/// its timeout, or of its bytes; `None`: nothing is left, nothing is changed. The old arguments must
+/// be put back when the call returns: the kernel keeps argument registers, and compilers count on
+/// it. A timespec goes below the red zone, where signal frames go too.
 ///
 /// # Errors
 /// When registers or stack cannot be written.
-pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<()> {
+pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<Option<Asked>> {
     let mut regs = *regs;
-    regs.rip -= 2;
-    regs.rax = restart.nr as u64;
-    regs.orig_rax = u64::MAX;
-    if let (Some(ns), Some(timeout)) =
+    let mut asked = Asked { nr: restart.nr, len: 0 };
+    if restart.done > 0 {
+        let Some(rest) = transfer::rest(tid, &regs, restart.done) else { return Ok(None) };
+        asked = Asked { nr: rest.nr, len: rest.len };
+        rest.args.into_iter().enumerate().for_each(|(n, value)| set_argument(&mut regs, n, value));
+    } else if let (Some(ns), Some(timeout)) =
         (restart.remaining_ns, timeout_of(restart.nr, &arguments(&regs)))
     {
         match timeout {
@@ -492,7 +530,21 @@ pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<()> {
             }
         }
     }
-    raw::set_regs(tid, &regs)
+    regs.rip -= 2;
+    regs.rax = asked.nr as u64;
+    regs.orig_rax = u64::MAX;
+    raw::set_regs(tid, &regs)?;
+    Ok(Some(asked))
+}
+
+/// Registers at the return of the call for the rest of a transfer, as if the call of the program
+/// (`interrupted`) had made it all.
+#[must_use]
+pub fn with_part(now: &Regs, interrupted: &Regs, done: u64) -> Regs {
+    let mut regs = with_arguments(now, interrupted);
+    regs.rax = done.saturating_add(u64::try_from(now.rax as i64).unwrap_or(0));
+    regs.orig_rax = interrupted.orig_rax;
+    regs
 }
 
 /// Has the process a handler for this signal, or is its default more than to be ignored or to
@@ -608,8 +660,8 @@ mod tests {
         (regs.rip, regs.rsp, regs.orig_rax) = (0x1002, 0x8000, nr as u64);
         regs.rax = ERESTART_RESTARTBLOCK as u64;
         regs.rdi = 0x5000;
-        let restart = Restart { nr, remaining_ns: Some(7) };
-        let ours = Again { regs, restart, by_kernel: false };
+        let restart = Restart { nr, remaining_ns: Some(7), done: 0 };
+        let ours = Again { regs, restart, by_kernel: false, nr };
         let mut now = regs;
         (now.rip, now.rax, now.orig_rax, now.rdi) = (0x1000, nr as u64, u64::MAX, 0x7f00);
         assert_eq!(ours.place(&now), Place::Before);

@@ -194,6 +194,7 @@ mod tests {
             threads: Vec::new(),
             stopped: None,
             stop_taken: false,
+            continued: false,
             undo: Vec::new(),
             locks: Default::default(),
         }

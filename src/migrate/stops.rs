@@ -1,37 +1,42 @@
-//! Job-control stops of children, of which a parent is told once (WUNTRACED of wait(2), SIGCHLD).
+//! Job-control stops and continuations of children, of which a parent is told once (WUNTRACED and
+//! WCONTINUED of wait(2), SIGCHLD).
 //!
 //! ```text
-//! source  frozen ─► note_taken: of which stops does the parent know?
+//! source  frozen ─► note_taken: of which stops does the parent know, of which continuations not?
 //! target  hush the parents ─► the children stop ─► the parents take what they know, and hear again
 //! ```
+//! A continuation of which the parent does not know is made again by a stop and SIGCONT.
 
 use std::collections::BTreeMap;
 
 use super::image::ProcessImage;
 use super::late::run;
 use super::resource::{PartError, View};
-use crate::tracer::inject::{Arg, Data, Program};
+use crate::tracer::inject::{sigbit, Arg, Data, Program};
 
 type Result<T> = std::result::Result<T, PartError>;
 
 /// `struct sigaction` of the kernel: handler, flags, restorer, mask.
 const ACTION_LEN: usize = 32;
-/// `siginfo_t`.
-const INFO_LEN: usize = 128;
+/// What waitid(2) fills of a `siginfo_t`.
+const INFO_LEN: usize = 24;
+/// Children that a parent is asked for at once.
+const AT_ONCE: usize = 200;
 
 /// SIGCHLD's action of a parent, while it does not hear of stops.
 #[derive(Debug)]
 pub struct Hushed([u8; ACTION_LEN]);
 
-/// Stopped processes by their parents, both by their places in the job.
+/// Processes by their parents, both by their places in the job; those that are `wanted`.
 #[must_use]
 pub fn by_parent<'a>(
     images: impl Iterator<Item = &'a ProcessImage> + Clone,
+    wanted: impl Fn(usize) -> bool,
 ) -> BTreeMap<usize, Vec<usize>> {
     let places: BTreeMap<i32, usize> =
         images.clone().enumerate().map(|(place, image)| (image.ids.pid, place)).collect();
     let mut found: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (place, image) in images.enumerate().filter(|(_, image)| image.stopped.is_some()) {
+    for (place, image) in images.enumerate().filter(|(place, _)| wanted(*place)) {
         if let Some(parent) = places.get(&image.ids.ppid) {
             found.entry(*parent).or_default().push(place);
         }
@@ -39,24 +44,44 @@ pub fn by_parent<'a>(
     found
 }
 
-/// Notes which stops of frozen processes (host pids) their parents have been told of.
+/// Notes of which stops of frozen processes (host pids) their parents have been told, and of which
+/// continuations not.
 ///
 /// # Errors
 /// When a parent cannot be asked.
 pub fn note_taken(pids: &[i32], images: &mut [ProcessImage]) -> Result<()> {
-    for (parent, children) in by_parent(images.iter()) {
-        let mut program = Program::default();
-        let mut infos = Vec::with_capacity(children.len());
-        for &child in &children {
-            let info = program.data(&[0; INFO_LEN]);
-            let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
-            wait(&mut program, number_at_parent(pids[child])?, Some(info), options);
-            infos.push(info);
+    for (parent, children) in by_parent(images.iter(), |_| true) {
+        for children in children.chunks(AT_ONCE) {
+            note_children(parent, children, pids, images)?;
         }
-        let outcome = run(pids[parent], &images[parent], program)?;
-        outcome.all_ok()?;
-        for (&child, info) in children.iter().zip(infos) {
-            images[child].stop_taken = outcome.data(info)[..4] == [0; 4];
+    }
+    Ok(())
+}
+
+fn note_children(
+    parent: usize,
+    children: &[usize],
+    pids: &[i32],
+    images: &mut [ProcessImage],
+) -> Result<()> {
+    let mut program = Program::default();
+    let mut infos = Vec::with_capacity(children.len());
+    for &child in children {
+        let info = program.data(&[0; INFO_LEN]);
+        let news = if images[child].stopped.is_some() { libc::WSTOPPED } else { libc::WCONTINUED };
+        // Children of clone(2) that tell their end by no SIGCHLD are asked for as well.
+        let options = news | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        wait(&mut program, number_at_parent(pids[child])?, Some(info), options);
+        infos.push(info);
+    }
+    let outcome = run(pids[parent], &images[parent], program)?;
+    outcome.all_ok()?;
+    for (&child, info) in children.iter().zip(infos) {
+        let is_news = outcome.data(info)[..4] != [0; 4];
+        let image = &mut images[child];
+        match image.stopped {
+            Some(_) => image.stop_taken = !is_news,
+            None => image.continued = is_news,
         }
     }
     Ok(())
@@ -90,6 +115,20 @@ pub fn hear(pid: i32, image: &ProcessImage, hushed: &Hushed, known: &[i32]) -> R
     }
     set_action(&mut program, &hushed.0, Arg::Num(0));
     Ok(run(pid, image, program)?.all_ok()?)
+}
+
+/// Takes a SIGCONT away that waits to be delivered to a stopped process (host pid).
+///
+/// # Errors
+/// When no call can be run in it.
+pub fn forget_cont(pid: i32, image: &ProcessImage) -> Result<()> {
+    let mut program = Program::default();
+    let set = Arg::Data(program.data(&sigbit(libc::SIGCONT).to_le_bytes()));
+    let at_once = Arg::Data(program.data(&[0; 16]));
+    let args = [set, Arg::Num(0), at_once, Arg::Num(8)];
+    program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args);
+    // One that is ignored does not wait.
+    run(pid, image, program).map(drop)
 }
 
 /// The number of a process in its own pid namespace, which is its parent's.

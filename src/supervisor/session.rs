@@ -19,12 +19,13 @@ use crate::migrate::capture::Running;
 use crate::migrate::freeze::{self, Frozen, Watched};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
-use crate::migrate::settle::{self, Again, Place, SchedulerClocks};
+use crate::migrate::settle::{self, Again, Asked, Place, SchedulerClocks};
+use crate::migrate::transfer;
 use crate::syscalls::handles::Handles;
 use crate::syscalls::translate::{self, Translation};
 use crate::syscalls::{self, AtExit};
 use crate::tracer::inject::Remote;
-use crate::tracer::{filter, raw, Exit, Stop, Wait};
+use crate::tracer::{filter, raw, stop, Exit, Stop, Wait};
 
 /// What a thread is doing, as far as the supervisor is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +58,8 @@ struct InFlight {
     /// When its timeout ends.
     deadline: Option<Instant>,
     stage: Stage,
+    /// The call that is made for it.
+    asked: Asked,
 }
 
 /// How far a call is that goes on.
@@ -127,7 +130,8 @@ impl InFlight {
         let left = self.deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let remaining_ns = left.map(|d| d.as_nanos() as u64);
         let by_kernel = self.stage == Stage::ByKernel;
-        Again { regs: self.regs, restart: Restart { remaining_ns, ..self.restart }, by_kernel }
+        let restart = Restart { remaining_ns, ..self.restart };
+        Again { regs: self.regs, restart, by_kernel, nr: self.asked.nr }
     }
 }
 
@@ -241,6 +245,24 @@ impl Session {
         forgive(answered)
     }
 
+    /// Waits for a thread that has been continued out of its group-stop, and does not let it run.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn hold(&mut self, tid: i32) -> io::Result<()> {
+        loop {
+            let wait = stop::await_status(tid)?;
+            match wait.stop {
+                Stop::Interrupt => {
+                    self.set_state(tid, TaskState::Running);
+                    return Ok(());
+                }
+                Stop::Exited(_) => return self.take(wait),
+                _ => self.take(wait)?,
+            }
+        }
+    }
+
     /// The job has left: its threads are not here any more.
     pub fn leave(&mut self) {
         self.tasks.clear();
@@ -315,7 +337,7 @@ impl Session {
         }
         let (wanted, _) = settle::as_interrupted(&regs, again, thread.asleep.as_ref());
         raw::set_regs(tid, &wanted)?;
-        if settle::cut_short(&wanted) {
+        if settle::cut_short(&wanted) || restart.done > 0 {
             self.make_ready(tid, restart)?;
             return Ok(Way::Step(signal));
         }
@@ -428,14 +450,16 @@ impl Session {
     /// When registers or memory of the thread cannot be written.
     pub fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
         let regs = raw::regs(tid)?;
-        settle::restart(tid, &regs, &restart)?;
+        let Some(asked) = settle::restart(tid, &regs, &restart)? else { return Ok(()) };
         self.goes_on(tid, regs, restart, Stage::Asked);
+        self.in_flight.entry(tid).and_modify(|call| call.asked = asked);
         Ok(())
     }
 
     fn goes_on(&mut self, tid: i32, regs: raw::Regs, restart: Restart, stage: Stage) {
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
-        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage });
+        let asked = Asked { nr: restart.nr, len: 0 };
+        self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage, asked });
     }
 
     /// Calls that go on after an interruption and have not returned, as far as is known, with
@@ -451,6 +475,21 @@ impl Session {
         self.in_flight.values().any(|call| call.stage == Stage::Asked)
     }
 
+    /// The call for the rest of a transfer has returned: with the next piece of its vector it goes
+    /// on, else it is over, for better or worse.
+    fn step_transfer(&mut self, tid: i32, now: &raw::Regs) -> io::Result<()> {
+        let Some(InFlight { regs, restart, asked, .. }) = self.in_flight.remove(&tid) else {
+            return raw::cont(tid, 0);
+        };
+        let whole = settle::with_part(now, &regs, restart.done);
+        raw::set_regs(tid, &whole)?;
+        if now.rax == asked.len && transfer::part(tid, &whole).is_some() {
+            self.make_ready(tid, Restart { done: whole.rax, ..restart })?;
+            return raw::syscall_step(tid, 0);
+        }
+        raw::cont(tid, 0)
+    }
+
     /// A syscall-stop of a thread whose call was started again: at its return the program's
     /// arguments are put back.
     fn step_restarted(&mut self, tid: i32) -> io::Result<()> {
@@ -458,6 +497,9 @@ impl Session {
         let now = raw::regs(tid)?;
         let of_ours = (now.rip, now.rsp) == (call.regs.rip, call.regs.rsp);
         match call.stage {
+            Stage::Entered if of_ours && call.restart.done > 0 => {
+                return self.step_transfer(tid, &now);
+            }
             Stage::Entered if of_ours => {
                 raw::set_regs(tid, &settle::with_arguments(&now, &call.regs))?;
                 if settle::cut_short(&now) || settle::starts_again(&now) {
@@ -608,7 +650,7 @@ impl Session {
     /// can restart.
     fn deliver(&mut self, tid: i32, signal: i32) -> io::Result<()> {
         let regs = raw::regs(tid)?;
-        if settle::cut_short(&regs) {
+        if settle::cut_short(&regs) || transfer::may_be_part(&regs) {
             let thread = Frozen { tid, stop: Stop::Signal(signal), asleep: None };
             let again = self.in_flight.get(&tid).map(InFlight::again);
             let way = self.way_on(&thread, &SchedulerClocks::new(), again.as_ref())?;
@@ -728,7 +770,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::tracer::stop;
 
     /// A session of one stopped process, of which it looks for `looked_for` in /proc.
     fn stopped(pid: i32, looked_for: i32) -> (Session, Frozen) {

@@ -4,7 +4,7 @@
 #include "guest.h"
 #include <sys/wait.h>
 
-enum { TOLD_STOP, NEW_STOP, NESTED, CONTINUED, KINDS };
+enum { TOLD_STOP, NEW_STOP, NESTED, CONTINUED, NEWLY_CONTINUED, CONT_BLOCKED, KINDS };
 
 static volatile int chlds;
 
@@ -14,13 +14,35 @@ static void on_chld(int sig)
     chlds++;
 }
 
-static pid_t start(void)
+/* How often children have handled SIGCONT. */
+static volatile int *conts;
+
+static void on_cont(int sig)
 {
+    (void)sig;
+    ++*conts;
+}
+
+static pid_t start(int kind)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCONT);
+    if (kind == CONT_BLOCKED)
+        SYS(sigprocmask(SIG_BLOCK, &set, NULL));
     pid_t pid = SYS(fork());
-    if (pid == 0)
-        for (;;)
-            pause();
+    while (pid == 0)
+        pause();
+    SYS(sigprocmask(SIG_UNBLOCK, &set, NULL));
     return pid;
+}
+
+/* Signals of one number merge: each is waited for before the next. */
+static void await_chld(void)
+{
+    static int expected;
+    for (expected++; chlds < expected;)
+        usleep(100);
 }
 
 /* What is to be told of a child; 0: nothing. It may be asked again. */
@@ -42,7 +64,7 @@ static void take(pid_t pid, int options)
 __attribute__((noreturn)) static void stop_with_child(void)
 {
     int status;
-    pid_t below = start();
+    pid_t below = start(NESTED);
     SYS(kill(below, SIGSTOP));
     take(below, WSTOPPED);
     while (chlds < 1)
@@ -57,12 +79,14 @@ __attribute__((noreturn)) static void stop_with_child(void)
 
 static void check(const pid_t *pids)
 {
-    static const int STOPS[KINDS] = {0, CLD_STOPPED, 0, 0};
+    static const int STOPS[KINDS] = {0, CLD_STOPPED};
     for (int n = 0; n < KINDS; n++) {
         int status;
         CHECK(news(pids[n], WSTOPPED, &status) == STOPS[n], "child %d: stop %d", n, status);
         CHECK(!STOPS[n] || status == SIGTSTP, "child %d: stopped by %d", n, status);
-        CHECK_EQ(news(pids[n], WCONTINUED, &status), 0, "a continuation");
+        int goes_on = n == NEWLY_CONTINUED || n == CONT_BLOCKED;
+        CHECK_EQ(news(pids[n], WCONTINUED, &status), goes_on ? CLD_CONTINUED : 0, "a continuation");
+        CHECK(!goes_on || status == SIGCONT, "child %d: continued by %d", n, status);
         CHECK_EQ(news(pids[n], WEXITED, &status), 0, "an end");
     }
 }
@@ -70,7 +94,10 @@ static void check(const pid_t *pids)
 int main(void)
 {
     guest_begin();
+    conts = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(conts != MAP_FAILED, "mmap: %s", strerror(errno));
     pid_t pids[KINDS];
+    signal(SIGCONT, on_cont);
     struct sigaction act = {.sa_handler = on_chld, .sa_flags = SA_RESTART};
     SYS(sigaction(SIGCHLD, &act, NULL));
     for (int n = 0; n < KINDS; n++) {
@@ -78,7 +105,7 @@ int main(void)
             chlds = 0;
             stop_with_child();
         } else if (n != NESTED) {
-            pids[n] = start();
+            pids[n] = start(n);
         }
         int signal = n == NEW_STOP ? SIGTSTP : SIGSTOP;
         /* SIGTSTP does not stop an orphaned group (setpgid(2)): this one has its parent. */
@@ -87,19 +114,24 @@ int main(void)
             SYS(kill(pids[n], signal));
         siginfo_t info;
         SYS(waitid(P_PID, (id_t)pids[n], &info, WSTOPPED | WNOWAIT));
+        await_chld();
         if (n != NEW_STOP)
             take(pids[n], WSTOPPED);
-        if (n == CONTINUED) {
+        if (n >= CONTINUED) {
             SYS(kill(pids[n], SIGCONT));
-            take(pids[n], WCONTINUED);
+            await_chld();
         }
+        if (n == CONTINUED)
+            take(pids[n], WCONTINUED);
     }
-    while (chlds < 5)
+    while (*conts < 2)
         usleep(100);
     guest_ready();
     do {
         check(pids);
-        CHECK_EQ(chlds, 5, "SIGCHLD");
+        /* One for each stop and each continuation. */
+        CHECK_EQ(chlds, KINDS + 3, "SIGCHLD");
+        CHECK_EQ(*conts, 2, "SIGCONT handled");
     } while (guest_running());
     for (int n = 0; n < KINDS; n++) {
         int status;

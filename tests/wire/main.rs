@@ -124,7 +124,7 @@ fn parcel() -> Parcel {
     let thread = |tid| ThreadImage {
         tid,
         registers: Registers { general: vec![5; 27], extended: vec![6; 832], mask: 1 },
-        restart: Some(Restart { nr: 35, remaining_ns: Some(5) }),
+        restart: Some(Restart { nr: 35, remaining_ns: Some(5), done: 0 }),
         parts: vec![part("rseq"), part("sigaltstack")],
         files: Some(vec![Own { fd: 3, parked: 9, cloexec: true }]),
     };
@@ -140,6 +140,7 @@ fn parcel() -> Parcel {
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
         stop_taken: false,
+        continued: false,
         undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
     let child = ProcessImage {

@@ -17,6 +17,7 @@ use super::super::pause;
 use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind, FdView};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
+use crate::migrate::skeleton::coarse_tick;
 
 const NAME: &str = "timerfd";
 const ABSTIME: i32 = libc::TFD_TIMER_ABSTIME;
@@ -87,7 +88,8 @@ impl FdKind for TimerFd {
         let tried = || failed(format!("make a timerfd on clock {}", state.clock));
         let fd = raw::timerfd(state.clock).map_err(tried())?;
         let now = pause::own_boot_time().map_err(tried())?;
-        let state = state.after(pause::between(state.at, now).unwrap_or(0));
+        let tick = u64::try_from(coarse_tick().map_err(tried())?).unwrap_or(0);
+        let state = state.after(state.passed(now, tick));
         state.arm(fd.as_raw_fd())?;
         if state.ticks > 0 && raw::timerfd_set_ticks(fd.as_raw_fd(), state.ticks).is_err() {
             state.arm_in_the_past(fd.as_raw_fd())?;
@@ -129,6 +131,16 @@ impl State {
     fn on_wall_clock(&self) -> bool {
         self.flags & ABSTIME != 0
             && matches!(self.clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM)
+    }
+
+    /// How long the job has stood still by the timer's clock. The job's CLOCK_BOOTTIME is `now`, and
+    /// has gone on by `tick` more than clocks that the job does not take along.
+    fn passed(&self, now: i64, tick: u64) -> u64 {
+        let pause = pause::between(self.at, now).unwrap_or(0);
+        match self.clock {
+            libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM => pause.saturating_sub(tick),
+            _ => pause,
+        }
     }
 
     /// The state when `pause` has gone by. The kernel itself sees to absolute wall-clock
@@ -335,6 +347,14 @@ mod tests {
             wait(&fd);
             assert!((41..45).contains(&read(&fd)));
         }
+    }
+
+    #[test]
+    fn the_time_of_day_does_not_jump_with_the_clocks_of_the_job() {
+        let on = |clock| State { clock, flags: 0, ticks: 0, left: 30, interval: 0, at: 7, wall: 0 };
+        assert_eq!(on(libc::CLOCK_MONOTONIC).passed(27, 4), 20);
+        assert_eq!(on(libc::CLOCK_REALTIME).passed(27, 4), 16);
+        assert_eq!(on(libc::CLOCK_REALTIME).passed(8, 4), 0);
     }
 
     #[test]

@@ -1,16 +1,47 @@
-//! Processes of a job that were stopped stop again, before the others go on.
+//! Processes of a job that were stopped stop again, before the others go on. So does one that goes
+//! on after a stop, of which its parent does not know: SIGCONT makes it known to the kernel again.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
 use super::{Mover, Restored};
+use crate::migrate::resource::View;
 use crate::migrate::stops::{self, Hushed};
 use crate::supervisor::session::Way;
+use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
 
 /// How the threads of a process go on, by their tids here.
 pub(super) type Ways = Vec<(i32, Way)>;
+
+/// How a process comes to its stop.
+struct Stopping {
+    signal: i32,
+    /// SIGCONT ends the stop; did one wait to be delivered before?
+    goes_on: Option<bool>,
+}
+
+impl Stopping {
+    fn of(process: &Restored) -> Result<Option<Self>> {
+        const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        let image = &process.image;
+        if let Some(signal) = image.stopped {
+            return Ok(Some(Self { signal, goes_on: None }));
+        }
+        if !image.continued {
+            return Ok(None);
+        }
+        let view = View::read_process(process.pid).context("signals of a restored process")?;
+        let waits = |signal| (view.hex("SigPnd:") | view.hex("ShdPnd:")) & sigbit(signal) != 0;
+        if STOPS.into_iter().any(waits) {
+            // SIGCONT would take it away.
+            tracing::warn!("that process {} was continued is not told", image.ids.pid);
+            return Ok(None);
+        }
+        Ok(Some(Self { signal: libc::SIGSTOP, goes_on: Some(waits(libc::SIGCONT)) }))
+    }
+}
 
 impl Mover {
     /// Lets the stopped processes go into their stops. Their parents, which do not run yet, hear
@@ -19,7 +50,12 @@ impl Mover {
     /// # Errors
     /// When a thread cannot be resumed.
     pub(super) fn stop_processes(&mut self, processes: &[Restored], ways: &[Ways]) -> Result<()> {
-        let family = stops::by_parent(processes.iter().map(|process| &process.image));
+        let mut stopping: BTreeMap<usize, Stopping> = BTreeMap::new();
+        for (place, process) in processes.iter().enumerate() {
+            stopping.extend(Stopping::of(process)?.map(|stopping| (place, stopping)));
+        }
+        let images = processes.iter().map(|process| &process.image);
+        let family = stops::by_parent(images, |place| stopping.contains_key(&place));
         let mut hushed: BTreeMap<usize, Hushed> = BTreeMap::new();
         for &parent in family.keys() {
             match stops::hush(processes[parent].pid, &processes[parent].image) {
@@ -28,18 +64,24 @@ impl Mover {
             }
         }
         // Who is a parent itself is needed until its children stand.
-        let mut left: Vec<usize> = (0..processes.len()).collect();
-        left.retain(|place| processes[*place].image.stopped.is_some());
+        let mut left: Vec<usize> = stopping.keys().copied().collect();
         while !left.is_empty() {
             let is_needed = |place: &usize| {
                 family.get(place).is_some_and(|children| children.iter().any(|c| left.contains(c)))
             };
             let (later, now): (Vec<usize>, Vec<usize>) = left.iter().partition(|p| is_needed(p));
             for &place in &now {
-                self.stop_process(&processes[place], &ways[place])?;
+                let signal = stopping[&place].signal;
+                raw::kill(processes[place].pid, signal).context("stopping the job as it was")?;
+                self.resume(&ways[place])?;
             }
             let pids: Vec<i32> = now.iter().map(|place| processes[*place].pid).collect();
             self.pump_until(|session| pids.iter().all(|pid| session.in_stop(*pid).is_some()))?;
+            for &place in &now {
+                if let Some(waited) = stopping[&place].goes_on {
+                    self.continue_process(&processes[place], waited)?;
+                }
+            }
             for (parent, children) in &family {
                 if children.iter().any(|child| later.contains(child)) {
                     continue;
@@ -53,10 +95,22 @@ impl Mover {
         Ok(())
     }
 
-    fn stop_process(&mut self, process: &Restored, ways: &Ways) -> Result<()> {
-        let Some(signal) = process.image.stopped else { return Ok(()) };
-        raw::kill(process.pid, signal).context("stopping the job as it was")?;
-        self.resume(ways)
+    /// Ends a stop by SIGCONT; the process does not run yet. That signal goes no further, unless one
+    /// has waited already.
+    fn continue_process(&mut self, process: &Restored, waited: bool) -> Result<()> {
+        if self.sup.session.in_stop(process.pid).is_none() {
+            tracing::error!("process {} does not stop again", process.image.ids.pid);
+            return Ok(());
+        }
+        raw::kill(process.pid, libc::SIGCONT).context("letting a process go on as it did")?;
+        for thread in &process.threads {
+            let held = self.sup.session.hold(thread.host_tid);
+            held.with_context(|| format!("waiting for thread {}", thread.tid))?;
+        }
+        if !waited {
+            stops::forget_cont(process.pid, &process.image)?;
+        }
+        Ok(())
     }
 
     /// Lets the threads of a process go on.
