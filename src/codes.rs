@@ -359,8 +359,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-SHARED-TASK",
-        title: "processes that share what else only threads share",
-        text: "Two processes of the job share their memory, descriptor table, working directory or signal handlers, which clone(2) allows without making them threads of one process. Restored as they are now they would be separate.\nWay out: wait until one of them has ended or has executed another program; such pairs are rare and mostly short-lived.",
+        title: "processes that share something in a way that cannot be made anew",
+        text: "Processes of the job share their memory, descriptor table, working directory, signal handlers or what semop(2) is to undo, which clone(2) allows without making them threads of one process. Only a child gets a share of what its parent has. These processes are no longer, or were never, parent and child: memory and handlers cannot go through a process that has others, nor two things of one kind through the same process.\nWay out: wait until one of them has ended or has executed another program.",
     },
     Code {
         code: "VOS-SOCKET",
@@ -389,8 +389,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-THREAD-FILES",
-        title: "a thread with descriptors of its own",
-        text: "A thread has left the descriptor table of its process (CLONE_FILES of unshare(2)). At the target all threads of a process get the same one.\nWay out: wait until the thread has ended.",
+        title: "a thread with descriptors of its own that cannot be moved",
+        text: "A thread has left the descriptor table of its process (CLONE_FILES of unshare(2)). It moves with its table, but not what depends on the table itself: an epoll instance, a locked file or a descriptor that sends signals which only this thread has, record locks of the process (fcntl(2)), a table that several such threads or another process have too. Kernels before Linux 6.9 do not give out the descriptors of a thread at all.\nWay out: wait until the thread has ended.",
     },
     Code {
         code: "VOS-TIMEOUT",

@@ -19,6 +19,7 @@ use vosrun::migrate::capture;
 use vosrun::migrate::image::Ids;
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::View;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::{own_clocks, Footing, NewProcess, Plan, Skeleton};
 use vosrun::migrate::tree::Member;
 use vosrun::tracer::inject::Remote;
@@ -55,7 +56,7 @@ fn members(text: &str) -> Result<Vec<Member>> {
         let words = words?;
         let [pid, ppid, pgid, sid, ended @ ..] = words.as_slice() else { bail!("{line}") };
         let ids = Ids { pid: *pid, ppid: *ppid, pgid: *pgid, sid: *sid };
-        Ok(Member { ids, ended: ended.first().copied() })
+        Ok(Member { ids, ended: ended.first().copied(), shares: Shares::default() })
     };
     text.split(',').map(member).collect()
 }

@@ -232,6 +232,13 @@ const GUESTS: &[Guest] = &[
         "nothing tells that its daemons are its own",
     )
     .proves(&["orphans"]),
+    guest("clone_files").proves(&["clone-shared"]),
+    guest("clone_fs").proves(&["clone-shared"]),
+    guest("clone_vm").proves(&["clone-shared"]),
+    guest("clone_sighand").proves(&["clone-shared"]),
+    guest("clone_all").proves(&["clone-shared"]),
+    guest("clone_sysvsem").proves(&["sysv-sem"]),
+    guest("thread_files").proves(&["thread-files"]),
     guest("tree_storm").proves(&["fork-storm"]),
     guest("tree_stops").proves(&["stopped"]),
     guest("pdeathsig").proves(&["parent-death"]),
@@ -428,6 +435,12 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("undumpable", &[Who::User], Fate::Refused),
     ("undumpable_child", &[Who::User], Fate::Refused),
     ("traps+undumpable", &[Who::User], Fate::Refused),
+    ("clone_files", BOTH, Fate::Refused),
+    ("clone_fs", BOTH, Fate::Refused),
+    ("clone_vm", BOTH, Fate::Refused),
+    ("clone_sighand", BOTH, Fate::Refused),
+    ("clone_all", BOTH, Fate::Refused),
+    ("clone_sysvsem", BOTH, Fate::Refused),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
 ];
 

@@ -18,16 +18,26 @@ pub const ROWS: &[Capability] = &[
     Capability::moves(Processes, "fork-storm", "forks, vforks and execs while the job moves"),
     Capability::moves(Processes, "exec", "programs executed since the start"),
     Capability::moves(Processes, "pids", "pids and thread ids, and signals sent by them"),
-    Capability::refused(
+    Capability::moves(
         Processes,
         "clone-shared",
         "processes that share memory, descriptors, directory or handlers by clone(2)",
-        "VOS-SHARED-TASK",
     ),
     Capability::refused(
         Processes,
+        "clone-shared-apart",
+        "memory or handlers that children share, but not with their parent",
+        "VOS-SHARED-TASK",
+    ),
+    Capability::moves(
+        Processes,
         "thread-files",
         "threads with a descriptor table of their own (unshare(2))",
+    ),
+    Capability::refused(
+        Processes,
+        "thread-files-epoll",
+        "epoll, locks and signals when ready in the table of a single thread",
         "VOS-THREAD-FILES",
     ),
     Capability::refused(

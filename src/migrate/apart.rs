@@ -1,5 +1,6 @@
 //! What a thread may have apart from its process and its job, and no move keeps apart: namespaces
-//! (setns(2)), a descriptor table (CLONE_FILES of unshare(2)), seccomp filters (seccomp(2)).
+//! (setns(2)), seccomp filters (seccomp(2)), a descriptor table of which the kernel does not tell
+//! ([`super::thread_files`]).
 //!
 //! Asked of a running job before a move, and again of the frozen one.
 
@@ -13,6 +14,7 @@ use super::resource::aio::Submitted;
 use super::resource::filters::{self, Chains, Filter};
 use super::resource::{blocker, View, PARTS};
 use crate::control::Finding;
+use crate::tracer::raw::pidfd_open_thread;
 
 /// Files of `/proc/PID/ns` (proc_pid_ns(5)).
 const KINDS: [&str; 10] = [
@@ -115,14 +117,15 @@ impl Common {
     }
 }
 
-/// Has the thread descriptors that its process has not?
+/// Has the thread descriptors that its process has not, and that cannot be asked for?
 fn own_table(view: &View) -> io::Result<Option<Finding>> {
     match is_apart(view.pid, view.tid, Shared::Files) {
         Ok(false) => Ok(None),
+        Ok(true) if pidfd_open_thread(view.tid).is_ok() => Ok(None),
         Ok(true) => Ok(Some(blocker(
             "VOS-THREAD-FILES",
             who(view),
-            "it has a descriptor table apart from its process (CLONE_FILES of unshare(2))",
+            "it has a descriptor table apart from its process (CLONE_FILES of unshare(2)), of which kernels before Linux 6.9 do not tell",
             "wait until the thread has ended",
         ))),
         // One that has ended has none any more.
@@ -157,7 +160,11 @@ mod tests {
             let tid = nix::unistd::gettid().as_raw();
             assert!(codes(&common, tid).is_empty());
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).expect("unshare");
-            assert_eq!(codes(&common, tid), ["VOS-THREAD-FILES"]);
+            let refused: &[&str] = match pidfd_open_thread(tid) {
+                Ok(_) => &[],
+                Err(_) => &["VOS-THREAD-FILES"],
+            };
+            assert_eq!(codes(&common, tid), refused);
         })
         .join()
         .expect("thread");

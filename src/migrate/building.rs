@@ -38,7 +38,7 @@ pub struct Build {
     pub table: Vec<Slot>,
     /// Files to open for mappings: path, for writing.
     pub paths: Vec<(String, bool)>,
-    /// The executable.
+    /// The executable; empty when another process has the same memory and opens it.
     pub exe: String,
     /// Shared memory that it maps.
     pub shared: Vec<SharedObject>,
@@ -54,6 +54,10 @@ pub struct Build {
     pub carried: Vec<u32>,
     /// Objects of `table` that are finished by this process ([`fd::FdKind::finish`]).
     pub finish: Vec<u32>,
+    /// Descriptors of other processes that have the same table, which stay open.
+    pub others: Vec<RawFd>,
+    /// The table is that of another process, which fills it: nothing is closed.
+    pub takes_table: bool,
     /// Without namespaces: the job's number of each process, and the one here.
     pub numbers: Vec<(i32, i32)>,
 }
@@ -212,6 +216,9 @@ fn make(
     fds: Vec<OwnedFd>,
 ) -> std::result::Result<Built, String> {
     let text = |e: FdError| e.to_string();
+    if let Some(slot) = build.table.iter().find(|slot| build.others.contains(&slot.fd)) {
+        return Err(format!("descriptor {} is in use while the table is shared", slot.fd));
+    }
     let fds = take_all(control, build.given(), fds)?;
     let mut fds = fds.into_iter();
     let mut cx = Provided { fds: HashMap::new(), shared: fd::Shared::default(), control };
@@ -234,9 +241,11 @@ fn make(
     making.place().map_err(text)?;
     making.finish(&build.finish).map_err(text)?;
     let renames = making.take_renames();
-    let kept = memory.values().map(AsRawFd::as_raw_fd);
-    let keep: Vec<RawFd> = kept.chain([control.as_raw_fd()]).collect();
-    making.close_others(&keep).map_err(text)?;
+    if !build.takes_table {
+        let kept = memory.values().map(AsRawFd::as_raw_fd).chain([control.as_raw_fd()]);
+        let keep: Vec<RawFd> = kept.chain(build.others.iter().copied()).collect();
+        making.close_others(&keep).map_err(text)?;
+    }
     Ok(Built { renames, ..for_mappings(build, &memory)? })
 }
 
@@ -309,7 +318,7 @@ fn for_mappings(
     for (path, write) in &build.paths {
         built.paths.push(open(path, *write)?);
     }
-    built.exe = open(&build.exe, false)?;
+    built.exe = if build.exe.is_empty() { -1 } else { open(&build.exe, false)? };
     for (index, memory) in build.shared.iter().enumerate() {
         let name = &memory.name;
         let object = object_of(&build.identities, memory);

@@ -22,6 +22,7 @@ use super::resource::signals;
 use super::resource::timers::{self, Overdue};
 use super::resource::{blocker, Answer, PartError, PartState, Scope, View, PARTS};
 use super::settle;
+use super::shares::Shares;
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{
     Arg, Data, InjectError, Outcome, Program, Remote, Started, Stub, STUB_LEN,
@@ -100,6 +101,7 @@ pub fn capture(
     });
     let mut image = ProcessImage {
         ids: of.parents.ids(leader)?,
+        shares: Shares::default(),
         memory,
         table: table.to_vec(),
         locks: Vec::new(),
@@ -266,6 +268,7 @@ impl Asked {
             restart,
             parts: Vec::new(),
             filters: Vec::new(),
+            files: None,
         };
         let signal = match thread.stop {
             Stop::Signal(_) => {
@@ -471,6 +474,10 @@ fn ask_with(
 /// When no executable mapping has one, or memory cannot be read.
 pub fn syscall_insn(pid: i32, memory: &memory::MmImage) -> Result<u64, PartError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    if memory.mappings.is_empty() {
+        // It is in the image of another process, which has the same memory.
+        return syscall_insn_now(pid).map_err(io_error(format!("vdso of process {pid}")));
+    }
     let find = |text: &[u8]| text.windows(2).position(|w| w == SYSCALL).map(|at| at as u64);
     let special = |m: &&memory::Mapping| matches!(&m.backing, memory::Backing::Special(name) if name == "[vdso]");
     if let Some(m) = memory.mappings.iter().find(special) {

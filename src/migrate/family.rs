@@ -12,20 +12,25 @@ use super::gone;
 use super::image::{ProcessImage, Zombie};
 use super::preflight::{children, is_zombie};
 use super::resource::{PartError, View};
+use super::shares::{Shares, Sharing};
 use super::skeleton::Plan;
 use super::tree::Member;
 
 /// The members of a job with these host pids, parents before their children. The first pid is
-/// that of the job's first process, which stays the first.
+/// that of the job's first process, which stays the first. `sharing` tells what they share.
 ///
 /// # Errors
 /// When the first process is gone, or one of the others cannot be asked.
-pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
+pub fn members(pids: &[i32], sharing: &Sharing) -> Result<Vec<Member>, PartError> {
+    let mut hosts = BTreeMap::new();
     let mut all = Vec::with_capacity(pids.len());
     let (living, mut parents) = (pids.iter().collect::<BTreeSet<_>>(), Parents::default());
     for (n, &pid) in pids.iter().enumerate() {
         match gone::look(pid, || member(pid, None, &mut parents))? {
-            Some(member) => all.push(member),
+            Some(member) => {
+                hosts.insert(member.ids.pid, pid);
+                all.push(member);
+            }
             None if n == 0 => return Err(io_error(pid)(io::ErrorKind::NotFound.into())),
             // The freeze will find that.
             None => continue,
@@ -48,15 +53,24 @@ pub fn members(pids: &[i32]) -> Result<Vec<Member>, PartError> {
             member.ids.ppid = 1;
         }
     }
-    Ok(parents_first(all))
+    let mut all = parents_first(all);
+    if !sharing.is_empty() {
+        let own = |member: &Member| Some((*hosts.get(&member.ids.pid)?, member.ids.pid));
+        let shares = sharing.shares(&all.iter().filter_map(own).collect::<Vec<_>>());
+        for member in &mut all {
+            member.shares = shares.get(&member.ids.pid).copied().unwrap_or_default();
+        }
+    }
+    Ok(all)
 }
 
 fn member(pid: i32, ended: Option<i32>, parents: &mut Parents) -> Result<Member, PartError> {
     let view = View::read_process(pid).map_err(io_error(pid))?;
-    Ok(Member { ids: parents.ids(&view)?, ended })
+    Ok(Member { ids: parents.ids(&view)?, ended, shares: Shares::default() })
 }
 
-/// Gives the captured processes, in the order of the plan, the parents that the plan says.
+/// Gives the captured processes, in the order of the plan, the parents that the plan says, and
+/// leaves what they share to the first that has it.
 ///
 /// # Errors
 /// When they are not the living members of the plan.
@@ -64,7 +78,9 @@ pub fn adopt(images: &mut [ProcessImage], plan: &Plan) -> Result<(), &'static st
     let mut living = plan.members.iter().filter(|member| member.ended.is_none());
     for image in images {
         let member = living.next().filter(|member| member.ids.pid == image.ids.pid);
-        image.ids = member.ok_or("the tree has changed while it was frozen")?.ids;
+        let member = member.ok_or("the tree has changed while it was frozen")?;
+        (image.ids, image.shares) = (member.ids, member.shares);
+        image.leave_to_first();
     }
     living.next().map_or(Ok(()), |_| Err("a process has gone while it was frozen"))
 }
@@ -113,7 +129,8 @@ mod tests {
     use super::*;
 
     fn member(pid: i32, ppid: i32) -> Member {
-        Member { ids: Ids { pid, ppid, pgid: 10, sid: 10 }, ended: None }
+        let ids = Ids { pid, ppid, pgid: 10, sid: 10 };
+        Member { ids, ended: None, shares: Shares::default() }
     }
 
     fn order(all: &[(i32, i32)]) -> Vec<i32> {
@@ -135,7 +152,7 @@ mod tests {
         while !is_zombie(pid) {
             std::thread::yield_now();
         }
-        let all = members(&[own]).unwrap();
+        let all = members(&[own], &Sharing::default()).unwrap();
         let zombie = all.iter().find(|m| m.ids.pid == pid).unwrap();
         assert_eq!((zombie.ended, zombie.ids.ppid), (Some(7 << 8), own));
         assert_eq!(all[0].ids.pid, own);

@@ -18,6 +18,8 @@ use crate::tracer::raw;
 pub struct Files {
     /// The job's processes, by host pid.
     processes: BTreeMap<i32, OwnedFd>,
+    /// Threads that have a table of their own, by host tid.
+    threads: BTreeMap<i32, OwnedFd>,
     pub views: Views,
     /// Annotations of the handle table, by process and descriptor of the view.
     annotations: BTreeMap<(i32, i32), Vec<u8>>,
@@ -82,19 +84,39 @@ impl Files {
     /// # Errors
     /// When all are gone or one may not be looked at.
     pub fn read(pids: &[i32], annotate: impl Fn(i32, i32) -> Option<Vec<u8>>) -> io::Result<Self> {
-        let mut processes = BTreeMap::new();
+        Self::read_with(pids, &[], annotate)
+    }
+
+    /// The same with those of threads (host tids) that have a table apart from their process.
+    ///
+    /// # Errors
+    /// As [`Files::read`].
+    pub fn read_with(
+        pids: &[i32],
+        tids: &[i32],
+        annotate: impl Fn(i32, i32) -> Option<Vec<u8>>,
+    ) -> io::Result<Self> {
+        let (mut processes, mut threads) = (BTreeMap::new(), BTreeMap::new());
+        for &tid in tids {
+            match raw::pidfd_open_thread(tid) {
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                other => drop(threads.insert(tid, other?)),
+            }
+        }
         for &pid in pids {
             match raw::pidfd_open(pid) {
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
                 other => drop(processes.insert(pid, other?)),
             }
         }
-        let there: Vec<i32> = pids.iter().copied().filter(|p| processes.contains_key(p)).collect();
+        let mut there: Vec<i32> =
+            pids.iter().copied().filter(|p| processes.contains_key(p)).collect();
+        there.extend(threads.keys());
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
         let (queues, sockets, expired) = Default::default();
-        Ok(Self { processes, views, annotations, queues, sockets, expired })
+        Ok(Self { processes, threads, views, annotations, queues, sockets, expired })
     }
 
     /// Looks into the Unix sockets of a frozen job, once: what waits in them, and the descriptions
@@ -128,10 +150,17 @@ impl Files {
         view.host_pid == own && !self.processes.contains_key(&own)
     }
 
-    /// The descriptors of one process, ascending; none if it is not of the job.
+    /// The descriptors of one process, or of a thread with a table of its own, ascending; none if it
+    /// is not of the job.
     #[must_use]
     pub fn table(&self, pid: i32) -> &[Slot] {
         self.views.tables.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
+    /// Does the thread (host tid) have a table of its own?
+    #[must_use]
+    pub fn is_apart(&self, tid: i32) -> bool {
+        self.threads.contains_key(&tid)
     }
 
     /// Who refers to the object of a view, the place of the view first.
@@ -144,7 +173,7 @@ impl Files {
 
     /// A duplicate of a descriptor, if it still refers to the object of the view.
     fn dup_at(&self, (pid, fd): (i32, i32), view: &FdView) -> io::Result<OwnedFd> {
-        let process = self.processes.get(&pid);
+        let process = self.processes.get(&pid).or_else(|| self.threads.get(&pid));
         let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         let dup = raw::pidfd_getfd(process, fd)?;
         let stat = nix::sys::stat::fstat(&dup)?;

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::raw::Shared;
 use super::resource::fd;
 use super::resource::filters::Filter;
 use super::resource::ipc::undo::Undo;
@@ -20,7 +21,9 @@ use super::resource::ipc::IpcImage;
 use super::resource::memory::MmImage;
 use super::resource::registers::Registers;
 use super::resource::PartState;
+use super::shares::{Shares, KINDS};
 use super::terminals::Terminal;
+use super::thread_files::Own;
 use crate::control::MoveReport;
 use crate::ids::JobId;
 
@@ -70,7 +73,24 @@ impl JobImage {
         if !self.processes.iter().map(|p| p.ids.pid).chain(ended).all(|pid| pids.insert(pid)) {
             return Err("two processes of one number");
         }
+        self.check_shares()?;
         self.processes.iter().try_for_each(|process| process.check(&self.files))
+    }
+
+    /// What is shared is with the first that has it, which comes before the others.
+    fn check_shares(&self) -> Result<(), &'static str> {
+        let mut firsts = BTreeSet::new();
+        for process in &self.processes {
+            for what in KINDS {
+                let Some(first) = process.shares.first(what) else { continue };
+                if first == process.ids.pid {
+                    firsts.insert((what as i32, first));
+                } else if !firsts.contains(&(what as i32, first)) {
+                    return Err("a process that shares with nobody before it");
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -114,8 +134,11 @@ impl Clocks {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessImage {
     pub ids: Ids,
+    /// What it has in common with others by clone(2).
+    pub shares: Shares,
+    /// Empty when it is that of a process before this one.
     pub memory: MmImage,
-    /// Its descriptors, which refer to [`JobImage::files`].
+    /// Its descriptors, which refer to [`JobImage::files`]. Empty likewise.
     pub table: Vec<fd::Slot>,
     /// Locks on files that it takes.
     pub locks: Vec<fd::lock::Lock>,
@@ -133,6 +156,25 @@ pub struct ProcessImage {
 }
 
 impl ProcessImage {
+    /// Has it got this from a process before it (clone(2))?
+    #[must_use]
+    pub fn takes(&self, what: Shared) -> bool {
+        self.shares.takes(what, self.ids.pid)
+    }
+
+    /// Drops what travels with another process.
+    pub fn leave_to_first(&mut self) {
+        if self.takes(Shared::Memory) {
+            self.memory = MmImage::default();
+        }
+        if self.takes(Shared::Files) {
+            self.table = Vec::new();
+        }
+        if self.takes(Shared::Undo) {
+            self.undo = Vec::new();
+        }
+    }
+
     fn check(&self, files: &FdImage) -> Result<(), &'static str> {
         if self.threads.is_empty() {
             return Err("a process without a thread");
@@ -143,7 +185,14 @@ impl ProcessImage {
         if !self.threads.iter().flat_map(|thread| &thread.filters).all(Filter::is_sound) {
             return Err("a seccomp filter of no size");
         }
-        self.memory.check()
+        if self.takes(Shared::Files) && !self.table.is_empty() {
+            return Err("a table of descriptors that is another's");
+        }
+        match self.takes(Shared::Memory) {
+            true if !self.memory.mappings.is_empty() => Err("memory that is another's"),
+            true => Ok(()),
+            false => self.memory.check(),
+        }
     }
 }
 
@@ -192,6 +241,8 @@ pub struct ThreadImage {
     pub parts: Vec<PartState>,
     /// Its own seccomp filters, in their order.
     pub filters: Vec<Filter>,
+    /// Its descriptors, if it has a table apart from its process.
+    pub files: Option<Vec<Own>>,
 }
 
 /// An interrupted system call that the kernel of the target cannot restart by itself,

@@ -17,11 +17,12 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::image::Clocks;
 use super::resource::creds::User;
+use super::resource::fd::raw as fd_raw;
 use super::resource::fd::unix::{Cred, Deed};
 use super::resource::ipc::steps;
 use super::skeleton::{coarse_tick, offsets, pair, receive, send, Footing, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
-use super::{building, raw, terminals};
+use super::{building, raw, terminals, turns};
 use crate::tracer::raw::{kill, set_default, wait4};
 
 /// What the new processes inherit.
@@ -49,13 +50,36 @@ impl Ends {
     }
 
     /// Tells the supervisor that this process is there, over a socket of its own, which is
-    /// answered.
-    fn born(&self, node: usize) -> OwnedFd {
-        let (own, theirs) = self.must("socketpair", pair());
-        let word = Word::Born(node as u32);
+    /// answered. In a table that others share its end is moved above `above`.
+    fn born(&self, node: usize, above: RawFd) -> OwnedFd {
+        let (mut own, theirs) = self.must("socketpair", pair());
+        if above > 0 {
+            // Where it is in nobody's way.
+            own = self.must("socket of a shared table", lift(own, above));
+        }
+        let word = Word::Born(node as u32, own.as_raw_fd());
         self.must("birth", send(self.control.as_fd(), &word, &[theirs.as_raw_fd()]));
         own
     }
+
+    /// The same for a process that has the same numbers.
+    fn again(&self) -> Self {
+        let again = |fd: &OwnedFd| raw::own(fd.as_raw_fd());
+        let ttys = self.ttys.iter().map(|(sid, tty)| (*sid, again(tty))).collect();
+        let control = again(&self.control);
+        Self { control, ttys, held: None, watched: None, footing: self.footing }
+    }
+}
+
+/// Moves a descriptor to a number from `above` on.
+fn lift(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        // It gets its own limits with its state.
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    fd_raw::dup_from(fd.as_raw_fd(), above)
 }
 
 /// H: makes the namespaces and pid 1.
@@ -256,6 +280,9 @@ fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
                     (node, at) = (child, 0);
                 }
             }
+            Step::Leave(flags) => {
+                ends.must(&format!("unshare of process {pid}"), raw::unshare(flags));
+            }
             Step::Outside(_) => {
                 let told = ends.watched.as_mut().map_or(Ok(()), |h| h.write_all(&[0]));
                 ends.must("the parent outside", told);
@@ -266,10 +293,10 @@ fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
 }
 
 /// Leads a new session, which gets its terminal if it has one.
-fn lead_session(tree: &Tree, ends: &mut Ends, node: usize) {
+fn lead_session(tree: &Tree, ends: &Ends, node: usize) {
     let own = &tree.nodes[node];
     ends.must(&format!("session of process {}", own.pid), setsid());
-    for (_, tty) in ends.ttys.extract_if(.., |(sid, _)| *sid == own.pid).collect::<Vec<_>>() {
+    for (_, tty) in ends.ttys.iter().filter(|(sid, _)| *sid == own.pid) {
         ends.must("controlling terminal", raw::set_controlling_terminal(tty.as_fd()));
     }
 }
@@ -279,8 +306,16 @@ fn fork(ends: &Ends, tree: &Tree, node: usize) -> Option<i32> {
     let child = &tree.nodes[node];
     // Who ends only with pid 1 is no child for which anybody waits.
     let silent = matches!(child.role, Role::Leader | Role::GroupLeader);
+    let exit_signal = if silent { 0 } else { child.exit_signal.unwrap_or(libc::SIGCHLD) };
     let number = (ends.footing == Footing::Namespaces).then_some(child.pid);
-    let pid = ends.must(&format!("fork of process {}", child.pid), raw::fork_as(number, silent));
+    let birth = raw::Birth { pid: number, exit_signal, flags: child.flags & !libc::CLONE_VM };
+    let forked = if child.flags & libc::CLONE_VM != 0 {
+        turns::begin();
+        raw::clone_beside(birth, begin_beside, Beside { tree, ends: ends.again(), node })
+    } else {
+        raw::fork_as(birth)
+    };
+    let pid = ends.must(&format!("fork of process {}", child.pid), forked);
     if pid == 0 {
         return None;
     }
@@ -296,6 +331,20 @@ fn fork(ends: &Ends, tree: &Tree, node: usize) -> Option<i32> {
         _ => {}
     }
     Some(pid)
+}
+
+/// What a process begins with that has the memory of who makes it.
+struct Beside<'a> {
+    tree: &'a Tree,
+    ends: Ends,
+    node: usize,
+}
+
+/// The plan stays where it is as long as anybody has this memory: no process of it returns.
+fn begin_beside(with: Beside<'_>) -> ! {
+    let Beside { tree, mut ends, node } = with;
+    let node = grow(tree, &mut ends, node);
+    wait_as(tree, ends, node)
 }
 
 /// Waits for the end of one child.
@@ -315,11 +364,12 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
     if ends.footing == Footing::Translated {
         stand_alone(&ends, role, node);
     }
-    let held = ends.held.take().filter(|_| guards);
+    // A process that shares its table closes nothing that another one may have closed before.
+    let held = if guards { ends.held.take() } else { None };
     match role {
         Role::Carrier => raw::exit_now(0),
         Role::Init | Role::Leader => {
-            let control = ends.born(node);
+            let control = ends.born(node, 0);
             let house = House {
                 init: role == Role::Init,
                 settled: false,
@@ -335,7 +385,7 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
             guard(held);
             raw::exit_now(0)
         }
-        Role::Member(_) | Role::Ghost => newborn(ends, node),
+        Role::Member(_) | Role::Ghost => newborn(ends, node, tree.nodes[node].above),
     }
 }
 
@@ -435,10 +485,13 @@ fn serve_one(control: &OwnedFd) -> bool {
 }
 
 /// A process of the job until it is given its old memory, or a ghost.
-fn newborn(ends: Ends, node: usize) -> ! {
+fn newborn(ends: Ends, node: usize, above: RawFd) -> ! {
     raw::set_dumpable(true);
-    let control = ends.born(node);
-    close_others(&[control.as_raw_fd()]);
+    let control = ends.born(node, above);
+    if above == 0 {
+        close_others(&[control.as_raw_fd()]);
+    }
+    // Those of a table that others share are closed when it is filled.
     std::mem::forget(ends);
     loop {
         match receive(control.as_fd()) {

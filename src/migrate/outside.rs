@@ -72,17 +72,23 @@ fn view(subject: &Subject, tid: i32, common: &Common) -> Result<View, PartError>
 }
 
 /// Lets `ask` ask all the processes while they are read ahead of it, and gives it the next one at
-/// each call; reading ends with `ask`. The arguments are those of [`Outside::read`].
+/// each call; reading ends with `ask`. The arguments are those of [`Outside::read`]. Nothing is read
+/// ahead of `ask` when processes have `one_memory`: what asks one would be seen in the others.
 pub fn read_ahead<T>(
     subjects: &[Subject],
     identities: &[(u64, u64)],
     common: &Common,
+    one_memory: bool,
     ask: impl FnOnce(&mut dyn FnMut() -> Result<Outside, PartError>) -> T,
 ) -> T {
     /// Each may have tables of many mappings.
     const AHEAD: usize = 32;
-    if let [alone] = subjects {
-        return ask(&mut || Outside::read(alone, identities, common));
+    if one_memory || subjects.len() == 1 {
+        let mut rest = subjects.iter();
+        return ask(&mut || match rest.next() {
+            Some(subject) => Outside::read(subject, identities, common),
+            None => Err(PartError::State("processes read")),
+        });
     }
     thread::scope(|scope| {
         let (send, receive) = sync_channel(AHEAD);

@@ -12,18 +12,20 @@ use std::path::Path;
 
 use super::apart::Common;
 use super::capture::views;
+use super::family;
 use super::files::Files;
 use super::gone;
 use super::image::JobInfo;
 use super::message::{Hello, Verdict};
-use super::raw::{compare_tasks, Shared};
 use super::resource::creds::User;
 use super::resource::fd::regular::{same_file, Named, Sameness};
 use super::resource::fd::unix::{judge as judge_sockets, wanted_names, Wanted};
 use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
-use super::resource::{blocker, directory, schedule, View};
+use super::resource::{blocker, directory, schedule, PartError, View};
+use super::shares::Sharing;
 use super::skeleton::Footing;
+use super::tree;
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -247,40 +249,21 @@ pub fn is_zombie(pid: i32) -> bool {
     stat.is_ok_and(|s| s.state == 'Z')
 }
 
-/// Processes that share by clone(2) what else only threads share: memory, descriptor tables,
-/// working directories or signal handlers. None of `pids` may be in the middle of vfork(2), which
-/// shares memory for a moment.
-#[must_use]
-pub fn shared_tasks(pids: &[i32]) -> Vec<Finding> {
-    const SHARED: [(Shared, &str); 4] = [
-        (Shared::Memory, "memory"),
-        (Shared::Files, "descriptors"),
-        (Shared::Directories, "working directory"),
-        (Shared::Handlers, "signal handlers"),
-    ];
-    let mut findings = Vec::new();
-    for (what, name) in SHARED {
-        // In the kernel's order of them: each is compared with few others.
-        let mut ordered: Vec<i32> = Vec::with_capacity(pids.len());
-        for &pid in pids {
-            let at = ordered.binary_search_by(|other| {
-                // A process that has ended shares nothing.
-                compare_tasks(*other, pid, what).unwrap_or(std::cmp::Ordering::Less)
-            });
-            match at {
-                // What has ended shares nothing, which is the same nothing for all.
-                Ok(_) if gone::is_ending(pid) => {}
-                Ok(at) => findings.push(blocker(
-                    "VOS-SHARED-TASK",
-                    format!("processes {} and {pid}", ordered[at]),
-                    &format!("they share their {name} without being threads of one process"),
-                    "wait until one of them has ended",
-                )),
-                Err(at) => ordered.insert(at, pid),
-            }
-        }
+/// What processes share by clone(2) and cannot share at any target, and at one without namespaces.
+/// `settled` are those of `pids` that are not in the middle of vfork(2).
+///
+/// # Errors
+/// When a process cannot be asked.
+pub fn shared_tasks(
+    pids: &[i32],
+    settled: &[i32],
+) -> Result<(Option<Finding>, Option<Finding>), PartError> {
+    let sharing = Sharing::of(settled);
+    if sharing.is_empty() {
+        return Ok((None, None));
     }
-    findings
+    let members = family::members(pids, &sharing)?;
+    Ok((tree::unshareable(&members), tree::untranslated(&members)))
 }
 
 /// Pids of the children of all threads, zombies included.

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use super::turns;
 use crate::errno::check;
 
 /// `struct clone_args` of clone3(2).
@@ -30,29 +31,137 @@ struct CloneArgs {
 /// # Errors
 /// `EEXIST` when the pid is in use, `EPERM` without CAP_CHECKPOINT_RESTORE over the namespace.
 pub fn fork(pid: Option<i32>) -> io::Result<i32> {
-    fork_with(pid, libc::SIGCHLD)
+    fork_with(pid, libc::SIGCHLD, 0)
 }
 
-/// fork(2), with the child's pid in the newest pid namespace if given. A silent child sends no signal at
-/// its end, and is a child only to who waits with `__WALL` (wait(2)).
+/// How [`fork_as`] makes a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Birth {
+    /// In the newest pid namespace, if given.
+    pub pid: Option<i32>,
+    /// Sent to the parent at its end. One with another than SIGCHLD is a child only to who waits
+    /// with `__WALL` (wait(2)).
+    pub exit_signal: i32,
+    /// What it shares with the caller (clone(2)); not CLONE_VM.
+    pub flags: i32,
+}
+
+/// fork(2), or clone(2) with some more in common.
 ///
 /// # Errors
 /// As [`fork`].
-pub fn fork_as(pid: Option<i32>, silent: bool) -> io::Result<i32> {
-    fork_with(pid, if silent { 0 } else { libc::SIGCHLD })
+pub fn fork_as(birth: Birth) -> io::Result<i32> {
+    fork_with(birth.pid, birth.exit_signal, birth.flags)
 }
 
-fn fork_with(pid: Option<i32>, exit_signal: i32) -> io::Result<i32> {
+fn fork_with(pid: Option<i32>, exit_signal: i32, flags: i32) -> io::Result<i32> {
     let wanted = [pid.unwrap_or(0)];
-    let mut args = CloneArgs { exit_signal: exit_signal as u64, ..CloneArgs::default() };
+    let mut args =
+        CloneArgs { flags: flags as u64, exit_signal: exit_signal as u64, ..CloneArgs::default() };
     if pid.is_some() {
         args.set_tid = wanted.as_ptr() as u64;
         args.set_tid_size = 1;
     }
-    // SAFETY: args and the array it points to live through the call; no new stack is given, so
-    // the child goes on with a copy of ours, as after fork(2).
+    // SAFETY: args and the array it points to live through the call; no new stack is given and
+    // memory is not shared, so the child goes on with a copy of ours, as after fork(2).
     let got = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     check(got).map(|pid| pid as i32)
+}
+
+/// Makes a process that has the caller's memory (CLONE_VM), and begins with `entry` on a stack of
+/// its own. It has the caller's thread pointer too, so they take turns ([`turns`]).
+///
+/// # Errors
+/// As [`fork`].
+pub fn clone_beside<T>(birth: Birth, entry: fn(T) -> !, with: T) -> io::Result<i32> {
+    const STACK: usize = 4 << 20;
+    let stack = vec![0_u128; STACK / size_of::<u128>()].leak();
+    let wanted = [birth.pid.unwrap_or(0)];
+    let args = CloneArgs {
+        flags: (birth.flags | libc::CLONE_VM) as u64,
+        exit_signal: birth.exit_signal as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: STACK as u64,
+        set_tid: birth.pid.map_or(0, |_| wanted.as_ptr() as u64),
+        set_tid_size: birth.pid.map_or(0, |_| 1),
+        ..CloneArgs::default()
+    };
+    let with = Box::into_raw(Box::new((entry, with)));
+    let got: i64;
+    // SAFETY: args and what it points to live through the call. The child's stack is leaked, so
+    // nobody else uses it; the child goes to `enter` with it, aligned as the ABI wants, and never
+    // comes back here.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {with}",
+            "call {enter}",
+            "ud2",
+            "2:",
+            with = in(reg) with,
+            enter = in(reg) enter::<T> as extern "C" fn(*mut (fn(T) -> !, T)) -> !,
+            inout("rax") libc::SYS_clone3 => got,
+            in("rdi") &raw const args,
+            in("rsi") size_of::<CloneArgs>(),
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    if got < 0 {
+        // SAFETY: no child has it.
+        drop(unsafe { Box::from_raw(with) });
+        return Err(io::Error::from_raw_os_error(-got as i32));
+    }
+    Ok(got as i32)
+}
+
+/// Where the child of [`clone_beside`] begins.
+extern "C" fn enter<T>(with: *mut (fn(T) -> !, T)) -> ! {
+    turns::take();
+    // SAFETY: the box was made for this process alone, which takes it once.
+    let (entry, with) = *unsafe { Box::from_raw(with) };
+    entry(with)
+}
+
+/// A system call that leaves errno(3) alone, which processes of one memory have in common.
+fn bare_call(nr: i64, args: [u64; 4]) -> i64 {
+    let got: i64;
+    // SAFETY: only for the calls below, whose pointers live through them.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inout("rax") nr => got,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            in("r8") 0,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    got
+}
+
+/// FUTEX_WAIT of futex(2), within one memory.
+pub fn futex_wait(word: &std::sync::atomic::AtomicU32, value: u32) {
+    let op = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as u64;
+    bare_call(libc::SYS_futex, [word.as_ptr() as u64, op, value.into(), 0]);
+}
+
+/// FUTEX_WAKE of one waiter.
+pub fn futex_wake(word: &std::sync::atomic::AtomicU32) {
+    let op = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as u64;
+    bare_call(libc::SYS_futex, [word.as_ptr() as u64, op, 1, 0]);
+}
+
+/// Waits until there is something to read, or the other end is closed (ppoll(2)).
+pub fn await_readable(fd: BorrowedFd) {
+    let mut wait = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    bare_call(libc::SYS_ppoll, [&raw mut wait as u64, 1, 0, 0]);
 }
 
 /// Gives freed memory back to the system. A move leaves much behind, and a supervisor waits

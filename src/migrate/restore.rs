@@ -1,7 +1,7 @@
 //! A [`ProcessImage`] becomes a stopped process.
 //!
 //! ```text
-//! Skeleton ─seize─► Restoring::begin   old mappings gone, vdso in place, new mappings made
+//! Skeleton ─hold──► Restoring::begin   old mappings gone, vdso in place, new mappings made
 //!                   Restoring::fill    pages as they arrive
 //!                   Restoring::finish  threads made, told their state, registers set
 //! ```
@@ -22,6 +22,7 @@ use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
 use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
+use super::thread_files;
 use super::vdso::Vdso;
 use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_LEN};
@@ -160,18 +161,25 @@ fn foreign_descriptors(pid: i32, image: &ProcessImage) -> Result<Vec<RawFd>> {
 }
 
 impl Restoring {
-    /// Takes hold of the process, and replaces its mappings by those of the image.
+    /// Takes hold of the process: it does nothing more by itself.
     ///
     /// # Errors
-    /// The call that failed.
-    pub fn begin(pid: i32, image: &ProcessImage, built: &Built, vdso: &Vdso) -> Result<Self> {
+    /// When it is gone.
+    pub fn hold(pid: i32) -> Result<()> {
         io_error(format!("seize process {pid}"), raw::seize(pid))?;
         io_error(format!("stop process {pid}"), raw::interrupt(pid))?;
         let stopped = io_error(format!("wait for process {pid}"), stop::wait(pid, true))?;
         if stopped.map(|w| w.stop) != Some(Stop::Interrupt) {
             return Err(RestoreError::Image("the new process ended"));
         }
-        io_error("PTRACE_O_EXITKILL", raw::set_exitkill(pid, true))?;
+        io_error("PTRACE_O_EXITKILL", raw::set_exitkill(pid, true))
+    }
+
+    /// Replaces the mappings of a process that is held ([`Restoring::hold`]) by those of the image.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn begin(pid: i32, image: &ProcessImage, built: &Built, vdso: &Vdso) -> Result<Self> {
         let near = Near::stay();
         let _fetched = near.as_ref().and_then(|near| near.fetch(pid));
         let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
@@ -196,9 +204,6 @@ impl Restoring {
         // It has the program already where it was executed.
         let exe = if numbers::are_own() { -1 } else { built.exe };
         set_layout(&mut runner, &image.memory, exe)?;
-        for fd in foreign_descriptors(pid, image)? {
-            runner.call(libc::SYS_close, "close", &[fd as u64])?;
-        }
         if numbers::are_own() {
             for slot in image.table.iter().filter(|slot| slot.cloexec) {
                 let args = [slot.fd as u64, libc::F_SETFD as u64, libc::FD_CLOEXEC as u64];
@@ -211,6 +216,26 @@ impl Restoring {
         }
         aio::restore(&mut leader, &stub, &image.memory, |len| free.take(len).ok())?;
         Ok(Self { pid, leader, stub })
+    }
+
+    /// The same for a process that has the memory of another one, in which that has begun.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn beside(&self, pid: i32) -> Result<Self> {
+        Ok(Self { pid, leader: Remote::open(pid, false)?, stub: self.stub })
+    }
+
+    /// Closes what is not of the table of the image. All that have the table have begun.
+    ///
+    /// # Errors
+    /// The call that failed.
+    pub fn close_others(&mut self, image: &ProcessImage) -> Result<()> {
+        let mut runner = Runner::new(&mut self.leader, &self.stub);
+        for fd in foreign_descriptors(self.pid, image)? {
+            runner.call(libc::SYS_close, "close", &[fd as u64])?;
+        }
+        runner.flush()
     }
 
     /// Writes pages.
@@ -258,7 +283,8 @@ impl Restoring {
 
     /// Makes the threads, tells everything its state, and leaves all threads stopped with
     /// their registers. `filter` is the seccomp program (`struct sock_filter`s) to put in; `missed`
-    /// takes down what it does not get here.
+    /// takes down what it does not get here. Who is the `last` of those that have the same memory
+    /// leaves nothing of this in it.
     ///
     /// # Errors
     /// The call that failed.
@@ -267,6 +293,7 @@ impl Restoring {
         image: &ProcessImage,
         filter: Option<&[u8]>,
         missed: &Missed,
+        last: bool,
     ) -> Result<Vec<NewThread>> {
         let near = Near::stay();
         let fetched = near.as_ref().and_then(|near| near.fetch(self.pid));
@@ -293,10 +320,24 @@ impl Restoring {
                 remote.avoid_traps();
             }
             tell(remote, &self.stub, image, thread, &told(image, view, missed))?;
+            if let Some(own) = &thread.files {
+                let mut program = Program::default();
+                thread_files::take(own, &mut program);
+                remote.run(&self.stub, program)?.all_ok()?;
+            }
         }
-        let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
-        let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
-        remotes[0].call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        let mut program = Program::default();
+        for own in image.threads.iter().filter_map(|thread| thread.files.as_ref()) {
+            thread_files::leave(own, &mut program);
+        }
+        if !program.is_empty() {
+            remotes[0].run(&self.stub, program)?.all_ok()?;
+        }
+        if last {
+            let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
+            let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
+            remotes[0].call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+        }
         for (remote, (_, thread)) in remotes.into_iter().zip(&found) {
             set_registers(remote, &thread.registers)?;
         }

@@ -177,6 +177,7 @@ mod tests {
         };
         ProcessImage {
             ids: Ids { pid: 1, ppid: 0, pgid: 1, sid: 1 },
+            shares: Default::default(),
             memory: MmImage {
                 locks_future: None,
                 mappings,

@@ -40,7 +40,7 @@ use super::resource::ipc::undo::Undo;
 use super::resource::ipc::IpcImage;
 use super::terminals::Terminal;
 use super::tree::{self, Member, Role, Tree};
-use super::{newborn, raw};
+use super::{newborn, raw, turns};
 use crate::control::Finding;
 use crate::proxy::PtyPair;
 use crate::syscalls::translate::numbers;
@@ -96,6 +96,8 @@ pub struct NewProcess {
     /// Its number here.
     pub pid: i32,
     pub control: OwnedFd,
+    /// The number of its own end of that.
+    pub number: RawFd,
 }
 
 /// The processes of a job, waiting for descriptors and memory.
@@ -155,8 +157,9 @@ pub(super) enum Word {
     Init(bool),
     /// From H: both sides of a terminal of the plan, by its place there.
     Terminal(u32),
-    /// From a process of the plan, by its place there: it waits. Its own socket comes along.
-    Born(u32),
+    /// From a process of the plan, by its place there: it waits. Its own socket comes along, whose
+    /// other end has this number.
+    Born(u32, RawFd),
     /// What was asked is done.
     Ready,
     /// From a stand-in that is asked for nothing, by its place in the plan.
@@ -227,6 +230,7 @@ pub(super) fn receive<T: for<'a> Deserialize<'a>>(
     let mut inline = [0u8; MOST_INLINE + 1];
     let mut iov = [IoSliceMut::new(&mut inline)];
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS + 1], libc::ucred);
+    turns::await_readable(socket);
     let got = loop {
         match recvmsg::<()>(
             socket.as_raw_fd(),
@@ -576,12 +580,12 @@ impl Found {
                     let pair = PtyPair { master: both.0, slave: both.1 };
                     self.terminals.insert(place as usize, pair);
                 }
-                Word::Born(node) => {
+                Word::Born(node, number) => {
                     let node = node as usize;
                     let at = tree.nodes.get(node).zip(fds.into_iter().next());
                     let (own, control) = at.ok_or_else(out_of_order)?;
                     numbers::bind(own.pid, pid);
-                    self.born.insert(node, NewProcess { job_pid: own.pid, pid, control });
+                    self.born.insert(node, NewProcess { job_pid: own.pid, pid, control, number });
                 }
                 Word::Failed(text) => return Err(SkeletonError::Step(text)),
                 Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => {

@@ -240,10 +240,13 @@ impl Handles {
         self.submitted.insert((pid, at), tail);
     }
 
-    /// Process `pid` has submitted so many requests to the context at `at`.
+    /// Process `pid` has submitted so many requests to the context at `at`. If it has none there, it
+    /// is one of another process with which it shares its memory (CLONE_VM), whose requests are not
+    /// counted any more.
     pub fn add_submitted(&mut self, pid: i32, at: u64, requests: u64) {
-        if let Some(all) = self.submitted.get_mut(&(pid, at)) {
-            *all += requests;
+        match self.submitted.get_mut(&(pid, at)) {
+            Some(all) => *all += requests,
+            None => self.submitted.retain(|(_, other), _| *other != at),
         }
     }
 

@@ -370,6 +370,15 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// pidfd_open(2) of a thread, for its own descriptor table (PIDFD_THREAD).
+///
+/// # Errors
+/// `EINVAL` before Linux 6.9, `ESRCH` when there is no such thread.
+pub fn pidfd_open_thread(tid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::O_EXCL) })
+}
+
 /// pidfd_getfd(2): a duplicate of the process's descriptor `fd` (close-on-exec).
 ///
 /// # Errors

@@ -180,7 +180,7 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
 const TURNS: [(&str, i32, Option<&str>); 7] = [
     ("socket", 11, Some("VOS-TCP")),
     ("fork-socket", 11, Some("VOS-TCP")),
-    ("share", 11, Some("VOS-SHARED-TASK")),
+    ("share", 0, None),
     ("filter", 11, Some("VOS-SECCOMP")),
     ("unshare", 11, Some("VOS-NAMESPACE")),
     ("fork", 0, None),

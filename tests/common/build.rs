@@ -80,7 +80,9 @@ pub fn guest(name: &str, flavour: Flavour) -> Result<PathBuf> {
     let source = sources().join(format!("{name}.c"));
     let mut hash = std::hash::DefaultHasher::new();
     fs::read(&source).with_context(|| format!("read {}", source.display()))?.hash(&mut hash);
-    for header in ["guest.h", "crew.h", "family.h", "pty.h", "soak.h", "soak_more.h", "unix.h"] {
+    for header in
+        ["guest.h", "crew.h", "family.h", "pty.h", "shared.h", "soak.h", "soak_more.h", "unix.h"]
+    {
         fs::read(sources().join(header))?.hash(&mut hash);
     }
     flavour.hash(&mut hash);

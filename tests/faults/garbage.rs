@@ -11,6 +11,7 @@ use vosrun::migrate::message::{Msg, PROTOCOL};
 use vosrun::migrate::preflight;
 use vosrun::migrate::resource::creds::User;
 use vosrun::migrate::resource::fd::BulkId;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::Plan;
 use vosrun::migrate::transport::{Link, Service};
 use vosrun::migrate::tree::Member;
@@ -31,7 +32,7 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let ids = |pid| Ids { pid, ppid: 1, pgid: pid, sid: pid };
     let plan = |pid, clock| Plan {
-        members: vec![Member { ids: ids(pid), ended: None }],
+        members: vec![Member { ids: ids(pid), ended: None, shares: Shares::default() }],
         nodename: "x".into(),
         domainname: String::new(),
         clocks: Clocks { monotonic: clock, boottime: clock },

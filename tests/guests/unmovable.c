@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/epoll.h>
 #include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -182,11 +183,12 @@ static void namespaces(void) { may_lack(unshare(geteuid() ? CLONE_NEWUSER : CLON
 static void *own_files(void *ready)
 {
     SYS(unshare(CLONE_FILES));
+    SYS(epoll_create1(0));
     *(volatile int *)ready = 1;
     idle(NULL);
     return NULL;
 }
-static void thread_files(void)
+static void thread_files_epoll(void)
 {
     static volatile int ready;
     pthread_t thread;
@@ -194,7 +196,32 @@ static void thread_files(void)
     while (!ready)
         usleep(1000);
 }
-static void clone_shared(void) { start_child(CLONE_VM); }
+__attribute__((noreturn)) static int sleeps(void *unused)
+{
+    (void)unused;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+}
+/* Two children that have their memory in common, but not with their parent. */
+static void clone_shared_apart(void)
+{
+    enum { STACK = 64 << 10 };
+    int told[2];
+    char byte;
+    SYS(pipe(told));
+    child = SYS(fork());
+    if (child == 0) {
+        char *stack = malloc(STACK);
+        CHECK(stack, "malloc");
+        SYS(clone(sleeps, stack + STACK, CLONE_VM | CLONE_PARENT | SIGCHLD, NULL));
+        CHECK_EQ(write(told[1], "", 1), 1, "write");
+        sleeps(NULL);
+    }
+    CHECK_EQ(read(told[0], &byte, 1), 1, "read");
+    SYS(close(told[0]));
+    SYS(close(told[1]));
+}
 static void untraced(void) { start_child(CLONE_UNTRACED); }
 static void mem_hugetlb(void)
 {
@@ -342,8 +369,8 @@ static const struct {
     {"memfd-future-write", memfd_future_write}, {"file-unlinked", file_unlinked},
     {"directory-gone", directory_gone}, {"chroot", chrooted}, {"seccomp", seccomp},
     {"seccomp-narrow", seccomp_narrow}, {"seccomp-listener", seccomp_listener},
-    {"namespaces", namespaces}, {"thread-files", thread_files},
-    {"clone-shared", clone_shared}, {"untraced", untraced},
+    {"namespaces", namespaces}, {"thread-files-epoll", thread_files_epoll},
+    {"clone-shared-apart", clone_shared_apart}, {"untraced", untraced},
     {"mem-hugetlb", mem_hugetlb}, {"mem-pkey", mem_pkey}, {"mem-sealed", mem_sealed},
     {"aio", aio}, {"aio-busy", aio_busy}, {"pidfd-thread-shared", pidfd_thread_shared},
     {"posix-mq-thread", mq_thread}, {"posix-mq-busy", mq_busy}, {"mem-outside", mem_outside}, {"cpu-sleep", cpu_sleep},

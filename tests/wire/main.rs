@@ -20,7 +20,9 @@ use vosrun::migrate::resource::ipc::{IpcImage, Perm, Queue, Segment, Set};
 use vosrun::migrate::resource::memory::{Backing, FileId, Layout, Mapping, MmImage, SharedObject};
 use vosrun::migrate::resource::registers::Registers;
 use vosrun::migrate::resource::PartState;
+use vosrun::migrate::shares::Shares;
 use vosrun::migrate::skeleton::Plan;
+use vosrun::migrate::thread_files::Own;
 use vosrun::migrate::transport::{encode, Decoder, MAX_HEADER};
 use vosrun::migrate::tree::Member;
 use vosrun::proxy::stream::Receiver;
@@ -126,10 +128,12 @@ fn parcel() -> Parcel {
         restart: Some(Restart { nr: 35, remaining_ns: Some(5), done: 0 }),
         parts: vec![part("rseq"), part("sigaltstack")],
         filters: Vec::new(),
+        files: Some(vec![Own { fd: 3, parked: 9, cloexec: true }]),
     };
     let object =
         |kind: &str| Object { kind: kind.into(), state: vec![9; 40], flags: 2, signals: None };
     let process = ProcessImage {
+        shares: Shares::default(),
         ids: ids(),
         memory: memory(),
         table: (0..3).map(|n| Slot { fd: n, object: n as u32, cloexec: false }).collect(),
@@ -232,7 +236,7 @@ fn messages() -> Vec<Msg> {
         remedy: "y".into(),
     };
     let plan = Plan {
-        members: vec![Member { ids: ids(), ended: None }],
+        members: vec![Member { ids: ids(), ended: None, shares: Shares::default() }],
         nodename: "host-a".into(),
         domainname: String::new(),
         clocks: clocks(),

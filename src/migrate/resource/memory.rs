@@ -134,7 +134,7 @@ pub struct Layout {
 }
 
 /// The address space without its pages.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MmImage {
     pub mappings: Vec<Mapping>,
     pub files: Vec<FileId>,

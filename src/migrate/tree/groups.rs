@@ -74,6 +74,7 @@ pub(super) fn carry_out(tree: &Tree) -> Vec<Option<Made>> {
             Step::Adopt => own.adopts = true,
             Step::Lead => (own.pgid, own.sid) = (tree.nodes[node].pid, tree.nodes[node].pid),
             Step::OwnGroup => own.pgid = tree.nodes[node].pid,
+            Step::Leave(_) => {}
             Step::Fork(child) | Step::Outside(child) => {
                 let parent = match tree.nodes[node].role {
                     Role::Carrier => heir(&made, own.parent),

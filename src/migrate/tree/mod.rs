@@ -14,6 +14,7 @@
 //! forks a *carrier*, which forks it and ends, and it falls to pid 1, or to the subreaper that has
 //! it (PR_SET_CHILD_SUBREAPER).
 
+mod common;
 mod groups;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use super::image::Ids;
 use super::resource::blocker;
+use super::shares::Shares;
 use crate::control::Finding;
+use crate::syscalls::translate::REMEDY;
 
 /// Most processes of one job.
 pub const MAX_MEMBERS: usize = 5000;
@@ -35,6 +38,8 @@ pub struct Member {
     pub ids: Ids,
     /// Wait status (wait(2)) of one that has ended.
     pub ended: Option<i32>,
+    /// What it has in common with others by clone(2).
+    pub shares: Shares,
 }
 
 impl Member {
@@ -81,6 +86,8 @@ pub enum Step {
     Fork(usize),
     /// The same, but by H, the parent outside of the namespace.
     Outside(usize),
+    /// unshare(2) with these flags: others have that in common.
+    Leave(i32),
 }
 
 /// A process that is made.
@@ -89,6 +96,12 @@ pub struct Node {
     pub pid: i32,
     pub role: Role,
     pub steps: Vec<Step>,
+    /// Flags of the clone(2) that makes it: what it shares with who forks it.
+    pub flags: i32,
+    /// The signal at its end, if that is not SIGCHLD.
+    pub exit_signal: Option<i32>,
+    /// A number above all descriptors that its table gets, if that is another process's too, or 0.
+    pub above: i32,
 }
 
 /// The plan; `nodes[0]` is I.
@@ -165,6 +178,23 @@ pub fn plan(members: &[Member]) -> Plan<Tree> {
     planner.place_members()?;
     planner.plan_groups()?;
     planner.finish()
+}
+
+/// What processes share that cannot be shared among those that forks make.
+#[must_use]
+pub fn unshareable(members: &[Member]) -> Option<Finding> {
+    let finding = plan(members).err()?;
+    (finding.code == common::CODE).then_some(*finding)
+}
+
+/// What processes share, for a target without namespaces: they execute their programs anew there,
+/// which leaves everything that is shared (execve(2)).
+#[must_use]
+pub fn untranslated(members: &[Member]) -> Option<Finding> {
+    let member = members.iter().find(|member| member.shares.any())?;
+    let cause = "processes share it by the flags of clone(2), and cannot without namespaces";
+    let object = format!("what process {} shares", member.ids.pid);
+    Some(blocker("VOS-TRANSLATE", object, cause, REMEDY))
 }
 
 /// Is the process's parent outside of its pid namespace, and so H?
@@ -463,9 +493,10 @@ impl<'a> Planner<'a> {
                 steps.push(Step::OwnGroup);
             }
             steps.extend(draft.after.iter().map(fork));
-            Node { pid: draft.pid, role: draft.role, steps }
+            let Draft { pid, role, .. } = *draft;
+            Node { pid, role, steps, flags: 0, exit_signal: None, above: 0 }
         };
-        let tree = Tree {
+        let mut tree = Tree {
             nodes: self.nodes.iter().enumerate().map(steps).collect(),
             ghosts: self.ghosts.iter().map(|ghost| (*ghost, self.nodes[*ghost].parent)).collect(),
             joins: self.joins,
@@ -473,6 +504,8 @@ impl<'a> Planner<'a> {
             guardian: self.guardian,
         };
         groups::check(&tree, self.members)?;
+        let outside = parent_is_outside(self.members[0].ids);
+        common::plan(&mut tree, &self.nodes, self.members, outside)?;
         Ok(tree)
     }
 }

@@ -2,6 +2,8 @@
 
 use super::groups::carry_out;
 use super::*;
+use crate::migrate::raw::Shared;
+use crate::migrate::shares::Shares;
 
 /// "pid ppid pgid sid", and "Z" for one that has ended with exit code 7.
 fn members(text: &str) -> Vec<Member> {
@@ -9,7 +11,8 @@ fn members(text: &str) -> Vec<Member> {
         let mut words = line.split_whitespace();
         let mut next = || words.next().and_then(|w| w.parse().ok()).expect("a number");
         let ids = Ids { pid: next(), ppid: next(), pgid: next(), sid: next() };
-        Member { ids, ended: (words.next() == Some("Z")).then_some(7 << 8) }
+        let ended = (words.next() == Some("Z")).then_some(7 << 8);
+        Member { ids, ended, shares: Shares::default() }
     };
     text.split(',').map(member).collect()
 }
@@ -159,4 +162,53 @@ fn refused_shapes() {
     refused("50 1 50 50,51 50 1 1,52 50 0 0", 52);
     let many: Vec<String> = (10..5011).map(|pid| format!("{pid} 1 {pid} {pid}")).collect();
     refused(&many.join(","), 10);
+}
+
+/// What these processes have in common, too: "what first pids".
+fn sharing(text: &str, shared: &[(Shared, &[i32])]) -> Plan<Tree> {
+    let mut members = members(text);
+    for (what, pids) in shared {
+        for member in members.iter_mut().filter(|m| pids.contains(&m.ids.pid)) {
+            member.shares.set(*what, pids.first().copied());
+        }
+    }
+    plan(&members)
+}
+
+fn node(tree: &Tree, pid: i32) -> &Node {
+    tree.nodes.iter().find(|n| n.pid == pid).expect("a process of the plan")
+}
+
+#[test]
+fn forks_share_what_the_processes_share() {
+    const FILES: i32 = libc::CLONE_FILES;
+    let family = "50 40 50 50,51 50 50 50,52 51 52 52,53 50 50 50";
+    let tree = sharing(family, &[(Shared::Files, &[50, 51]), (Shared::Memory, &[51, 52])]);
+    let tree = tree.expect("plan");
+    assert_eq!([50, 51, 52, 53].map(|pid| node(&tree, pid).flags), [0, FILES, libc::CLONE_VM, 0]);
+    // Who is in between has it for a while.
+    let tree = sharing(family, &[(Shared::Files, &[50, 52]), (Shared::Directories, &[53, 51])]);
+    let tree = tree.expect("plan");
+    assert_eq!(node(&tree, 51).flags, FILES | libc::CLONE_FS);
+    assert_eq!(node(&tree, 51).steps.last(), Some(&Step::Leave(FILES)));
+    assert_eq!(node(&tree, 50).steps.last(), Some(&Step::Leave(libc::CLONE_FS)));
+}
+
+#[test]
+fn orphans_share_through_pid_1_what_can_be_left() {
+    let orphans = "50 40 50 50,51 1 51 51,52 1 52 52,53 1 53 53,54 1 54 54";
+    let tree = sharing(orphans, &[(Shared::Files, &[53, 54])]).expect("plan");
+    assert_eq!(tree.nodes[0].steps.last(), Some(&Step::Leave(libc::CLONE_FILES)));
+    for shared in [
+        &[(Shared::Memory, &[53, 54][..])][..],
+        // Pid 1 cannot have the tables of both pairs.
+        &[(Shared::Files, &[53, 54]), (Shared::Files, &[51, 52])],
+    ] {
+        let finding = sharing(orphans, shared).expect_err("no way");
+        assert_eq!(finding.code, "VOS-SHARED-TASK");
+    }
+    // The root's parent is outside of the namespace, and so is who forks it.
+    let outside = "50 0 50 50,51 50 50 50,52 1 52 52";
+    assert!(sharing(outside, &[(Shared::Files, &[50, 51])]).is_ok());
+    assert!(sharing(outside, &[(Shared::Files, &[51, 52])]).is_err());
 }

@@ -22,7 +22,8 @@ use super::{decode, encode, failed, raw, unexpected, CaptureCx, FdError, FdKind,
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 
-const NAME: &str = "epoll";
+/// Its name on the wire.
+pub const NAME: &str = "epoll";
 
 /// Bits that say how to report, not what (EP_PRIVATE_BITS of fs/eventpoll.c).
 const HOW: u32 =

@@ -52,6 +52,7 @@ mod view;
 pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
+pub use epoll::NAME as EPOLL;
 pub use owner::Signals;
 pub use pipe::outside_holders;
 pub use place::{Making, PROVIDED};
@@ -345,6 +346,12 @@ pub fn capture_provided(view: &FdView, cx: &dyn CaptureCx) -> Result<Object, FdE
     }
     let signals = owner::capture(view, cx)?;
     Ok(Object { kind: PROVIDED.to_owned(), state: Vec::new(), flags: view.flags, signals })
+}
+
+/// Does a description send signals, or is it said to whom (fcntl(2), F_SETOWN)?
+#[must_use]
+pub fn sends_signals(view: &FdView, cx: &dyn CaptureCx) -> bool {
+    !matches!(owner::capture(view, cx), Ok(None))
 }
 
 impl FdView {

@@ -1,5 +1,6 @@
 //! The side that gives the job up. See [`crate::migrate::message`] for the order of messages.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ use crate::migrate::image::JobImage;
 use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::mqueue::PASSING as MQ_BUSY;
 use crate::migrate::resource::fd::pty::queues::Taken;
@@ -32,9 +34,12 @@ use crate::migrate::resource::ipc::Id;
 use crate::migrate::resource::keyrings;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::{PartError, View};
+use crate::migrate::shares::Sharing;
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::terminals;
+use crate::migrate::thread_files;
 use crate::migrate::transport::{Link, Service};
+use crate::migrate::tree;
 use crate::node;
 use crate::proxy::AwayState;
 use crate::supervisor::serve::ClientKey;
@@ -312,10 +317,11 @@ impl Mover {
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local =
             preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
-        let busy = self.sup.session.in_vfork();
-        let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
-        let settled: Vec<i32> = pids.iter().copied().filter(is_settled).collect();
-        local.findings.extend(preflight::shared_tasks(&settled));
+        let (shared, untranslated) =
+            preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
+        local.findings.extend(shared);
+        local.open.untranslated.extend(untranslated);
+        local.findings.extend(self.check_apart(&files, &pids).map_err(own)?);
         match self.choose_ipc(&pids, false) {
             Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
             Err(refused) => local.findings.push(refused),
@@ -326,6 +332,13 @@ impl Mover {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// Those of the processes that are not in the middle of vfork(2), and not too new to tell.
+    fn settled(&self, pids: &[i32]) -> Vec<i32> {
+        let busy = self.sup.session.in_vfork();
+        let is_settled = |pid: &i32| !busy.contains(pid) && self.sup.session.announced(*pid);
+        pids.iter().copied().filter(is_settled).collect()
     }
 
     /// What all threads of the job have.
@@ -345,7 +358,31 @@ impl Mover {
     }
 
     fn files(&self, pids: &[i32]) -> std::io::Result<Files> {
-        Files::read(pids, |pid, fd| self.sup.session.handles.annotation(pid, fd))
+        let apart: Vec<i32> = self.apart(pids)?.into_iter().map(|(_, tid)| tid).collect();
+        Files::read_with(pids, &apart, |pid, fd| self.sup.session.handles.annotation(pid, fd))
+    }
+
+    /// Threads of these processes that have a descriptor table apart from their process: both.
+    fn apart(&self, pids: &[i32]) -> std::io::Result<Vec<(i32, i32)>> {
+        let threads = self.sup.session.tasks.values().map(|task| (task.pid, task.tid));
+        let pids: BTreeSet<i32> = pids.iter().copied().collect();
+        thread_files::apart(threads.filter(|(pid, tid)| pid != tid && pids.contains(pid)))
+    }
+
+    /// What hinders threads with a table of their own.
+    fn check_apart(&self, files: &Files, pids: &[i32]) -> std::io::Result<Option<Finding>> {
+        let mut all: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (pid, tid) in self.apart(pids)? {
+            all.entry(pid).or_default().push(tid);
+        }
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let sharing = Sharing::of(pids);
+        let shares = |pid: i32| sharing.shares(&[(pid, pid)]).remove(&pid).unwrap_or_default();
+        Ok(all.into_iter().find_map(|(pid, apart)| {
+            thread_files::check(files, pid, &apart, shares(pid).first(Shared::Files).is_some())
+        }))
     }
 
     /// The job is away from home, but nothing is relayed: its supervisor has died once.
@@ -631,8 +668,10 @@ impl Mover {
             let frozen = held.insert(early.map_or_else(|| self.freeze(), Ok)?);
             laps.lap("freeze");
             // The tree may have grown or lost members since.
-            let members = family::members(&frozen.job.pids()).map_err(part_stopped)?;
+            let pids = frozen.job.pids();
+            let members = family::members(&pids, &Sharing::of(&pids)).map_err(part_stopped)?;
             if members != plan.members {
+                tree::unshareable(&members).map_or(Ok(()), |finding| Err(refused(finding)))?;
                 let clocks = job_clocks(&self.sup.session).map_err(own)?;
                 plan = Plan { members, clocks, ..plan };
                 self.prepare(target, &plan)?;
@@ -713,7 +752,8 @@ impl Mover {
         let root = self.sup.session.root;
         let view = View::read_process(root).map_err(own)?;
         let pids = self.pids();
-        let members = family::members(&pids).map_err(part_stopped)?;
+        let sharing = Sharing::of(&self.settled(&pids));
+        let members = family::members(&pids, &sharing).map_err(part_stopped)?;
         let (nodename, domainname) = self.names().map_err(own)?;
         let files = self.files(&pids).map_err(own)?;
         let terminals = terminals::of(&files, root).map_err(fd_stopped)?;

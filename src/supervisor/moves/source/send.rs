@@ -24,6 +24,7 @@ use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::near::Near;
 use crate::migrate::outside::{read_ahead, Subject};
 use crate::migrate::preflight::{self, Forwarded};
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::filters;
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
@@ -31,6 +32,8 @@ use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
+use crate::migrate::thread_files;
+use crate::migrate::tree;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
 
@@ -127,9 +130,6 @@ impl Mover {
         laps: &mut Laps,
     ) -> Step1<JobImage> {
         reached("frozen");
-        if let Some(finding) = preflight::shared_tasks(&frozen.job.pids()).into_iter().next() {
-            return Err(refused(finding));
-        }
         if agreed.foreign_vdso {
             let all = &mut frozen.job.processes;
             all.iter_mut().try_for_each(leaving::leave_vdso).map_err(part_stopped)?;
@@ -166,6 +166,8 @@ impl Mover {
         plan: &Plan,
     ) -> Step1<(Parcel, Vec<BulkSource>)> {
         let mut files = self.files(&frozen.job.pids()).map_err(own)?;
+        let apart = self.check_apart(&files, &frozen.job.pids()).map_err(own)?;
+        apart.map_or(Ok(()), |finding| Err(refused(finding)))?;
         files.look_into_sockets().map_err(fd_stopped)?;
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
         let mut chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
@@ -174,6 +176,7 @@ impl Mover {
             let mut come = files.untranslated(is_forwarded);
             come.extend(ipc::untranslated(&chosen));
             come.extend(filters::untranslated(self.sup.session.handles.filters()));
+            come.extend(tree::untranslated(&plan.members));
             come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
             // What may be somebody else's stays.
             chosen.clear();
@@ -189,7 +192,8 @@ impl Mover {
         let FrozenJob { processes, scheduler_now } = &mut frozen.job;
         let common = self.common();
         let subjects: Vec<Subject> = processes.iter().map(Subject::from).collect();
-        let images = read_ahead(&subjects, &fds.identities, &common, |next| {
+        let one_memory = plan.members.iter().any(|m| m.shares.first(Shared::Memory).is_some());
+        let images = read_ahead(&subjects, &fds.identities, &common, one_memory, |next| {
             let near = Near::stay();
             let mut of = Capturing::new(scheduler_now, &running);
             (of.sets, of.near) = (&sets, near.as_ref());
@@ -213,6 +217,19 @@ impl Mover {
             for slot in files.table(process.pid) {
                 let annotation = handles.annotation(process.pid, slot.fd);
                 annotations.extend(annotation.map(|known| (n, slot.fd, known)));
+            }
+            let Some(image) = images.get_mut(&process.pid) else { continue };
+            for (thread, image_of) in process.threads.iter().zip(&mut image.threads) {
+                if !files.is_apart(thread.tid) {
+                    continue;
+                }
+                let parked = thread_files::park(&mut image.table, files.table(thread.tid));
+                let parked = parked.map_err(own)?;
+                for slot in &parked {
+                    let annotation = handles.annotation(thread.tid, slot.fd);
+                    annotations.extend(annotation.map(|known| (n, slot.parked, known)));
+                }
+                image_of.files = Some(parked);
             }
         }
         let mut images: Vec<ProcessImage> =

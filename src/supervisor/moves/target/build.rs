@@ -15,9 +15,11 @@ use super::super::{LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, CAPTURE_PATIENCE, PATIENCE};
 use crate::ids::NodeId;
+use crate::migrate::image::ProcessImage;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
@@ -361,8 +363,10 @@ impl Mover {
         let mut processes = Vec::with_capacity(restoring.len());
         let missed = Missed::default();
         let places = skeleton.processes.iter().map(|place| place.pid);
-        for ((restoring, image), pid) in restoring.into_iter().zip(image.processes).zip(places) {
-            let threads = restoring.finish(&image, program.as_deref(), &missed)?;
+        let last = last_of_memories(&image.processes);
+        let each = restoring.into_iter().zip(image.processes).zip(places).zip(last);
+        for (((restoring, image), pid), last) in each {
+            let threads = restoring.finish(&image, program.as_deref(), &missed, last)?;
             verify(pid, &image)?;
             processes.push(Restored { image, pid, threads, locks: Vec::new() });
         }
@@ -400,6 +404,15 @@ impl Mover {
             missed,
         })
     }
+}
+
+/// Of each process: is it the last of those that have the same memory?
+fn last_of_memories(processes: &[ProcessImage]) -> Vec<bool> {
+    let memory = |p: &ProcessImage| p.shares.first(Shared::Memory).unwrap_or(p.ids.pid);
+    let mut seen = BTreeSet::new();
+    let mut last: Vec<bool> = processes.iter().rev().map(|p| seen.insert(memory(p))).collect();
+    last.reverse();
+    last
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {

@@ -11,12 +11,13 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 
-use crate::migrate::building::{object_of, shared_memory, shares, Build, Share};
+use crate::migrate::building::{object_of, shared_memory, shares, Build, Built, Share};
 use crate::migrate::image::{FdImage, JobImage, ProcessImage};
+use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::pty::{self, PtyId};
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::Slot;
@@ -96,7 +97,7 @@ impl<'a> Outfit<'a> {
     ) -> Result<(Vec<Restoring>, Renames)> {
         let tables: Vec<&[Slot]> = processes.iter().map(|p| p.table.as_slice()).collect();
         self.make_common(processes)?;
-        let mut restoring = Vec::with_capacity(processes.len());
+        let mut all = Vec::with_capacity(processes.len());
         let mut renames = Renames::default();
         let mut shares = shares(self.files, &tables);
         if let Some(first) = shares.first_mut() {
@@ -106,22 +107,17 @@ impl<'a> Outfit<'a> {
             hand_out.sort_unstable();
             hand_out.dedup();
         }
-        let all = shares.into_iter().zip(processes).zip(paths);
-        for (n, ((Share { build, ready }, process), paths)) in all.enumerate() {
-            let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
-            let mut given: Vec<(u32, &OwnedFd)> = Vec::new();
-            for (index, object) in (0..).zip(&process.memory.objects) {
-                given.extend(self.common.get(&(object.dev, object.ino)).map(|fd| (index, fd)));
-            }
-            for (index, object) in self.mapped_only(process).filter(|_| n > 0) {
-                given.push((index, self.made.get(&object).context("memory that nobody has made")?));
-            }
+        for (n, (Share { build, ready }, paths)) in shares.into_iter().zip(paths).enumerate() {
+            let process = &processes[n];
+            let given = self.given_memory(n, process)?;
             let build = Build {
                 paths: mapped_paths(&process.memory, paths),
-                exe: exe.clone(),
+                exe: executable(process, paths)?,
                 shared: process.memory.objects.clone(),
                 provided: if n == 0 { self.provided.keys().copied().collect() } else { Vec::new() },
                 shared_given: given.iter().map(|(index, _)| *index).collect(),
+                others: others_of_table(skeleton, processes, n),
+                takes_table: process.takes(Shared::Files),
                 numbers: numbers::all(),
                 ..build
             };
@@ -136,10 +132,21 @@ impl<'a> Outfit<'a> {
                 renames = std::mem::take(&mut built.renames);
             }
             self.made.extend(build.hand_out.iter().copied().zip(made));
-            let place = skeleton.processes.get(n).context("a process of no frame")?;
-            restoring.push(Restoring::begin(place.pid, process, &built, vdso)?);
+            all.push(built);
         }
-        Ok((restoring, renames))
+        Ok((begin_all(skeleton, processes, &all, vdso)?, renames))
+    }
+
+    /// Memory that comes along for the mappings of process `n`: places among its objects.
+    fn given_memory(&self, n: usize, process: &ProcessImage) -> Result<Vec<(u32, &OwnedFd)>> {
+        let mut given: Vec<(u32, &OwnedFd)> = Vec::new();
+        for (index, object) in (0..).zip(&process.memory.objects) {
+            given.extend(self.common.get(&(object.dev, object.ino)).map(|fd| (index, fd)));
+        }
+        for (index, object) in self.mapped_only(process).filter(|_| n > 0) {
+            given.push((index, self.made.get(&object).context("memory that nobody has made")?));
+        }
+        Ok(given)
     }
 
     /// Memory that a process maps and holds no descriptor of, while another one does: places among
@@ -165,6 +172,56 @@ impl<'a> Outfit<'a> {
         }
         Ok(())
     }
+}
+
+/// The path here of the executable; none where another process has the same memory.
+fn executable(process: &ProcessImage, paths: &[String]) -> Result<String> {
+    if process.takes(Shared::Memory) {
+        return Ok(String::new());
+    }
+    let exe = paths.get(process.memory.exe as usize).context("a process of no program")?;
+    Ok(exe.clone())
+}
+
+/// What the other processes that have the table of process `n` keep open in it.
+fn others_of_table(skeleton: &Skeleton, processes: &[ProcessImage], n: usize) -> Vec<RawFd> {
+    let Some(first) = processes[n].shares.first(Shared::Files) else { return Vec::new() };
+    let all = processes.iter().zip(&skeleton.processes).enumerate();
+    let others = all.filter(|(other, (process, _))| {
+        *other != n && process.shares.first(Shared::Files) == Some(first)
+    });
+    others.map(|(_, (_, new))| new.number).collect()
+}
+
+/// Gives every process its mappings, once all of them do nothing more by themselves: those of one
+/// memory lose it together.
+fn begin_all(
+    skeleton: &Skeleton,
+    processes: &[ProcessImage],
+    built: &[Built],
+    vdso: &Vdso,
+) -> Result<Vec<Restoring>> {
+    skeleton.processes.iter().try_for_each(|process| Restoring::hold(process.pid))?;
+    let place = |process: &ProcessImage, what| {
+        let first = process.shares.first(what).unwrap_or(process.ids.pid);
+        let place = processes.iter().position(|other| other.ids.pid == first);
+        place.context("a process that shares with nobody")
+    };
+    let mut all: Vec<Restoring> = Vec::with_capacity(processes.len());
+    for ((process, built), new) in processes.iter().zip(built).zip(&skeleton.processes) {
+        all.push(if process.takes(Shared::Memory) {
+            let first = all.get(place(process, Shared::Memory)?);
+            first.context("a process before the memory that it shares")?.beside(new.pid)?
+        } else {
+            Restoring::begin(new.pid, process, built, vdso)?
+        });
+    }
+    for (process, restoring) in processes.iter().zip(&mut all) {
+        if !process.takes(Shared::Files) {
+            restoring.close_others(process)?;
+        }
+    }
+    Ok(all)
 }
 
 /// Do several of the processes map it?

@@ -84,7 +84,7 @@ impl Ids {
         Ok(inside.map(|(pid, uid, gid)| Cred { pid, uid, gid }))
     }
 
-    /// A process of the job with its effective ids.
+    /// A process of the job, given by one of its threads, with its effective ids.
     ///
     /// # Errors
     /// When /proc cannot be read.
@@ -96,7 +96,9 @@ impl Ids {
         };
         let ids = effective("Uid:").zip(effective("Gid:"));
         let (uid, gid) = ids.ok_or(io::ErrorKind::InvalidData)?;
-        let pid = self.pids.get(&host_pid).copied().unwrap_or_default();
+        let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+        let process = process.and_then(|text| text.trim().parse().ok()).unwrap_or(host_pid);
+        let pid = self.pids.get(&process).copied().unwrap_or_default();
         Ok(Cred { pid, uid: self.uids.inside(uid), gid: self.gids.inside(gid) })
     }
 }
