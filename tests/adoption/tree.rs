@@ -181,7 +181,7 @@ const TURNS: [(&str, i32, Option<&str>); 7] = [
     ("socket", 11, Some("VOS-TCP")),
     ("fork-socket", 11, Some("VOS-TCP")),
     ("share", 0, None),
-    ("filter", 11, Some("VOS-SECCOMP")),
+    ("filter", 0, None),
     ("unshare", 11, Some("VOS-NAMESPACE")),
     ("fork", 0, None),
     ("exec", 0, None),
@@ -198,7 +198,7 @@ fn turns(who: Who, what: &str, wanted: i32, refusal: Option<&str>) -> Result<()>
     scene.want(what)?;
     // The supervisor stands still, so that an event of the job lasts until it goes on; only what
     // tells it nothing is done before.
-    let tells_nothing = ["socket", "filter", "unshare"].contains(&what);
+    let tells_nothing = ["socket", "unshare"].contains(&what);
     until(SOON, "what was wanted", || {
         // One child is stopped all the time.
         let standing = members(scene.root).into_iter().filter(|pid| in_event_stop(*pid)).count();

@@ -52,10 +52,15 @@ pub fn unmovable(who: Who) -> Result<()> {
 /// `check` and `migrate` say so, the job is not touched.
 pub fn no_namespaces(who: Who) -> Result<()> {
     let without = "echo 0 > /proc/sys/user/max_user_namespaces; exec \
-                   setpriv --inh-caps=-all --bounding-set=-all \"$@\"";
+                   setpriv --ambient-caps=-all --inh-caps=-all --bounding-set=-all \"$@\"";
+    let (user, group) = match who {
+        Who::Root => ("--map-user=1234", "--map-group=1234"),
+        Who::User => ("--map-user=0", "--map-group=0"),
+    };
     let hosts = two_hosts(who, None)?;
     hosts.kill_node(1)?;
-    hosts.start_node_via(1, &["unshare", "-U", "-r", "sh", "-c", without, "sh"], &|_, _| {})?;
+    let other = ["unshare", "-U", user, group, "--keep-caps", "sh", "-c", without, "sh"];
+    hosts.start_node_via(1, &other, &|_, _| {})?;
     let scene = Scene::start(&hosts, "ledger", None)?;
     let check = hosts.run(0, &["check", &scene.job.name, "--to", "b"])?;
     expect(&check, &[REFUSED])?;
