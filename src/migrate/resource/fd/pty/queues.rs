@@ -199,11 +199,13 @@ fn drain(master: BorrowedFd, to: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes to one side of a pty that does not wait, as room comes.
+/// Writes to one side of a pty that does not wait, as room comes. Its buffers are of multiples of
+/// 256 bytes (drivers/tty/tty_buffer.c): in such pieces it takes as much as it ever can.
 fn write_all(fd: BorrowedFd, mut bytes: &[u8]) -> io::Result<()> {
+    const PIECE: usize = 256;
     let until = Instant::now() + PATIENCE;
     while !bytes.is_empty() {
-        match nix::unistd::write(fd, bytes) {
+        match nix::unistd::write(fd, &bytes[..bytes.len().min(PIECE)]) {
             Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
             Err(nix::errno::Errno::EAGAIN) if Instant::now() < until => {
                 wait_for(fd, PollFlags::POLLOUT, Duration::from_millis(20))?;
@@ -240,4 +242,66 @@ fn stop_by_key(master: BorrowedFd, slave: BorrowedFd, termios: &Termios) -> io::
         std::thread::yield_now();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes pieces of `len` bytes until there is no room for a time.
+    fn fill_up(fd: BorrowedFd, len: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut last = Instant::now();
+        while last.elapsed() < Duration::from_millis(50) {
+            let piece: Vec<u8> = (0..len).map(|n| b'a' + ((all.len() + n) % 25) as u8).collect();
+            match nix::unistd::write(fd, &piece) {
+                Ok(n) => {
+                    all.extend(&piece[..n]);
+                    last = Instant::now();
+                }
+                Err(nix::errno::Errno::EAGAIN) => std::thread::yield_now(),
+                Err(e) => panic!("write: {e}"),
+            }
+        }
+        all
+    }
+
+    fn read_all(fd: BorrowedFd, want: usize) -> Vec<u8> {
+        let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+        while all.len() < want {
+            let ready = wait_for(fd, PollFlags::POLLIN, Duration::from_secs(2)).expect("poll");
+            assert!(!ready.is_empty(), "{} bytes of {want}", all.len());
+            match nix::unistd::read(fd, &mut piece) {
+                Ok(n) => all.extend(&piece[..n]),
+                Err(nix::errno::Errno::EAGAIN) => {}
+                Err(e) => panic!("read: {e}"),
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn a_full_pty_takes_its_bytes_back() {
+        for len in [1, 7, 100, 300, 1500, 4000] {
+            for output in [true, false] {
+                let pty = nix::pty::openpty(None, None).expect("openpty");
+                let mut raw = nix::sys::termios::tcgetattr(&pty.slave).expect("tcgetattr");
+                nix::sys::termios::cfmakeraw(&mut raw);
+                let now = nix::sys::termios::SetArg::TCSANOW;
+                nix::sys::termios::tcsetattr(&pty.slave, now, &raw).expect("tcsetattr");
+                let (from, to) =
+                    if output { (&pty.slave, &pty.master) } else { (&pty.master, &pty.slave) };
+                let dup = |fd: &OwnedFd| fd.try_clone().expect("dup");
+                let both = (
+                    NonBlocking::make(from.as_fd()).expect("fcntl"),
+                    NonBlocking::make(to.as_fd()).expect("fcntl"),
+                );
+                let all = fill_up(from.as_fd(), len);
+                let taken = take(dup(&pty.master), Some(dup(&pty.slave))).expect("take");
+                taken.put_back().unwrap_or_else(|e| panic!("{len} bytes, output {output}: {e}"));
+                assert!(read_all(to.as_fd(), all.len()) == all, "{len} bytes, output {output}");
+                drop(both);
+            }
+        }
+    }
 }
