@@ -430,11 +430,16 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("sysv_sem_waiter", BOTH, Fate::Refused),
     ("sysv_msg", BOTH, Fate::Refused),
     ("posix_mq", BOTH, Fate::Refused),
+    ("mq_notify", BOTH, Fate::Refused),
     ("blocked", BOTH, Fate::Refused),
     ("sig_order", BOTH, Fate::Refused),
     ("undumpable", &[Who::User], Fate::Refused),
     ("undumpable_child", &[Who::User], Fate::Refused),
     ("traps+undumpable", &[Who::User], Fate::Refused),
+    ("seccomp_filter", BOTH, Fate::Refused),
+    ("seccomp_filter+tsync", BOTH, Fate::Refused),
+    ("seccomp_filter+exec", BOTH, Fate::Refused),
+    ("seccomp_filter+privileged", BOTH, Fate::Refused),
     ("clone_files", BOTH, Fate::Refused),
     ("clone_fs", BOTH, Fate::Refused),
     ("clone_vm", BOTH, Fate::Refused),
@@ -442,6 +447,7 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("clone_all", BOTH, Fate::Refused),
     ("clone_sysvsem", BOTH, Fate::Refused),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
+    ("pidfd_thread", BOTH, Fate::Differs("fdinfo has the target's numbers there")),
 ];
 
 /// `check` and `migrate` refuse the job, which goes on.

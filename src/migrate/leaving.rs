@@ -1,6 +1,6 @@
-//! Before a move to a target with another vdso, threads leave the source's.
+//! Before a move threads leave the vdso, in the middle of which they would read two clocks as one.
 //!
-//! One that is inside is let out step by step. One that a signal has interrupted inside, and that
+//! A target with another vdso must find no trace of the source's. One that is inside is let out step by step. One that a signal has interrupted inside, and that
 //! is in the handler now, would return into code that the target does not have: the frame which
 //! the kernel has put on its stack (`setup_rt_frame`, arch/x86/kernel/signal_64.c) tells of that.
 
@@ -43,6 +43,33 @@ pub fn leave_vdso(frozen: &mut FrozenProcess) -> Result<(), PartError> {
     // A thread in a system call made there is left alone: it returns to its caller's restart, by
     // the kernel or by `settle`.
     frozen.threads.iter_mut().try_for_each(|thread| let_out(thread, vdso)).map_err(failed)
+}
+
+/// Lets threads leave the vdso that are in it, whatever handlers return there. A clock that has been
+/// read there before a move, and its offset after it (`do_hres_timens`, lib/vdso/gettimeofday.c),
+/// would be behind.
+///
+/// # Errors
+/// As [`leave_vdso`], but for handlers.
+pub fn finish_clocks(frozen: &mut FrozenProcess) -> Result<(), PartError> {
+    /// The kernel puts the vdso above the stack (`vdso_addr`, arch/x86/entry/vdso/vma.c).
+    const TOP: u64 = 0x7ff0_0000_0000;
+    let pid = frozen.pid;
+    let failed = |source| PartError::Io { what: format!("vdso of process {pid}"), source };
+    let mut maps = None;
+    for thread in &mut frozen.threads {
+        let rip = raw::regs(thread.tid).map_err(failed)?.rip;
+        // To step, it would have to leave a group-stop.
+        if rip < TOP || matches!(thread.stop, Stop::Group(_)) {
+            continue;
+        }
+        if maps.is_none() {
+            maps = Some(memory::maps(pid).map_err(failed)?);
+        }
+        let vdso = maps.iter().flatten().find(|v| v.path == "[vdso]");
+        vdso.map_or(Ok(()), |vdso| let_out(thread, vdso)).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn let_out(thread: &mut Frozen, vdso: &Vma) -> io::Result<()> {

@@ -237,8 +237,7 @@ pub fn queued_signals(tid: i32, shared: bool) -> io::Result<Vec<SigInfo>> {
             batch.as_mut_ptr() as usize,
         )? as usize;
         all.extend_from_slice(&batch[..got]);
-        // The queue does not change while the thread stands still.
-        if got < batch.len() {
+        if got == 0 {
             return Ok(all);
         }
     }

@@ -85,8 +85,10 @@ pub struct Call {
 #[derive(Debug, Clone)]
 enum Then {
     Nothing,
-    /// The result is a number; below -1 a group's.
+    /// The result is a number.
     Number,
+    /// The same; below -1 a group's (F_GETOWN of fcntl(2)).
+    Owner,
     /// At this address is a number; below -1 a group's.
     Word(u64),
     /// At these addresses are numbers of processes.
@@ -197,11 +199,10 @@ impl Call {
         let asked = &self.asked;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = arguments(asked);
         let result = now.rax as i64;
-        if let Then::Number = self.then {
-            let failed = (-4095..0).contains(&result);
+        if let (Then::Owner, ..0) = (&self.then, result) {
+            // A group's number may look like an error.
             let known = numbers::to_job_signed(result as i32);
-            // A group's number may look like an error (F_GETOWN of fcntl(2)).
-            if !failed || known != 0 {
+            if result < -4095 || known != 0 {
                 regs.rax = i64::from(known) as u64;
             }
         } else if result >= 0 {
@@ -209,7 +210,7 @@ impl Call {
             if let Err(e) = answer(tid, &self.then) {
                 tracing::debug!("the answer of a call of thread {tid}: {e}");
             }
-            if let Then::Born { .. } = self.then {
+            if let Then::Number | Then::Owner | Then::Born { .. } = self.then {
                 regs.rax = i64::from(numbers::to_job(result as i32)) as u64;
             }
         }
@@ -250,7 +251,7 @@ pub fn write_number(tid: i32, at: u64, host: i32) -> io::Result<()> {
 fn answer(tid: i32, then: &Then) -> io::Result<()> {
     const F_UNLCK: u8 = 2;
     match then {
-        Then::Nothing | Then::Number | Then::Born { .. } => Ok(()),
+        Then::Nothing | Then::Number | Then::Owner | Then::Born { .. } => Ok(()),
         Then::Word(at) => {
             let word = numbers::to_job_signed(read_word(tid, *at)?);
             write_all(tid, *at, &word.to_le_bytes())

@@ -165,7 +165,7 @@ fn fcntl(call: &mut Making) -> Option<Entry> {
     let at = call.arg(2);
     match call.arg(1) as i32 {
         libc::F_SETOWN => number(call, 2, Sign::Group),
-        libc::F_GETOWN => call.then = Then::Number,
+        libc::F_GETOWN => call.then = Then::Owner,
         // `struct f_owner_ex`: type, pid.
         table::F_SETOWN_EX => {
             let kind = call.read::<4>(at)?;

@@ -202,10 +202,20 @@ impl Views {
 /// # Errors
 /// `ENOENT` when there is none of the processes, `EACCES` without the right to trace one.
 pub fn views(host_pids: &[i32]) -> io::Result<Views> {
+    const MOST_LOOKS: usize = 8;
     let mut found = Views::default();
     let mut groups = Groups::default();
     for &pid in host_pids {
-        if gone::look(pid, || found.add(pid, &mut groups))?.is_none() {
+        let mut looked = gone::look(pid, || found.add(pid, &mut groups));
+        for _ in 0..MOST_LOOKS {
+            match &looked {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && taken_over(pid) => {
+                    looked = gone::look(pid, || found.add(pid, &mut groups));
+                }
+                _ => break,
+            }
+        }
+        if looked?.is_none() {
             found.forget(pid);
         }
     }
@@ -214,6 +224,13 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     }
     found.warnings.extend(groups.broken.map(|(pid, e)| no_kcmp(pid, &e)));
     Ok(found)
+}
+
+/// A first thread that has ended has the files of its folder in /proc no more (task_dump_owner,
+/// fs/proc/base.c), until another thread of its process that executes a program has its place
+/// (de_thread, fs/exec.c). Has that come about?
+fn taken_over(pid: i32) -> bool {
+    !gone::is_ending_thread(pid, pid) && numbers(pid).is_ok()
 }
 
 /// The text after `key:` in an fdinfo, trimmed, of its first line with that key.

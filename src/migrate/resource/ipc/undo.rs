@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::raw::SemOp;
 use super::MOST;
-use crate::migrate::raw::{compare_tasks, Shared};
+use crate::migrate::raw::{compare_tasks, unshare, Shared};
 use crate::tracer::inject::{Arg, InjectError, Program, Remote, Stub};
 
 /// An amount that is not 0.
@@ -45,8 +45,9 @@ pub enum UndoError {
 /// # Errors
 /// As kcmp(2).
 pub fn may_have(tid: i32) -> std::io::Result<bool> {
-    // This process has none, and shares none with a job.
-    let own = std::process::id() as i32;
+    // Who has made a thread has one (copy_semundo, ipc/sem.c): from here on the caller has none.
+    unshare(libc::CLONE_SYSVSEM)?;
+    let own = nix::unistd::gettid().as_raw();
     Ok(compare_tasks(own, tid, Shared::Undo)? != std::cmp::Ordering::Equal)
 }
 
@@ -177,6 +178,20 @@ mod tests {
             Some(libc::EAGAIN) => false,
             _ => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn who_makes_threads_sees_who_has_no_list() {
+        std::thread::spawn(|| {
+            let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
+            std::thread::spawn(|| {}).join().expect("thread");
+            let found = may_have(child.id() as i32);
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+            assert!(!found.expect("kcmp"));
+        })
+        .join()
+        .expect("thread");
     }
 
     #[test]

@@ -98,15 +98,21 @@ impl Mover {
     /// What is known here, of the running job.
     pub(super) fn look(&mut self) -> Step1<Local> {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
-            let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
-            return Ok(Local { findings: vec![finding], forwarded, open });
+            return Ok(without_leader(finding));
         }
         let pids = self.pids();
         if !self.are_open(&pids).map_err(own)? {
             self.early_freeze = Some(self.freeze()?);
         }
         let pids = self.pids();
-        let files = self.files(&pids).map_err(own)?;
+        let files = match self.files(&pids) {
+            Ok(files) => files,
+            // What is left of a first thread that has ended since may be root's only.
+            Err(e) => match pids.iter().find_map(|pid| preflight::leader_ended(*pid)) {
+                Some(finding) => return Ok(without_leader(finding)),
+                None => return Err(own(e)),
+            },
+        };
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let mut local =
             preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
@@ -306,6 +312,12 @@ impl Mover {
             open.remove(index);
         }
     }
+}
+
+/// Nothing more can be told of a job when a first thread has ended.
+fn without_leader(finding: Finding) -> Local {
+    let (forwarded, open) = (Forwarded::new(), preflight::Open::default());
+    Local { findings: vec![finding], forwarded, open }
 }
 
 /// Are there blockers, and all of these codes?

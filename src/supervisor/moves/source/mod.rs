@@ -184,7 +184,7 @@ impl Mover {
         let mut link = link.map_err(|e| unreachable(&e))?;
         link.limit_header(1 << 20);
         let key = self.add_link(link).map_err(own)?;
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + PATIENCE;
         while self.links.get(&key).is_some_and(|p| p.over.is_none() && !p.link.established()) {
             if Instant::now() > until {
                 self.drop_link(key);

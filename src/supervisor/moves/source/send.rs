@@ -130,10 +130,8 @@ impl Mover {
         laps: &mut Laps,
     ) -> Step1<JobImage> {
         reached("frozen");
-        if agreed.foreign_vdso {
-            let all = &mut frozen.job.processes;
-            all.iter_mut().try_for_each(leaving::leave_vdso).map_err(part_stopped)?;
-        }
+        let leave = if agreed.foreign_vdso { leaving::leave_vdso } else { leaving::finish_clocks };
+        frozen.job.processes.iter_mut().try_for_each(leave).map_err(part_stopped)?;
         let (parcel, bulk) = self.capture(frozen, agreed, plan)?;
         laps.lap("capture");
         let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
