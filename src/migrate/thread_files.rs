@@ -16,6 +16,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::files::Files;
+use super::gone;
 use super::raw::{compare_tasks, is_apart, Shared};
 use super::resource::blocker;
 use super::resource::fd::{self, FdView, Slot};
@@ -46,6 +47,8 @@ pub fn apart(threads: impl Iterator<Item = (i32, i32)>) -> io::Result<Vec<(i32, 
     let mut found = Vec::new();
     for (pid, tid) in threads {
         match is_apart(pid, tid, Shared::Files) {
+            // One that ends has no table any more, which is another than that of its process.
+            Ok(true) if gone::is_ending_thread(pid, tid) => {}
             Ok(true) if pidfd_open_thread(tid).is_ok() => found.push((pid, tid)),
             Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(e),
             // One that has ended has none any more.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use super::{raw, Slot};
 use crate::control::{Finding, Severity};
 use crate::migrate::gone;
+use crate::migrate::resource::View;
 
 /// One open file description of the job, as /proc shows it.
 #[derive(Debug, Clone, Default)]
@@ -196,27 +197,20 @@ impl Views {
     }
 }
 
-/// Reads all descriptors of a job's processes, given by their host pids. Descriptors that are
-/// closed meanwhile are left out, and processes that end meanwhile.
+/// Reads all descriptors of a job's processes, given by their host pids, and of threads with a table
+/// of their own. Descriptors that are closed meanwhile are left out, and who ends meanwhile.
 ///
 /// # Errors
 /// `ENOENT` when there is none of the processes, `EACCES` without the right to trace one.
 pub fn views(host_pids: &[i32]) -> io::Result<Views> {
-    const MOST_LOOKS: usize = 8;
     let mut found = Views::default();
     let mut groups = Groups::default();
     for &pid in host_pids {
-        let mut looked = gone::look(pid, || found.add(pid, &mut groups));
-        for _ in 0..MOST_LOOKS {
-            match &looked {
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied && taken_over(pid) => {
-                    looked = gone::look(pid, || found.add(pid, &mut groups));
-                }
-                _ => break,
-            }
-        }
-        if looked?.is_none() {
+        let added = found.add(pid, &mut groups);
+        if has_gone(pid) {
             found.forget(pid);
+        } else {
+            added?;
         }
     }
     if found.tables.is_empty() {
@@ -226,11 +220,10 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     Ok(found)
 }
 
-/// A first thread that has ended has the files of its folder in /proc no more (task_dump_owner,
-/// fs/proc/base.c), until another thread of its process that executes a program has its place
-/// (de_thread, fs/exec.c). Has that come about?
-fn taken_over(pid: i32) -> bool {
-    !gone::is_ending_thread(pid, pid) && numbers(pid).is_ok()
+/// Has a process ended, or a thread that is not the first of its process?
+fn has_gone(id: i32) -> bool {
+    let is_first = || View::read_process(id).is_ok_and(|view| view.number("Tgid:") == id as u64);
+    gone::is_ending(id) || (gone::is_ending_thread(id, id) && !is_first())
 }
 
 /// The text after `key:` in an fdinfo, trimmed, of its first line with that key.
