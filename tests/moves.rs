@@ -448,6 +448,7 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("clone_sysvsem", BOTH, Fate::Refused),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
     ("pidfd_thread", BOTH, Fate::Differs("fdinfo has the target's numbers there")),
+    ("tree_stops", BOTH, Fate::Differs("a continuation that was not told may be lost there")),
 ];
 
 /// `check` and `migrate` refuse the job, which goes on.
