@@ -268,7 +268,7 @@ fn status_tells_what_the_job_is() {
 
 #[test]
 fn watches_are_taken_down_with_their_paths() {
-    use vosrun::syscalls::handles::{Handles, Watch};
+    use vosrun::syscalls::handles::{Annotation, Handles};
     let host = Host::new(As::Self_);
     let folder = host.dir.path().to_str().unwrap();
     fs::create_dir(host.dir.path().join("sub")).unwrap();
@@ -279,7 +279,9 @@ fn watches_are_taken_down_with_their_paths() {
     let handles = Handles::open(&dir.handles()).unwrap();
     for fd in [3, 4] {
         let bytes = handles.annotation(pid, fd).unwrap();
-        let mut watches: Vec<Watch> = postcard::from_bytes(&bytes).unwrap();
+        let Annotation::Watches(mut watches) = postcard::from_bytes(&bytes).unwrap() else {
+            panic!("descriptor {fd} has something else than watches");
+        };
         watches.sort_by_key(|w| w.wd);
         let seen: Vec<_> =
             watches.iter().map(|w| (w.wd, String::from_utf8_lossy(&w.path), w.mask)).collect();
