@@ -361,7 +361,11 @@ fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Res
     Ok(behind.iter().try_for_each(|info| remote.queue(stub, info, true))?)
 }
 
-fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
+/// Takes the stub away again.
+///
+/// # Errors
+/// When the call fails.
+pub fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
     let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
     remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
     Ok(())
@@ -565,7 +569,7 @@ pub fn check_shared_memory(pids: &[i32]) -> io::Result<Vec<crate::control::Findi
 pub fn syscall_insn_now(pid: i32) -> io::Result<u64> {
     let maps = proc_memory::maps(pid)?;
     let none = || io::Error::new(io::ErrorKind::NotFound, format!("no vdso in process {pid}"));
-    let vdso = maps.iter().find(|v| v.path == "[vdso]").ok_or_else(none)?;
+    let vdso = proc_memory::vdso(&maps).ok_or_else(none)?;
     let text = memory::read_range(pid, vdso.start, vdso.end)?;
     let at = text.windows(2).position(|w| w == [0x0f, 0x05]).ok_or_else(none)?;
     Ok(vdso.start + at as u64)

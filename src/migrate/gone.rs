@@ -9,17 +9,21 @@ use std::fs;
 use std::io;
 
 use super::resource::View;
-use crate::tracer::memory::read_record;
+use crate::tracer::memory::{read_record, tgid};
 
 /// `PF_EXITING` of the kernel's `include/linux/sched.h`, in `flags` of proc_pid_stat(5).
 const PF_EXITING: u32 = 0x4;
 
-/// Has the process ended, or is it about to? It has no thread left that is not in _exit(2).
+/// Has the process ended, or is it about to? It has no thread left that is not in _exit(2). `pid`
+/// may be a single thread, one that is not the first of its process, as well.
 #[must_use]
 pub fn is_ending(pid: i32) -> bool {
     // Nearly always the first thread tells.
     if !is_ending_thread(pid, pid) {
         return false;
+    }
+    if tgid(pid).is_ok_and(|process| process != pid) {
+        return true;
     }
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let mut tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());

@@ -11,13 +11,13 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::capture::syscall_insn;
+use super::capture::{syscall_insn, unmap};
 use super::image::{FdImage, ProcessImage};
 use super::resource::fd::lock::Lock;
 use super::resource::fd::mqueue::Registration;
 use super::resource::fd::{pidfd, FdError};
 use super::resource::{filters, PartError, View};
-use crate::tracer::inject::{Arg, Outcome, Program, Remote, Stub, STUB_LEN};
+use crate::tracer::inject::{Arg, Outcome, Program, Remote, Stub};
 
 type Result<T> = std::result::Result<T, PartError>;
 
@@ -131,7 +131,8 @@ pub fn install_filters(pid: i32, image: &ProcessImage, tids: &[i32], own: u64) -
             filter.tell(all, stub.data(), &mut program);
             remote.run(&stub, program)?.all_ok()?;
         }
-        unmap(remote, insn, &stub)?;
+        unmap(&mut remote, insn, &stub)?;
+        remote.close()?;
     }
     for (thread, tid) in image.threads.iter().zip(tids) {
         let installed = view_of(pid, *tid)?.number("Seccomp_filters:");
@@ -145,12 +146,6 @@ pub fn install_filters(pid: i32, image: &ProcessImage, tids: &[i32], own: u64) -
 fn view_of(pid: i32, tid: i32) -> Result<View> {
     let what = format!("status of thread {tid}");
     View::read(pid, tid).map_err(|source| PartError::Io { what, source })
-}
-
-fn unmap(mut remote: Remote, insn: u64, stub: &Stub) -> Result<()> {
-    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-    Ok(remote.close()?)
 }
 
 /// Takes locks in a stopped process (host pid). Gives those that it did not get.
@@ -200,6 +195,7 @@ pub(super) fn run(pid: i32, image: &ProcessImage, program: Program) -> Result<Ou
     let mut remote = Remote::open(pid, view_of(pid, pid)?.ignores(libc::SIGTRAP))?;
     let stub = Stub::map(&mut remote, insn, None)?;
     let outcome = remote.run(&stub, program);
-    unmap(remote, insn, &stub)?;
+    unmap(&mut remote, insn, &stub)?;
+    remote.close()?;
     Ok(outcome?)
 }

@@ -26,7 +26,7 @@ pub fn leave_vdso(frozen: &mut FrozenProcess) -> Result<(), PartError> {
     let pid = frozen.pid;
     let failed = |source| PartError::Io { what: format!("vdso of process {pid}"), source };
     let maps = memory::maps(pid).map_err(failed)?;
-    let Some(vdso) = maps.iter().find(|v| v.path == "[vdso]") else { return Ok(()) };
+    let Some(vdso) = memory::vdso(&maps) else { return Ok(()) };
     let handles = View::read_process(pid).map_err(failed)?.hex("SigCgt:") != 0;
     for thread in frozen.threads.iter().filter(|_| handles) {
         if returns_into(thread.tid, vdso, &maps).map_err(failed)? {
@@ -66,7 +66,7 @@ pub fn finish_clocks(frozen: &mut FrozenProcess) -> Result<(), PartError> {
         if maps.is_none() {
             maps = Some(memory::maps(pid).map_err(failed)?);
         }
-        let vdso = maps.iter().flatten().find(|v| v.path == "[vdso]");
+        let vdso = maps.as_deref().and_then(memory::vdso);
         vdso.map_or(Ok(()), |vdso| let_out(thread, vdso)).map_err(failed)?;
     }
     Ok(())

@@ -24,7 +24,6 @@ use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{blocker, directory, schedule, PartError, View};
 use super::shares::Sharing;
-use super::skeleton::Footing;
 use super::tree;
 use crate::boot;
 use crate::control::{Finding, Severity};
@@ -557,17 +556,6 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     ));
     let for_root = |f: &&Finding| !f.object.starts_with("process ") || own.uid != 0;
     verdict.findings.extend(hello.untranslated.iter().filter(for_root).cloned());
-}
-
-/// How the job will live here: in namespaces, or without where they cannot be made or are not
-/// wanted.
-#[must_use]
-pub fn footing(hello: &Hello) -> Footing {
-    let user = hello.user.unwrap_or_else(User::own);
-    match hello.translate || super::skeleton::try_namespaces(user).is_err() {
-        true => Footing::Translated,
-        false => Footing::Namespaces,
-    }
 }
 
 /// A process that is not dumpable cannot be where numbers are translated.

@@ -410,7 +410,7 @@ fn redirect(runner: &mut Runner, pid: i32, image: &MmImage, vdso: &Vdso) -> Resu
     let special = |m: &&Mapping| matches!(&m.backing, Backing::Special(n) if n == "[vdso]");
     let Some(old) = image.mappings.iter().find(special) else { return Ok(()) };
     let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
-    let new = now.iter().find(|v| v.path == "[vdso]");
+    let new = memory::vdso(&now);
     let new = new.ok_or(RestoreError::Image("no vdso here"))?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;

@@ -499,6 +499,14 @@ pub struct Asked {
     pub len: u64,
 }
 
+impl Asked {
+    /// A call that starts again as a whole.
+    #[must_use]
+    pub fn whole(restart: &Restart) -> Self {
+        Self { nr: restart.nr, len: 0 }
+    }
+}
+
 /// Gives a stopped thread the registers with which its call starts again with what is left of
 /// its timeout, or of its bytes; `None`: nothing is left, nothing is changed. The old arguments must
 /// be put back when the call returns: the kernel keeps argument registers, and compilers count on
@@ -508,7 +516,7 @@ pub struct Asked {
 /// When registers or stack cannot be written.
 pub fn restart(tid: i32, regs: &Regs, restart: &Restart) -> io::Result<Option<Asked>> {
     let mut regs = *regs;
-    let mut asked = Asked { nr: restart.nr, len: 0 };
+    let mut asked = Asked::whole(restart);
     if restart.done > 0 {
         let Some(rest) = transfer::rest(tid, &regs, restart.done) else { return Ok(None) };
         asked = Asked { nr: rest.nr, len: rest.len };

@@ -12,15 +12,15 @@
 //! fixed amount to wait for (read(2) of a pipe, splice(2), tee(2), vmsplice(2), sendfile(2) to a
 //! pipe), and whatever does not block (O_NONBLOCK, MSG_DONTWAIT).
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::{major, minor};
 use nix::sys::termios::{tcgetattr, LocalFlags, SpecialCharacterIndices};
 
+use super::gone;
 use super::resource::fd::raw::socket_option;
+use super::resource::fd::FdView;
 use super::resource::View;
 use super::settle::arguments;
 use crate::tracer::inject::{read_exact, word};
@@ -186,12 +186,11 @@ impl Transfer {
 
     /// What it waits for; `None`: it never waits, or the descriptor is closed.
     fn blocks_on(&self, pid: i32) -> io::Result<Option<Behind>> {
-        let file = match fs::metadata(format!("/proc/{pid}/fd/{}", self.fd)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
+        let file = match FdView::read(pid, self.fd) {
+            Err(e) if gone::is_closed(&e) => return Ok(None),
+            other => other?,
         };
-        let behind = match (file.mode() & libc::S_IFMT, major(file.rdev()), minor(file.rdev())) {
+        let behind = match (file.file_type(), major(file.rdev), minor(file.rdev)) {
             (libc::S_IFIFO, ..) => Behind::Pipe,
             (libc::S_IFSOCK, ..) => Behind::Socket,
             (libc::S_IFREG, ..) => Behind::Regular,
@@ -199,10 +198,7 @@ impl Transfer {
             (libc::S_IFCHR, 4 | 5 | 136..=143, _) => Behind::Terminal,
             _ => Behind::Other,
         };
-        let info = read_proc(&format!("/proc/{pid}/fdinfo/{}", self.fd))?;
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-        let flags = flags.and_then(|text| i32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0);
-        let waits = flags & libc::O_NONBLOCK == 0 || behind == Behind::Device;
+        let waits = file.flags & libc::O_NONBLOCK == 0 || behind == Behind::Device;
         Ok(waits.then_some(behind))
     }
 

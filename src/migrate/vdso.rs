@@ -51,7 +51,7 @@ impl Vdso {
             .filter(|v| is_special(v) && v.path != "[vsyscall]")
             .map(|v| (v.path.clone(), v.start, v.len()))
             .collect();
-        let (start, text) = match vmas.iter().find(|v| v.path == "[vdso]") {
+        let (start, text) = match memory::vdso(&vmas) {
             Some(v) => {
                 let mut text = vec![0; v.len() as usize];
                 inject::read_exact(pid, v.start, &mut text)?;

@@ -343,7 +343,7 @@ impl Session {
             self.make_ready(tid, restart)?;
             return Ok(Way::Step(signal));
         }
-        self.goes_on(tid, wanted, restart, Stage::ByKernel);
+        self.goes_on(tid, wanted, restart, Stage::ByKernel, Asked::whole(&restart));
         Ok(Way::Cont(signal))
     }
 
@@ -380,7 +380,9 @@ impl Session {
             return;
         }
         match settle::kernel_restart(tid, regs) {
-            Ok(Some(restart)) => self.goes_on(tid, *regs, restart, Stage::ByKernel),
+            Ok(Some(restart)) => {
+                self.goes_on(tid, *regs, restart, Stage::ByKernel, Asked::whole(&restart));
+            }
             Ok(None) => {}
             Err(e) => tracing::debug!("the call of thread {tid}: {e}"),
         }
@@ -453,14 +455,12 @@ impl Session {
     pub fn make_ready(&mut self, tid: i32, restart: Restart) -> io::Result<()> {
         let regs = raw::regs(tid)?;
         let Some(asked) = settle::restart(tid, &regs, &restart)? else { return Ok(()) };
-        self.goes_on(tid, regs, restart, Stage::Asked);
-        self.in_flight.entry(tid).and_modify(|call| call.asked = asked);
+        self.goes_on(tid, regs, restart, Stage::Asked, asked);
         Ok(())
     }
 
-    fn goes_on(&mut self, tid: i32, regs: raw::Regs, restart: Restart, stage: Stage) {
+    fn goes_on(&mut self, tid: i32, regs: raw::Regs, restart: Restart, stage: Stage, asked: Asked) {
         let deadline = restart.remaining_ns.map(|ns| Instant::now() + Duration::from_nanos(ns));
-        let asked = Asked { nr: restart.nr, len: 0 };
         self.in_flight.insert(tid, InFlight { regs, restart, deadline, stage, asked });
     }
 

@@ -233,6 +233,12 @@ pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
     parse_smaps(&read_proc(&format!("/proc/{pid}/maps"))?)
 }
 
+/// The code of the vdso (vdso(7)) among the mappings of a process.
+#[must_use]
+pub fn vdso(vmas: &[Vma]) -> Option<&Vma> {
+    vmas.iter().find(|vma| vma.path == "[vdso]")
+}
+
 /// The thread group a thread belongs to.
 ///
 /// # Errors

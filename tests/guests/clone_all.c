@@ -141,12 +141,7 @@ int main(void)
     pid_t one = SYS(clone(whole, stack_top(), EVERYTHING | SIGCHLD, NULL));
     while (!told)
         shared_nap();
-    long n = 1;
-    turn(n++);
-    guest_ready();
-    do
-        turn(n++);
-    while (guest_running());
+    shared_turns(turn);
     shared->over = 1;
     shared_reap(one);
     shared_reap(middle);

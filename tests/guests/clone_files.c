@@ -66,12 +66,7 @@ int main(void)
     SYS(fcntl(KEPT, F_SETFD, FD_CLOEXEC));
     pid_t other = shared_partner(CLONE_FILES, partner);
     pid_t apart = shared_witness(witness);
-    long n = 1;
-    turn(n++);
-    guest_ready();
-    do
-        turn(n++);
-    while (guest_running());
+    long n = shared_turns(turn);
     shared_end(other, apart);
     CHECK_EQ(at(KEPT), 7, "a descriptor of the table");
     /* Whoever executes a program gets a table of its own. */

@@ -80,12 +80,7 @@ int main(void)
     shared_begin();
     pid_t apart = shared_witness(witness);
     pid_t other = shared_partner(CLONE_VM | CLONE_SIGHAND, partner);
-    long n = 1;
-    turn(n++);
-    guest_ready();
-    do
-        turn(n++);
-    while (guest_running());
+    shared_turns(turn);
     shared_end(other, apart);
     guest_success();
 }

@@ -81,12 +81,7 @@ int main(void)
     SYS(lseek(OWN, 1, SEEK_SET));
     pid_t apart = shared_witness(witness);
     pid_t other = shared_partner(CLONE_VM, begin);
-    long n = 1;
-    turn(n++);
-    guest_ready();
-    do
-        turn(n++);
-    while (guest_running());
+    long n = shared_turns(turn);
     shared_end(other, apart);
     shared->over = 0;
     shared->partner = n - 1;

@@ -84,6 +84,18 @@ static inline void shared_turn(long turn)
     }
 }
 
+/* One turn after the other, for as long as the guest runs. Gives the number of the next one. */
+static inline long shared_turns(void (*turn)(long))
+{
+    long n = 1;
+    turn(n++);
+    guest_ready();
+    do
+        turn(n++);
+    while (guest_running());
+    return n;
+}
+
 static inline void shared_reap(pid_t pid)
 {
     int status;

@@ -485,7 +485,7 @@ pub fn capture(
         });
         data.extend(ranges);
     }
-    let vdso = match vmas.iter().find(|v| v.path == "[vdso]") {
+    let vdso = match memory::vdso(&vmas) {
         Some(v) => read_range(pid, v.start, v.end).map_err(io("vdso"))?,
         None => Vec::new(),
     };

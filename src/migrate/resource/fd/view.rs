@@ -13,7 +13,6 @@ use std::path::PathBuf;
 use super::{raw, Slot};
 use crate::control::{Finding, Severity};
 use crate::migrate::gone;
-use crate::migrate::resource::View;
 
 /// One open file description of the job, as /proc shows it.
 #[derive(Debug, Clone, Default)]
@@ -206,11 +205,8 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     let mut found = Views::default();
     let mut groups = Groups::default();
     for &pid in host_pids {
-        let added = found.add(pid, &mut groups);
-        if has_gone(pid) {
+        if gone::look(pid, || found.add(pid, &mut groups))?.is_none() {
             found.forget(pid);
-        } else {
-            added?;
         }
     }
     if found.tables.is_empty() {
@@ -218,12 +214,6 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     }
     found.warnings.extend(groups.broken.map(|(pid, e)| no_kcmp(pid, &e)));
     Ok(found)
-}
-
-/// Has a process ended, or a thread that is not the first of its process?
-fn has_gone(id: i32) -> bool {
-    let is_first = || View::read_process(id).is_ok_and(|view| view.number("Tgid:") == id as u64);
-    gone::is_ending(id) || (gone::is_ending_thread(id, id) && !is_first())
 }
 
 /// The text after `key:` in an fdinfo, trimmed, of its first line with that key.

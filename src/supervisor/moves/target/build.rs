@@ -44,6 +44,8 @@ struct Arriving {
     files: BTreeMap<FileId, PathBuf>,
     /// The file whose content is coming.
     incoming: Option<Incoming>,
+    /// By the last verdict.
+    footing: Footing,
     skeleton: Option<Skeleton>,
     /// Pieces of the image, then the image.
     image: Vec<u8>,
@@ -85,6 +87,7 @@ impl Mover {
             peer,
             files: BTreeMap::new(),
             incoming: None,
+            footing: Footing::Namespaces,
             skeleton: None,
             image: Vec::new(),
             parcel: None,
@@ -106,13 +109,21 @@ impl Mover {
         built
     }
 
-    fn build_from(&mut self, key: LinkKey, a: &mut Arriving) -> Result<Prepared> {
+    /// Judges the job by its greeting, and decides how it would live here.
+    fn send_verdict(&mut self, key: LinkKey, a: &mut Arriving) {
         let verdict = preflight::judge(&a.hello);
-        let translated = preflight::footing(&a.hello) == Footing::Translated;
+        a.footing = match verdict.translated {
+            true => Footing::Translated,
+            false => Footing::Namespaces,
+        };
         let foreign = std::env::var_os("VOSRUN_TEST_FOREIGN_VDSO").is_some();
         let other_kernel = verdict.findings.iter().any(|f| f.code == "VOS-KERNEL");
-        let verdict = Verdict { foreign_vdso: foreign || other_kernel || translated, ..verdict };
-        self.send(key, &Msg::Verdict(verdict), &[]);
+        let foreign_vdso = foreign || other_kernel || verdict.translated;
+        self.send(key, &Msg::Verdict(Verdict { foreign_vdso, ..verdict }), &[]);
+    }
+
+    fn build_from(&mut self, key: LinkKey, a: &mut Arriving) -> Result<Prepared> {
+        self.send_verdict(key, a);
         loop {
             // A large job is captured before the source says anything more.
             let patience = if a.skeleton.is_some() { CAPTURE_PATIENCE } else { PATIENCE };
@@ -123,7 +134,7 @@ impl Mover {
             match msg {
                 Msg::Hello(version, body) => {
                     a.hello = read_hello(version, &body).map_err(|f| anyhow!(f.text))?;
-                    self.send(key, &Msg::Verdict(preflight::judge(&a.hello)), &[]);
+                    self.send_verdict(key, a);
                 }
                 Msg::File { index, hash, mode, size } => {
                     let id: FileId = postcard::from_bytes(&payload).context("a file's name")?;
@@ -143,8 +154,7 @@ impl Mover {
                         outdated.kill();
                     }
                     a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    let footing = preflight::footing(&a.hello);
-                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan, footing)?);
+                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan, a.footing)?);
                     skeleton.settle()?;
                     let relayed = plan.terminals.iter().position(|t| t.master.is_none());
                     a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
