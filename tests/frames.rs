@@ -70,6 +70,7 @@ fn spawn(members: &[Member]) -> Result<Skeleton> {
         terminals: Vec::new(),
         ptys: false,
         user: User::own(),
+        bequests: Vec::new(),
     };
     let skeleton = Skeleton::spawn(&plan, Footing::Namespaces)?;
     if let Err(e) = skeleton.settle() {

@@ -258,7 +258,8 @@ const GUESTS: &[Guest] = &[
     guest("shm_memfd_passed"),
     guest("shm_posix"),
     guest("shm_file"),
-    guest("cow_tree"),
+    guest("cow_tree").proves(&["mem-forked"]),
+    guest("cow_family").proves(&["mem-forked"]),
     guest("sysv_shm").proves(&["sysv-shm"]),
     guest("sysv_shm_rmid"),
     guest("sysv_sem_undo").proves(&["sysv-sem"]),
@@ -859,6 +860,48 @@ fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// Private memory of the nine processes of this guest, each page once: bytes.
+fn private_memory(name: &str) -> Result<u64> {
+    let is_it = |pid: &i32| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.is_ok_and(|comm| comm.trim() == name)
+    };
+    // Those of the copy that has moved away have ended soon.
+    let all = common::until(common::SOON, "nine processes", || {
+        let mut all = procs::descendants(std::process::id() as i32);
+        all.retain(is_it);
+        Ok((all.len() == 9).then_some(all))
+    })?;
+    let mut sum = 0;
+    for pid in all {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let text = std::fs::read_to_string(&path).context(path)?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss_Anon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no Pss_Anon")?;
+        sum += kib.parse::<u64>()? << 10;
+    }
+    Ok(sum)
+}
+
+/// Pages that processes have in common since fork(2) take memory once, after any number of moves.
+fn fork_shares_memory(name: &'static str, who: Who, worker: &mut Worker) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let hosts = worker.hosts(who)?;
+    let mut job = Job::start(hosts, Start::Launched, with(name, &["64"]).program()?)?;
+    job.await_ready()?;
+    // What it writes it has written.
+    job.await_progress(30)?;
+    let before = private_memory(name)?;
+    anyhow::ensure!((64 * MIB..128 * MIB).contains(&before), "{before} bytes at first");
+    for to in [1, 0, 2, 1, 0] {
+        job.migrate(to)?;
+        job.await_progress(2)?;
+        let now = private_memory(name)?;
+        anyhow::ensure!(now < before + 4 * MIB, "{before} bytes before, {now} at host {to}");
+    }
+    job.finish().map(drop)
+}
+
 fn open_to_all(dir: &Path) -> Result<()> {
     let all = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(dir, all(0o777))?;
@@ -1084,6 +1127,10 @@ fn cells() -> Vec<Cell> {
         cells.push(Cell::new(format!("soak/{word}/tree"), run).limit(3 * soak::seconds() + 300));
         let run = move |w: &mut Worker| fork_shares_pages(who, w);
         cells.push(Cell::new(format!("shared-pages/{word}/cow_tree"), run));
+        for name in ["cow_tree", "cow_family"] {
+            let run = move |w: &mut Worker| fork_shares_memory(name, who, w);
+            cells.push(Cell::new(format!("shared-memory/{word}/{name}"), run));
+        }
         let run = move |w: &mut Worker| foreign_segment(who, w);
         cells.push(Cell::new(format!("refused/{word}/sysv_foreign"), run));
         let run = move |_: &mut Worker| cancelled(who);

@@ -5,7 +5,7 @@
 //! Hello ───────────────────────────────►   (refused: Verdict with blockers)
 //!        ◄─────────────────────── Verdict
 //! File, Chunk… ◄──────── Want, FileReady   mapped files the target lacks
-//! Prepare ─────────────────────────────►
+//! Prepare, Heirs… ─────────────────────►
 //!        ◄────────────────────── Prepared  the new process waits for its memory
 //! Image ───────────────────────────────►   job frozen
 //!        ◄─────── Unknown files, if any
@@ -32,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,7 +63,17 @@ pub enum Msg {
     FilesReady,
     /// Source: the frame of the processes may be built. A second one takes the place of the first.
     Prepare(Plan),
-    Prepared,
+    /// Source: pages of these ranges (payload) that a process hands down to those below it, by its
+    /// index among the plan's members; in the order of the plan's bequests. After the last ones it
+    /// forks.
+    Heirs {
+        member: u32,
+        ranges: Vec<(u64, u64)>,
+        last: bool,
+    },
+    /// Target: the frame is there. What could not be mapped at its place to be handed down: member,
+    /// first address.
+    Prepared(Vec<(u32, u64)>),
     /// Source: a piece of the image (payload); the job is frozen.
     Image {
         last: bool,

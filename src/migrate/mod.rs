@@ -8,6 +8,8 @@ pub mod family;
 pub mod files;
 pub mod freeze;
 pub mod gone;
+mod growing;
+pub mod heritage;
 pub mod image;
 pub mod joining;
 pub mod late;

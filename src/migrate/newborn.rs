@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{setpgid, setsid, Pid};
 
+use super::heritage::gate::Gate;
 use super::image::Clocks;
 use super::resource::creds::User;
 use super::resource::fd::raw as fd_raw;
@@ -36,6 +37,8 @@ struct Ends {
     /// The other end of that, of pid 1.
     watched: Option<UnixStream>,
     footing: Footing,
+    /// What processes get before they fork.
+    gates: Vec<Gate>,
 }
 
 impl Ends {
@@ -67,7 +70,9 @@ impl Ends {
         let again = |fd: &OwnedFd| raw::own(fd.as_raw_fd());
         let ttys = self.ttys.iter().map(|(sid, tty)| (*sid, again(tty))).collect();
         let control = again(&self.control);
-        Self { control, ttys, held: None, watched: None, footing: self.footing }
+        // Who has the memory of another one inherits nothing.
+        let gates = Vec::new();
+        Self { control, ttys, held: None, watched: None, footing: self.footing, gates }
     }
 }
 
@@ -86,12 +91,13 @@ fn lift(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
 pub(super) fn start(
     plan: &Plan,
     tree: &Tree,
+    gates: Vec<Gate>,
     now: Clocks,
     control: OwnedFd,
     footing: Footing,
 ) -> ! {
     close_others(&[control.as_raw_fd()]);
-    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None, footing };
+    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None, footing, gates };
     ends.must("signals", stay_quiet());
     if footing == Footing::Namespaces {
         make_namespaces(plan, now, &ends);
@@ -265,6 +271,7 @@ fn mount_proc() -> nix::Result<()> {
 /// one that it, or another in between, has forked.
 fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
     let (mut node, mut at) = (first, 0);
+    take_heirlooms(tree, ends, node);
     while let Some(step) = tree.nodes[node].steps.get(at) {
         at += 1;
         let pid = tree.nodes[node].pid;
@@ -278,6 +285,7 @@ fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
             Step::Fork(child) => {
                 if fork(ends, tree, child).is_none() {
                     (node, at) = (child, 0);
+                    take_heirlooms(tree, ends, node);
                 }
             }
             Step::Leave(flags) => {
@@ -290,6 +298,14 @@ fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
         }
     }
     node
+}
+
+/// What the process hands down to those that it forks.
+fn take_heirlooms(tree: &Tree, ends: &Ends, node: usize) {
+    if let Some(gate) = ends.gates.iter().find(|gate| gate.node == node) {
+        let passed = gate.pass(ends.control.as_fd());
+        ends.must(&format!("memory of process {}", tree.nodes[node].pid), passed);
+    }
 }
 
 /// Leads a new session, which gets its terminal if it has one.
@@ -553,7 +569,9 @@ fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
         Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
         Request::Ipc(all) => ("IPC", steps::perform(&all).map_err(io::Error::other)),
         Request::Act(by, deed) => return act(control, by, &deed, fds),
-        Request::Build(_) | Request::More | Request::Acted(_) | Request::End(_) => return,
+        Request::Build(_) | Request::Grow | Request::More | Request::Acted(_) | Request::End(_) => {
+            return
+        }
     };
     let word = match done {
         Ok(()) => Word::Ready,

@@ -219,6 +219,32 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// mmap(2) of private memory, to be read and written, at an address where nothing is mapped.
+/// `flags` are further ones; `file` with the offset in it, anonymous memory else.
+///
+/// # Errors
+/// `EEXIST` when something is there, `ENOMEM`.
+pub fn map_private(
+    start: u64,
+    len: u64,
+    flags: i32,
+    file: Option<(BorrowedFd, u64)>,
+) -> io::Result<()> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+    let (flags, fd, offset) = match file {
+        Some((fd, offset)) => (flags, fd.as_raw_fd(), offset),
+        None => (flags | libc::MAP_ANONYMOUS, -1, 0),
+    };
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let at = std::ptr::without_provenance_mut(start as usize);
+    // SAFETY: MAP_FIXED_NOREPLACE takes no address that is in use; numbers only.
+    let got = unsafe { libc::mmap(at, len as usize, prot, flags, fd, offset.cast_signed()) };
+    match got {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// setdomainname(2).
 ///
 /// # Errors

@@ -13,11 +13,12 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::building::Built;
+use super::heritage::{joined, without, Heritage};
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
 use super::reexec;
 use super::resource::aio;
-use super::resource::memory::{read_range, Backing, Mapping, MmImage};
+use super::resource::memory::{read_common, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
@@ -176,10 +177,17 @@ impl Restoring {
     }
 
     /// Replaces the mappings of a process that is held ([`Restoring::hold`]) by those of the image.
+    /// It keeps what it can of its `heritage`.
     ///
     /// # Errors
     /// The call that failed.
-    pub fn begin(pid: i32, image: &ProcessImage, built: &Built, vdso: &Vdso) -> Result<Self> {
+    pub fn begin(
+        pid: i32,
+        image: &ProcessImage,
+        built: &Built,
+        vdso: &Vdso,
+        heritage: &Heritage,
+    ) -> Result<Self> {
         let near = Near::stay();
         let _fetched = near.as_ref().and_then(|near| near.fetch(pid));
         let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
@@ -199,8 +207,11 @@ impl Restoring {
         let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
         let stub = Stub::map(&mut leader, insn, Some(free.take(STUB_LEN)?))?;
         let mut runner = Runner::new(&mut leader, &stub);
-        clear(&mut runner, &now, rseq, image, vdso, &mut free)?;
-        make_mappings(&mut runner, &image.memory, built, &mut free)?;
+        let kept = heritage.kept(&image.memory);
+        let ends = image.memory.mappings.iter().zip(&kept);
+        let keep = joined(ends.filter_map(|(m, end)| Some((m.start, (*end)?))).collect());
+        clear(&mut runner, &now, rseq, &keep, image, vdso, &mut free)?;
+        make_mappings(&mut runner, &image.memory, built, (heritage, &kept), &mut free)?;
         // It has the program already where it was executed.
         let exe = if numbers::are_own() { -1 } else { built.exe };
         set_layout(&mut runner, &image.memory, exe)?;
@@ -273,7 +284,8 @@ impl Restoring {
             while at < end {
                 let to = end.min(at + MOST);
                 let what = format!("read memory {at:x}-{to:x} of process {}", other.pid);
-                let bytes = io_error(what, read_range(other.pid, at, to))?;
+                let mut bytes = vec![0; (to - at) as usize];
+                io_error(what, read_common(other.pid, &[(at, to)], &mut bytes))?;
                 self.fill(&[(at, to)], &bytes)?;
                 at = to;
             }
@@ -374,11 +386,13 @@ impl Restoring {
     }
 }
 
-/// Takes away what the process has of the supervisor, and puts the vdso in its place.
+/// Takes away what the process has of the supervisor, and what of its heritage it does not `keep`,
+/// and puts the vdso in its place.
 fn clear(
     runner: &mut Runner,
     now: &[memory::Vma],
     rseq: (u64, u32, u32, u32),
+    keep: &[(u64, u64)],
     image: &ProcessImage,
     vdso: &Vdso,
     free: &mut Free,
@@ -392,7 +406,9 @@ fn clear(
     let stub = runner.stub.base;
     for vma in now.iter().filter(|v| !super::resource::memory::is_special(v)) {
         debug_assert!(!vma.contains(stub));
-        runner.call(libc::SYS_munmap, "munmap", &[vma.start, vma.len()])?;
+        for (start, end) in without(&[(vma.start, vma.end)], keep) {
+            runner.call(libc::SYS_munmap, "munmap", &[start, end - start])?;
+        }
     }
     vdso.place(
         &image.memory,
@@ -437,10 +453,15 @@ fn make_mappings(
     runner: &mut Runner,
     image: &MmImage,
     built: &Built,
+    (heritage, kept): (&Heritage, &[Option<u64>]),
     free: &mut Free,
 ) -> Result<()> {
     let anonymous = make_shared(runner, image, free)?;
-    for m in &image.mappings {
+    for (m, kept) in image.mappings.iter().zip(kept) {
+        if let Some(end) = kept {
+            keep(runner, m, *end, &heritage.absent(m.start, *end, &image.data))?;
+            continue;
+        }
         let flags = mmap_flags(m);
         let prot = first_prot(m) as u64;
         let fd = match &m.backing {
@@ -474,6 +495,25 @@ fn make_mappings(
         runner.call(libc::SYS_munmap, "munmap", &[base, len])?;
     }
     Ok(())
+}
+
+/// Makes a mapping of the part up to `end` that the process has inherited. `absent` are pages that
+/// it does not have any more.
+fn keep(runner: &mut Runner, m: &Mapping, end: u64, absent: &[(u64, u64)]) -> Result<()> {
+    if end < m.end {
+        let args = [m.start, end - m.start, m.len(), 0];
+        runner.call(libc::SYS_mremap, "mremap of inherited memory", &args)?;
+    }
+    for (start, end) in absent {
+        let args = [*start, end - start, libc::MADV_DONTNEED as u64];
+        runner.call(libc::SYS_madvise, "MADV_DONTNEED", &args)?;
+    }
+    let prot = first_prot(m);
+    if prot != libc::PROT_READ | libc::PROT_WRITE {
+        runner.call(libc::SYS_mprotect, "mprotect", &[m.start, m.len(), prot as u64])?;
+    }
+    name(runner, m)?;
+    advise(runner, m)
 }
 
 fn descriptor(fds: &[RawFd], index: u32) -> Result<&RawFd> {

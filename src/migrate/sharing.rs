@@ -4,11 +4,13 @@
 //!   the first mapping that shows them ([`send_objects_once`]).
 //! * Private pages that are equal at one address in two processes, as fork(2) leaves them, are
 //!   sent for the first process; the others are told to take them from there ([`Sent`]). Pages
-//!   that the kernel knows to be in one address space only are not compared.
+//!   that the kernel knows to be in one address space only are not compared. Those that a process
+//!   of the frame has already ([`super::heritage`]) are not sent at all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use super::heritage::{page_hash, Inherited, PageHash};
 use super::image::ProcessImage;
 use super::resource::memory::{Backing, Mapping};
 use crate::tracer::memory::{push_range, PageMap, VmFlags, PAGE};
@@ -87,7 +89,7 @@ fn first_time(known: &mut Vec<(u64, u64)>, range: (u64, u64), m: &Mapping) -> Ve
 #[derive(Default)]
 pub struct Sent {
     /// By address: content and process (by its index) of each.
-    pages: HashMap<u64, Vec<([u8; 32], u32)>>,
+    pages: HashMap<u64, Vec<(PageHash, u32)>>,
 }
 
 /// A piece of a process's memory, divided.
@@ -102,27 +104,35 @@ pub struct Divided {
 
 impl Sent {
     /// Divides pages of process `index`; `bytes` are theirs. `shared` tells of each page whether
-    /// another address space may have it.
+    /// another address space may have it; `inherited` is what the process has already.
     pub fn divide(
         &mut self,
         index: u32,
         ranges: &[(u64, u64)],
         bytes: &mut [u8],
         shared: &[bool],
+        inherited: &Inherited,
     ) -> Divided {
         let mut divided = Divided::default();
         let page = PAGE as usize;
         let addresses = ranges.iter().flat_map(|(start, end)| (*start..*end).step_by(page));
         for (n, (address, shared)) in addresses.zip(shared).enumerate() {
             let at = n * page;
-            if *shared {
-                let hash = *blake3::hash(&bytes[at..at + page]).as_bytes();
+            let has = inherited.at(address);
+            if *shared || has.is_some() {
+                let hash = page_hash(&bytes[at..at + page]);
                 let known = self.pages.entry(address).or_default();
-                if let Some((_, from)) = known.iter().find(|(other, _)| *other == hash) {
-                    push_range(divided.same.entry(*from).or_default(), address, address + PAGE);
+                let from = known.iter().find(|(other, _)| *other == hash).map(|(_, from)| *from);
+                if from.is_none() {
+                    known.push((hash, index));
+                }
+                if has == Some(hash) {
                     continue;
                 }
-                known.push((hash, index));
+                if let Some(from) = from {
+                    push_range(divided.same.entry(from).or_default(), address, address + PAGE);
+                    continue;
+                }
             }
             bytes.copy_within(at..at + page, divided.len);
             divided.len += page;
@@ -223,15 +233,15 @@ mod tests {
         let mut sent = Sent::default();
         let fill =
             |numbers: &[u8]| -> Vec<u8> { numbers.iter().flat_map(|n| vec![*n; page]).collect() };
-        let range = [(PAGE, 4 * PAGE)];
-        let first = sent.divide(0, &range, &mut fill(&[1, 2, 3]), &[true; 3]);
+        let (range, none) = ([(PAGE, 4 * PAGE)], Inherited::default());
+        let first = sent.divide(0, &range, &mut fill(&[1, 2, 3]), &[true; 3], &none);
         assert_eq!((first.len, first.same.len()), (3 * page, 0));
         let mut bytes = fill(&[1, 9, 3]);
-        let second = sent.divide(1, &range, &mut bytes, &[true, true, false]);
+        let second = sent.divide(1, &range, &mut bytes, &[true, true, false], &none);
         assert_eq!(second.ranges, [(2 * PAGE, 4 * PAGE)]);
         assert_eq!(second.same, BTreeMap::from([(0, vec![(PAGE, 2 * PAGE)])]));
         assert_eq!(bytes[..2 * page], fill(&[9, 3]));
-        let third = sent.divide(2, &range, &mut fill(&[2, 9, 3]), &[true; 3]);
+        let third = sent.divide(2, &range, &mut fill(&[2, 9, 3]), &[true; 3], &none);
         assert_eq!(third.ranges, [(PAGE, 2 * PAGE)]);
         assert_eq!(third.same[&1], [(2 * PAGE, 3 * PAGE)]);
         assert_eq!(third.same[&0], [(3 * PAGE, 4 * PAGE)]);

@@ -32,6 +32,8 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 
 use super::building::{self, Build, Built};
+pub use super::growing::Growing;
+use super::heritage::{Bequest, Heritage};
 use super::image::{Clocks, Ids, ProcessImage};
 use super::resource::creds::User;
 use super::resource::fd::unix::{Cred, Deed};
@@ -39,7 +41,7 @@ use super::resource::ipc::steps::{self, Step};
 use super::resource::ipc::undo::Undo;
 use super::resource::ipc::IpcImage;
 use super::terminals::Terminal;
-use super::tree::{self, Member, Role, Tree};
+use super::tree::{Member, Tree};
 use super::{newborn, raw, turns};
 use crate::control::Finding;
 use crate::proxy::PtyPair;
@@ -60,6 +62,8 @@ pub struct Plan {
     pub ptys: bool,
     /// Whom the processes run as, by its own numbers.
     pub user: User,
+    /// What processes hand down to those below them, the upper ones first.
+    pub bequests: Vec<Bequest>,
 }
 
 impl Plan {
@@ -111,11 +115,13 @@ pub struct Skeleton {
     /// Without namespaces: by how much the job's clocks are ahead of those here, nanoseconds.
     pub ahead: Option<Clocks>,
     /// Stand-ins that are asked for nothing, where they do not end with pid 1.
-    standins: Vec<i32>,
+    pub(super) standins: Vec<i32>,
     /// The living processes of the job, in the order of the plan's members.
     pub processes: Vec<NewProcess>,
     /// The ptys of the plan's terminals, by their place there.
     pub terminals: BTreeMap<usize, PtyPair>,
+    /// What each of `processes` has of memory already.
+    pub heritage: Vec<Heritage>,
     pub(super) frame: Frame,
 }
 
@@ -160,6 +166,9 @@ pub(super) enum Word {
     /// From a process of the plan, by its place there: it waits. Its own socket comes along, whose
     /// other end has this number.
     Born(u32, RawFd),
+    /// From a process of the plan, by its place there, that waits for what it hands down over the
+    /// socket that comes along. These mappings (by their places) could not be made.
+    Gate(u32, Vec<u32>),
     /// What was asked is done.
     Ready,
     /// From a stand-in that is asked for nothing, by its place in the plan.
@@ -175,6 +184,8 @@ pub(super) enum Word {
 /// What the supervisor asks of the new processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
+    /// What the process hands down is there.
+    Grow,
     /// The terminal that comes along is the controlling one: this is its foreground group.
     Terminal(i32),
     /// Open /dev/tty with these flags.
@@ -340,41 +351,13 @@ pub fn try_namespaces(user: User) -> io::Result<()> {
 }
 
 impl Skeleton {
-    /// Makes the processes; [`Skeleton::settle`] is next. The caller has one thread.
+    /// Makes the processes of a plan in which nothing is handed down; [`Skeleton::settle`] is next.
+    /// The caller has one thread.
     ///
     /// # Errors
     /// The step that failed, in words.
     pub fn spawn(plan: &Plan, footing: Footing) -> Result<Self> {
-        let tree = tree::plan(&plan.members).map_err(SkeletonError::Refused)?;
-        make_room(tree.nodes.len() as u64)?;
-        let (control, theirs) = pair()?;
-        raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
-        let now = own_clocks().map_err(io_error("clock_gettime"))?;
-        let ahead = match footing {
-            Footing::Namespaces => None,
-            Footing::Translated => Some(ahead(plan, now)?),
-        };
-        match ahead {
-            None => numbers::end(),
-            Some(ahead) => numbers::begin(ahead),
-        }
-        let h = raw::fork(None).map_err(io_error("fork"))?;
-        if h == 0 {
-            newborn::start(plan, &tree, now, theirs, footing);
-        }
-        drop(theirs);
-        let mut found = Found::default();
-        let all = found.collect(&tree, control.as_fd(), footing);
-        if all.is_err() && found.init != 0 {
-            kill(found.init);
-            // Without namespaces the others end when their sockets do.
-            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(found.init), None);
-        }
-        if all.is_err() || !plan.root().is_some_and(tree::parent_is_outside) {
-            // H ends as soon as pid 1 is there, or has failed.
-            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(h), None);
-        }
-        all.map(|()| Self { ahead, ..found.skeleton(plan, tree) })
+        Growing::begin(plan, footing, &|_| None)?.finish()
     }
 
     /// Gives a process its descriptors, by its place among [`Skeleton::processes`]. `fds` stand for
@@ -491,7 +474,7 @@ impl Skeleton {
 
 /// By how much the clocks of the plan are ahead of those here, and one tick more, as with a time
 /// namespace.
-fn ahead(plan: &Plan, now: Clocks) -> Result<Clocks> {
+pub(super) fn ahead(plan: &Plan, now: Clocks) -> Result<Clocks> {
     let tick = coarse_tick().map_err(io_error("clock_getres"))?;
     let of = |theirs: i128, now: i128| {
         let ahead = theirs.checked_sub(now).and_then(|ahead| ahead.checked_add(tick));
@@ -503,7 +486,7 @@ fn ahead(plan: &Plan, now: Clocks) -> Result<Clocks> {
     })
 }
 
-fn kill(init: i32) {
+pub(super) fn kill(init: i32) {
     use nix::sys::signal::{kill, Signal};
     let _ = kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL);
 }
@@ -526,7 +509,7 @@ fn ask_for(process: &NewProcess, request: &Request, fds: &[RawFd]) -> Result<Vec
 }
 
 /// Room for so many sockets and what is open now, with some to spare.
-fn make_room(sockets: u64) -> Result<()> {
+pub(super) fn make_room(sockets: u64) -> Result<()> {
     use nix::sys::resource::{getrlimit, setrlimit, Resource};
     let open = fs::read_dir("/proc/self/fd").map_err(io_error("/proc/self/fd"))?.count() as u64;
     let needed = open + sockets + MAX_FDS as u64;
@@ -542,83 +525,6 @@ fn make_room(sockets: u64) -> Result<()> {
         .map_err(|e| io_error("RLIMIT_NOFILE")(e.into()))
 }
 
-/// What has been heard of the new processes.
-#[derive(Debug, Default)]
-struct Found {
-    init: i32,
-    host_proc: bool,
-    terminals: BTreeMap<usize, PtyPair>,
-    born: BTreeMap<usize, NewProcess>,
-    standins: Vec<i32>,
-}
-
-impl Found {
-    /// Until every process that waits has said so.
-    fn collect(&mut self, tree: &Tree, control: BorrowedFd, footing: Footing) -> Result<()> {
-        let waits = |role: Role| match role {
-            Role::Carrier => false,
-            Role::Parent | Role::GroupLeader => footing == Footing::Translated,
-            _ => true,
-        };
-        let expected = tree.nodes.iter().filter(|n| waits(n.role)).count();
-        while self.born.len() + self.standins.len() < expected {
-            let (word, pid, fds) =
-                receive::<Word>(control).map_err(io_error("start of the new processes"))?;
-            match word {
-                Word::Init(without) => {
-                    (self.init, self.host_proc) = (pid, without);
-                    numbers::bind(1, pid);
-                }
-                Word::StandIn(node) => {
-                    let own = tree.nodes.get(node as usize).ok_or_else(out_of_order)?;
-                    numbers::bind(own.pid, pid);
-                    self.standins.push(pid);
-                }
-                Word::Terminal(place) => {
-                    let mut fds = fds.into_iter();
-                    let both = fds.next().zip(fds.next()).ok_or_else(out_of_order)?;
-                    let pair = PtyPair { master: both.0, slave: both.1 };
-                    self.terminals.insert(place as usize, pair);
-                }
-                Word::Born(node, number) => {
-                    let node = node as usize;
-                    let at = tree.nodes.get(node).zip(fds.into_iter().next());
-                    let (own, control) = at.ok_or_else(out_of_order)?;
-                    numbers::bind(own.pid, pid);
-                    self.born.insert(node, NewProcess { job_pid: own.pid, pid, control, number });
-                }
-                Word::Failed(text) => return Err(SkeletonError::Step(text)),
-                Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => {
-                    return Err(out_of_order())
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn skeleton(mut self, plan: &Plan, tree: Tree) -> Skeleton {
-        let (mut processes, mut living) = (Vec::new(), BTreeMap::new());
-        for (member, node) in plan.members.iter().zip(&tree.members) {
-            let Some(node) = node.filter(|_| member.ended.is_none()) else { continue };
-            if let Some(process) = self.born.remove(&node) {
-                living.insert(node, processes.len());
-                processes.push(process);
-            }
-        }
-        let frame = Frame { members: plan.members.clone(), tree, rest: self.born, living };
-        Skeleton {
-            pid: processes.first().map_or(0, |p| p.pid),
-            init: self.init,
-            host_proc: self.host_proc,
-            ahead: None,
-            standins: self.standins,
-            processes,
-            terminals: self.terminals,
-            frame,
-        }
-    }
-}
-
-fn out_of_order() -> SkeletonError {
+pub(super) fn out_of_order() -> SkeletonError {
     SkeletonError::Step("out of order".into())
 }

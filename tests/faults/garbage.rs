@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 
 use vosrun::ids::{Epoch, JobId, MoveId};
+use vosrun::migrate::heritage::{Bequest, Heirloom};
 use vosrun::migrate::image::{Clocks, Ids, JobInfo};
 use vosrun::migrate::message::{Msg, PROTOCOL};
 use vosrun::migrate::preflight;
@@ -17,6 +18,7 @@ use vosrun::migrate::transport::{Link, Service};
 use vosrun::migrate::tree::Member;
 use vosrun::node::peers;
 use vosrun::state::StateDir;
+use vosrun::tracer::memory::VmFlags;
 
 use crate::common::hosts::Hosts;
 use crate::common::{procs, until, Who, SOON};
@@ -39,8 +41,17 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         terminals: Vec::new(),
         ptys: false,
         user: User::own(),
+        bequests: Vec::new(),
     };
     let id = BulkId { dev: 1, ino: 2 };
+    let heirs =
+        |member, start| Msg::Heirs { member, ranges: vec![(start, start + 4096)], last: true };
+    let heirloom =
+        |start| Heirloom { start, end: start + 8192, flags: VmFlags::empty(), file: None };
+    let handing = |mappings| {
+        let bequests = vec![Bequest { member: 0, mappings }];
+        (Msg::Prepare(Plan { bequests, ..plan(300, 1 << 40) }), Vec::new())
+    };
     vec![
         ("an image of noise", vec![(image(true), noise.clone())]),
         (
@@ -65,6 +76,28 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         (
             "pages of nothing",
             vec![(Msg::Pages { process: 0, ranges: vec![(u64::MAX, 0)] }, noise.clone())],
+        ),
+        ("pages of no frame", vec![(heirs(0, 0x1000), noise.clone())]),
+        (
+            "pages of a frame that wants none",
+            vec![handing(Vec::new()), (heirs(0, 0x1000), noise.clone())],
+        ),
+        (
+            "pages at another place than was said",
+            vec![handing(vec![heirloom(0x1000_0000)]), (heirs(0, 0x7000), noise.clone())],
+        ),
+        (
+            "too few pages",
+            vec![handing(vec![heirloom(0x1000_0000)]), (heirs(0, 0x1000_0000), Vec::new())],
+        ),
+        (
+            "pages of another process",
+            vec![handing(vec![heirloom(0x1000_0000)]), (heirs(1, 0x1000_0000), noise.clone())],
+        ),
+        ("a mapping at no address", vec![handing(vec![heirloom(1 << 60)])]),
+        (
+            "an image while a frame waits",
+            vec![handing(vec![heirloom(0x1000_0000)]), (image(true), noise.clone())],
         ),
         ("content of no file", vec![(Msg::Chunk { index: 9, last: true }, noise.clone())]),
         ("content of nothing", vec![(Msg::Bulk { id, offset: u64::MAX }, noise.clone())]),

@@ -243,6 +243,7 @@ fn messages() -> Vec<Msg> {
         terminals: Vec::new(),
         ptys: true,
         user: User { uid: 1000, gid: 1000 },
+        bequests: Vec::new(),
     };
     vec![
         Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello()).unwrap()),

@@ -240,6 +240,7 @@ fn refuse(vma: &Vma, cause: &str, remedy: &str) -> Finding {
 /// Rows of the table of what moves.
 pub const CAPABILITIES: &[Capability] = &[
     Capability::moves(Memory, "mem-private", "private memory: content, protections, holes"),
+    Capability::moves(Memory, "mem-forked", "private pages in common since fork(2), still once"),
     Capability::moves(Memory, "mem-shared", "shared anonymous memory, between processes too"),
     Capability::moves(Memory, "mem-file-private", "private mappings of files"),
     Capability::moves(Memory, "mem-file-shared", "shared mappings of files that both machines see"),

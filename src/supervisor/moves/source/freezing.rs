@@ -3,11 +3,9 @@
 use anyhow::{Context, Result};
 
 use super::super::{Mover, Side};
-use super::outcome::{fd_stopped, out_of_order, own, part_stopped, stopped, Step1};
-use super::{Target, PATIENCE};
+use super::outcome::{fd_stopped, own, part_stopped, stopped, Step1};
 use crate::migrate::family;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob};
-use crate::migrate::message::Msg;
 use crate::migrate::resource::creds::User;
 use crate::migrate::resource::fd::pty::{self, queues::Taken};
 use crate::migrate::resource::ipc::Id;
@@ -46,15 +44,6 @@ impl Mover {
         Ok((u.nodename().to_string_lossy().into_owned(), domain.to_owned()))
     }
 
-    /// Lets the target make the frame of the job's processes.
-    pub(super) fn prepare(&mut self, target: &Target, plan: &Plan) -> Step1<()> {
-        self.send(target.key, &Msg::Prepare(plan.clone()), &[]);
-        match self.answer(target, PATIENCE)? {
-            (Msg::Prepared, _) => Ok(()),
-            (other, _) => Err(out_of_order(&other)),
-        }
-    }
-
     /// The frame as the running job is now.
     pub(super) fn plan(&self) -> Step1<Plan> {
         let root = self.sup.session.root;
@@ -68,7 +57,8 @@ impl Mover {
         let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user })
+        let bequests = Vec::new();
+        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user, bequests })
     }
 
     /// Stops every thread.

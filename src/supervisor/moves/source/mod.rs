@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+mod bequeath;
 mod commit;
 mod freezing;
 mod ipc;
@@ -23,7 +24,6 @@ use crate::migrate::preflight::{Forwarded, Local};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::shares::Sharing;
-use crate::migrate::skeleton::Plan;
 use crate::migrate::transport::{Link, Service};
 use crate::migrate::tree;
 use crate::node;
@@ -287,7 +287,7 @@ impl Mover {
             let text = "the job has a terminal of its own, which needs namespaces at the target";
             return Err(stopped(10, "VOS-TRANSLATE", text));
         }
-        self.prepare(target, &plan)?;
+        let mut handed = self.prepare(target, &mut plan, verdict.translated)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
         self.moving_on(&target.name, "frozen");
@@ -312,11 +312,10 @@ impl Mover {
             let members = family::members(&pids, &Sharing::of(&pids)).map_err(part_stopped)?;
             if members != plan.members {
                 tree::unshareable(&members).map_or(Ok(()), |finding| Err(refused(finding)))?;
-                let clocks = job_clocks(&self.sup.session).map_err(own)?;
-                plan = Plan { members, clocks, ..plan };
-                self.prepare(target, &plan)?;
+                plan.members = members;
+                handed = self.prepare(target, &mut plan, translated)?;
             }
-            match self.send_frozen(target, frozen, &agreed, &plan, laps) {
+            match self.send_frozen(target, frozen, &agreed, (&plan, &handed), laps) {
                 // Nothing has been sent yet; the program is about to close it.
                 Err(s) if PASSING.contains(&s.code) && !patience.is_over() => {}
                 done => return done,
@@ -331,7 +330,7 @@ impl Mover {
             let now = self.plan()?;
             if !now.has_terminals_of(&plan) {
                 plan = now;
-                self.prepare(target, &plan)?;
+                handed = self.prepare(target, &mut plan, translated)?;
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::migrate::capture::{self, Capturing};
 use crate::migrate::family;
 use crate::migrate::files::Files;
 use crate::migrate::freeze::FrozenJob;
+use crate::migrate::heritage::Handed;
 use crate::migrate::image::{JobImage, ProcessImage};
 use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Parcel};
@@ -89,7 +90,7 @@ impl Mover {
     }
 
     /// Waits until little is left to send.
-    fn flow(&mut self, target: &Target) -> Step1<()> {
+    pub(super) fn flow(&mut self, target: &Target) -> Step1<()> {
         let mut until = Instant::now() + PATIENCE;
         let mut before = usize::MAX;
         loop {
@@ -120,13 +121,13 @@ impl Mover {
     }
 
     /// Captures the frozen job, sends everything, and waits for READY. `plan` is the frame that
-    /// the target has made.
+    /// the target has made, with the memory that was `handed` down through it.
     pub(super) fn send_frozen(
         &mut self,
         target: &Target,
         frozen: &mut Frozen,
         agreed: &Agreed,
-        plan: &Plan,
+        (plan, handed): (&Plan, &Handed),
         laps: &mut Laps,
     ) -> Step1<JobImage> {
         reached("frozen");
@@ -141,7 +142,7 @@ impl Mover {
             self.answer_unknown(target)?;
         }
         self.send_bulk(target, &bulk)?;
-        self.send_memory(target, &frozen.job, &parcel.image)?;
+        self.send_memory(target, &frozen.job, &parcel.image, (plan, handed))?;
         if ahead {
             self.expect_known(target)?;
         }
@@ -417,13 +418,23 @@ impl Mover {
         Ok(())
     }
 
-    fn send_memory(&mut self, target: &Target, job: &FrozenJob, image: &JobImage) -> Step1<()> {
+    fn send_memory(
+        &mut self,
+        target: &Target,
+        job: &FrozenJob,
+        image: &JobImage,
+        (plan, handed): (&Plan, &Handed),
+    ) -> Step1<()> {
         let total = image.data_bytes();
         let (mut done, mut shown) = (0, 0);
         let mut buf = vec![0; CHUNK];
         let moved = self.init.is_some();
         let mut sent = (image.processes.len() > 1).then(Sent::default);
+        let members = plan.members.iter().enumerate().filter(|(_, m)| m.ended.is_none());
+        let places: Vec<usize> = members.map(|(place, _)| place).collect();
         for (n, (frozen, process)) in (0..).zip(job.processes.iter().zip(&image.processes)) {
+            let place = places.get(n as usize).copied().unwrap_or(plan.members.len());
+            let inherited = handed.inherited(place, &process.memory);
             let map = PageMap::open(frozen.pid).map_err(own)?;
             for ranges in chunks(&process.memory.data) {
                 let len: u64 = ranges.iter().map(|(s, e)| e - s).sum();
@@ -441,7 +452,7 @@ impl Mover {
                             // Each process has got pages of its own, but of the same content.
                             shared.fill(true);
                         }
-                        let divided = sent.divide(n, &ranges, piece, &shared);
+                        let divided = sent.divide(n, &ranges, piece, &shared, &inherited);
                         self.send_divided(target, n, divided, &buf);
                     }
                     None => self.send(target.key, &Msg::Pages { process: n, ranges }, piece),
@@ -458,9 +469,7 @@ impl Mover {
         self.progress(&target.name, Phase::Copy, String::new(), Some((done, total)));
         Ok(())
     }
-}
 
-impl Mover {
     fn send_divided(&mut self, target: &Target, process: u32, divided: Divided, bytes: &[u8]) {
         let Divided { ranges, len, same } = divided;
         if !ranges.is_empty() {
@@ -473,7 +482,7 @@ impl Mover {
 }
 
 /// Ranges in pieces of at most [`CHUNK`] bytes.
-fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
+pub(super) fn chunks(ranges: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
     const MOST_RANGES: usize = 512;
     let mut all = Vec::new();
     let (mut piece, mut len) = (Vec::new(), 0u64);

@@ -25,7 +25,9 @@ use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
-use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
+use crate::migrate::skeleton::{
+    coarse_tick, offsets, own_clocks, Footing, Growing, Plan, Skeleton,
+};
 use crate::migrate::terminals::Terminal;
 use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
@@ -46,6 +48,8 @@ struct Arriving {
     incoming: Option<Incoming>,
     /// By the last verdict.
     footing: Footing,
+    /// Until it is complete, the frame.
+    growing: Option<Growing>,
     skeleton: Option<Skeleton>,
     /// Pieces of the image, then the image.
     image: Vec<u8>,
@@ -88,6 +92,7 @@ impl Mover {
             files: BTreeMap::new(),
             incoming: None,
             footing: Footing::Namespaces,
+            growing: None,
             skeleton: None,
             image: Vec::new(),
             parcel: None,
@@ -126,7 +131,8 @@ impl Mover {
         self.send_verdict(key, a);
         loop {
             // A large job is captured before the source says anything more.
-            let patience = if a.skeleton.is_some() { CAPTURE_PATIENCE } else { PATIENCE };
+            let begun = a.skeleton.is_some() || a.growing.is_some();
+            let patience = if begun { CAPTURE_PATIENCE } else { PATIENCE };
             let got = self.next(key, Instant::now() + patience)?;
             let Some((msg, payload)) = got else {
                 bail!("the source {} is gone: {}", a.peer.1, self.why(key));
@@ -149,21 +155,14 @@ impl Mover {
                     }
                 }
                 Msg::Prepare(_) if a.arrived.is_some() => bail!("a frame after the image"),
-                Msg::Prepare(plan) => {
-                    if let Some(outdated) = a.skeleton.take() {
-                        outdated.kill();
-                    }
-                    a.names = (plan.nodename.clone(), plan.domainname.clone());
-                    let skeleton = a.skeleton.insert(Skeleton::spawn(&plan, a.footing)?);
-                    skeleton.settle()?;
-                    let relayed = plan.terminals.iter().position(|t| t.master.is_none());
-                    a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
-                    a.terminals = plan.terminals;
-                    // After the fork, which would make every page be copied again.
+                Msg::Prepare(plan) => self.begin_frame(key, a, plan)?,
+                Msg::Heirs { member, ranges, last } => {
+                    let growing = a.growing.as_mut().context("memory of no frame")?;
+                    growing.fill(member, &ranges, &payload, last)?;
                     if let Some(peer) = self.links.get_mut(&key) {
-                        peer.link.expect_many(CHUNK);
+                        peer.link.recycle(payload);
                     }
-                    self.send(key, &Msg::Prepared, &[]);
+                    self.finish_frame(key, a)?;
                 }
                 Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
                 Msg::Image { last } => {
@@ -203,6 +202,35 @@ impl Mover {
                 other => bail!("unexpected from the source: {other:?}"),
             }
         }
+    }
+
+    /// Begins the frame; it is complete when its processes have what they hand down.
+    fn begin_frame(&mut self, key: LinkKey, a: &mut Arriving, plan: Plan) -> Result<()> {
+        a.growing = None;
+        if let Some(outdated) = a.skeleton.take() {
+            outdated.kill();
+        }
+        a.names = (plan.nodename.clone(), plan.domainname.clone());
+        let path = |file: &FileId| found_here(a, file);
+        a.growing = Some(Growing::begin(&plan, a.footing, &path)?);
+        a.terminals = plan.terminals;
+        // After the fork, which would make every page be copied again.
+        if let Some(peer) = self.links.get_mut(&key) {
+            peer.link.expect_many(CHUNK);
+        }
+        self.finish_frame(key, a)
+    }
+
+    /// Completes the frame, unless its processes wait for something.
+    fn finish_frame(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
+        let Some(growing) = a.growing.take_if(|growing| !growing.waits()) else { return Ok(()) };
+        let refused = growing.refused().to_vec();
+        let skeleton = a.skeleton.insert(growing.finish()?);
+        skeleton.settle()?;
+        let relayed = a.terminals.iter().position(|t| t.master.is_none());
+        a.pty = relayed.and_then(|place| skeleton.terminals.remove(&place));
+        self.send(key, &Msg::Prepared(refused), &[]);
+        Ok(())
     }
 
     /// A file that the source has described: is its content needed?
@@ -272,14 +300,12 @@ impl Mover {
         if !a.restoring.is_empty() || a.incoming.is_some() || content_first {
             return Ok(());
         }
-        let boot = a.hello.boot_id.clone();
         let mut paths = Vec::new();
         for process in &parcel.image.processes {
             let mut own = Vec::new();
             for file in &process.memory.files {
-                match a.files.get(file) {
-                    Some(path) => own.push(path.to_string_lossy().into_owned()),
-                    None if preflight::is_same_file(file, &boot) => own.push(file.path.clone()),
+                match found_here(a, file) {
+                    Some(path) => own.push(path),
                     None => return Ok(()),
                 }
             }
@@ -413,6 +439,14 @@ impl Mover {
             arrived,
             missed,
         })
+    }
+}
+
+/// The path here of a file that the job maps.
+fn found_here(a: &Arriving, file: &FileId) -> Option<String> {
+    match a.files.get(file) {
+        Some(path) => Some(path.to_string_lossy().into_owned()),
+        None => preflight::is_same_file(file, &a.hello.boot_id).then(|| file.path.clone()),
     }
 }
 

@@ -208,12 +208,13 @@ fn begin_all(
         place.context("a process that shares with nobody")
     };
     let mut all: Vec<Restoring> = Vec::with_capacity(processes.len());
-    for ((process, built), new) in processes.iter().zip(built).zip(&skeleton.processes) {
+    let new = skeleton.processes.iter().zip(&skeleton.heritage);
+    for ((process, built), (new, heritage)) in processes.iter().zip(built).zip(new) {
         all.push(if process.takes(Shared::Memory) {
             let first = all.get(place(process, Shared::Memory)?);
             first.context("a process before the memory that it shares")?.beside(new.pid)?
         } else {
-            Restoring::begin(new.pid, process, built, vdso)?
+            Restoring::begin(new.pid, process, built, vdso, heritage)?
         });
     }
     for (process, restoring) in processes.iter().zip(&mut all) {
