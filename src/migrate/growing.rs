@@ -9,7 +9,9 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::heritage::gate::{Gate, Place};
-use super::heritage::{ancestors, check, joined, lineage, within, Bequest, Heritage, Ranges};
+use super::heritage::{
+    ancestors, check, joined, lineage, within, without, Bequest, Heirloom, Heritage, Ranges,
+};
 use super::raw::Shared;
 use super::resource::memory::FileId;
 use super::resource::raw::write_ranges;
@@ -43,7 +45,8 @@ pub struct Growing {
     passed: usize,
     /// Which pages each member has got to hand down.
     pages: BTreeMap<usize, Ranges>,
-    refused: Vec<(u32, u64)>,
+    /// What could not be mapped.
+    refused: BTreeMap<usize, Vec<Heirloom>>,
     complete: bool,
 }
 
@@ -89,7 +92,7 @@ impl Growing {
             lineage,
             passed: 0,
             pages: BTreeMap::new(),
-            refused: Vec::new(),
+            refused: BTreeMap::new(),
             complete: false,
         };
         let mut begun = Ok(());
@@ -129,18 +132,18 @@ impl Growing {
         while !self.found.waiting.contains_key(&node) {
             self.hear()?;
         }
-        let waiting = self.found.waiting.get(&node).ok_or_else(out_of_order)?;
-        let own = self.plan.bequests.get_mut(self.passed).ok_or_else(out_of_order)?;
-        let mut place = 0;
-        own.mappings.retain(|m| {
-            let is_there = !waiting.refused.contains(&place);
-            self.refused.extend((!is_there).then_some((member as u32, m.start)));
-            place += 1;
-            is_there
-        });
         let waiting = self.found.waiting.get_mut(&node).ok_or_else(out_of_order)?;
-        waiting.refused.clear();
-        let (pid, limits) = (waiting.pid, self.mapped(member));
+        let (pid, refused) = (waiting.pid, std::mem::take(&mut waiting.refused));
+        let own = self.plan.bequests.get_mut(self.passed).ok_or_else(out_of_order)?;
+        for place in refused.into_iter().rev().map(|place| place as usize) {
+            if place < own.mappings.len() {
+                self.refused.entry(member).or_default().push(own.mappings.remove(place));
+            }
+        }
+        let (limits, known) = self.ranges(member);
+        if !without(ranges, &known).is_empty() {
+            return Err(SkeletonError::Step("pages of no mapping that is handed down".into()));
+        }
         let written = write(pid, ranges, bytes, &limits);
         let written = written.map_err(io_error("pages of the new processes"))?;
         self.pages.entry(member).or_default().extend(written);
@@ -155,15 +158,21 @@ impl Growing {
     }
 
     /// What a member has of mappings to hand down, its own and those of the members above.
-    fn heirlooms(&self, member: usize) -> impl Iterator<Item = &super::heritage::Heirloom> + '_ {
+    fn heirlooms(&self, member: usize) -> impl Iterator<Item = &Heirloom> + '_ {
         ancestors(&self.lineage, member).flat_map(|above| {
             let own = self.plan.bequests.iter().find(|b| b.member as usize == above);
             own.into_iter().flat_map(|own| &own.mappings)
         })
     }
 
-    fn mapped(&self, member: usize) -> Ranges {
-        joined(self.heirlooms(member).map(|m| (m.start, m.end)).collect())
+    /// Where a member has memory to hand down, and the same with what could not be mapped.
+    fn ranges(&self, member: usize) -> (Ranges, Ranges) {
+        let range = |m: &Heirloom| (m.start, m.end);
+        let mapped = joined(self.heirlooms(member).map(range).collect());
+        let above = ancestors(&self.lineage, member);
+        let refused = above.filter_map(|above| self.refused.get(&above)).flatten().map(range);
+        let all = joined(refused.chain(mapped.iter().copied()).collect());
+        (mapped, all)
     }
 
     fn heritage(&self, member: usize) -> Heritage {
@@ -177,8 +186,9 @@ impl Growing {
 
     /// What could not be mapped to be handed down: member, first address.
     #[must_use]
-    pub fn refused(&self) -> &[(u32, u64)] {
-        &self.refused
+    pub fn refused(&self) -> Vec<(u32, u64)> {
+        let each = self.refused.iter().flat_map(|(member, all)| all.iter().map(|m| (*member, m)));
+        each.map(|(member, m)| (member as u32, m.start)).collect()
     }
 
     /// The frame, when all its processes are there; [`Skeleton::settle`] is next.
@@ -255,7 +265,7 @@ impl Drop for Growing {
 fn gates(plan: &Plan, tree: &Tree, paths: &Paths) -> Result<Vec<Gate>> {
     let gate = |bequest: &Bequest| {
         let node = tree.members.get(bequest.member as usize).copied().flatten()?;
-        let place = |m: &super::heritage::Heirloom| Place {
+        let place = |m: &Heirloom| Place {
             path: m.file.as_ref().and_then(|(file, _)| paths(file)),
             heirloom: m.clone(),
         };

@@ -1,9 +1,11 @@
 //! A supervisor is killed: at rest, or at a point of a move.
 
 use anyhow::Result;
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 
 use crate::common::gate::Gate;
-use crate::common::Who;
+use crate::common::{procs, until, Who, SOON};
 use crate::scene::{expect, kill_on_host, supervisor_of, two_hosts, Scene};
 use crate::scene::{ABORTED, IN_DOUBT, LOST, MOVED};
 
@@ -45,6 +47,43 @@ pub fn killed_at_rest_away(who: Who) -> Result<()> {
     scene.job.migrate(0)?;
     scene.await_running()?;
     scene.finish_without_launcher()
+}
+
+/// The source's supervisor is killed while a frame waits for memory.
+pub fn source_killed_handing_down(who: Who) -> Result<()> {
+    let mut gate = Gate::new("heirs")?;
+    let hosts = two_hosts(who, None)?;
+    let scene = Scene::start(&hosts, "ledger_forked", Some(&gate))?;
+    let child = scene.migrate("b")?;
+    let pid = gate.reached()?;
+    kill_on_host(&hosts, 0, pid)?;
+    expect(&scene.ended(child)?, &[ABORTED, IN_DOUBT])?;
+    adopt_and_move(scene, 0)
+}
+
+/// The target's supervisor is killed while its frame waits for memory.
+pub fn target_killed_handing_down(who: Who) -> Result<()> {
+    let mut gate = Gate::new("heirs")?;
+    let hosts = two_hosts(who, None)?;
+    let before = procs::descendants(std::process::id() as i32);
+    let scene = Scene::start(&hosts, "ledger_forked", Some(&gate))?;
+    let child = scene.migrate("b")?;
+    gate.reached()?;
+    let frame = || {
+        let mut new = procs::descendants(std::process::id() as i32);
+        new.retain(|pid| !before.contains(pid));
+        new.retain(|pid| procs::command_line(*pid).contains("__receive"));
+        new
+    };
+    // The supervisor is the first of them; the others are its frame.
+    let all = until(SOON, "a frame", || Ok(Some(frame()).filter(|all| all.len() > 1)))?;
+    kill(Pid::from_raw(all[0]), Signal::SIGKILL)?;
+    until(SOON, "the end of the frame", || Ok(frame().is_empty().then_some(())))?;
+    gate.release()?;
+    expect(&scene.ended(child)?, &[ABORTED])?;
+    scene.await_running()?;
+    scene.await_state(0, "RUNNING")?;
+    scene.finish()
 }
 
 /// The source's supervisor is killed at `point`.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::super::hook::reached;
 use super::super::Mover;
 use super::freezing::job_clocks;
 use super::outcome::{out_of_order, own, Step1};
@@ -106,6 +107,7 @@ impl Mover {
                 }
             }
         }
+        reached("heirs");
         let last = Msg::Heirs { member: index, ranges: Vec::new(), last: true };
         self.send(target.key, &last, &[]);
         self.flow(target)

@@ -165,6 +165,7 @@ impl Mover {
                     self.finish_frame(key, a)?;
                 }
                 Msg::Image { .. } if a.parcel.is_some() => bail!("a second image"),
+                Msg::Image { .. } if a.growing.is_some() => bail!("an image before the frame"),
                 Msg::Image { last } => {
                     a.arrived.get_or_insert_with(Instant::now);
                     if a.image.len() + payload.len() > MOST_IMAGE {
@@ -224,7 +225,7 @@ impl Mover {
     /// Completes the frame, unless its processes wait for something.
     fn finish_frame(&mut self, key: LinkKey, a: &mut Arriving) -> Result<()> {
         let Some(growing) = a.growing.take_if(|growing| !growing.waits()) else { return Ok(()) };
-        let refused = growing.refused().to_vec();
+        let refused = growing.refused();
         let skeleton = a.skeleton.insert(growing.finish()?);
         skeleton.settle()?;
         let relayed = a.terminals.iter().position(|t| t.master.is_none());
