@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::super::hook::reached;
 use super::super::Mover;
 use super::freezing::job_clocks;
-use super::outcome::{out_of_order, own, Step1};
+use super::outcome::{cancelled, out_of_order, own, Step1};
 use super::send::chunks;
 use super::{Target, PATIENCE};
 use crate::migrate::capture;
@@ -31,7 +32,7 @@ impl Mover {
     ) -> Step1<Handed> {
         let (mut handed, chosen) = match translated {
             true => Default::default(),
-            false => self.heirlooms(plan),
+            false => self.heirlooms(plan)?,
         };
         let bequest = |(member, chosen): &(usize, Chosen)| Bequest {
             member: *member as u32,
@@ -55,12 +56,12 @@ impl Mover {
 
     /// What the members of a plan are to hand down, the upper ones first. None where they share
     /// memory itself: who forks takes turns with others then.
-    fn heirlooms(&self, plan: &Plan) -> (Handed, Vec<(usize, Chosen)>) {
+    fn heirlooms(&mut self, plan: &Plan) -> Step1<(Handed, Vec<(usize, Chosen)>)> {
         let members = &plan.members;
         let alone = members.len() < 2;
         let one_memory = members.iter().any(|m| m.shares.first(Shared::Memory).is_some());
         let tree = tree::plan(members).ok().filter(|_| !alone && !one_memory);
-        let Some(tree) = tree else { return Default::default() };
+        let Some(tree) = tree else { return Ok(Default::default()) };
         let lineage = lineage(&tree);
         let hosts: BTreeMap<i32, i32> = self.pids().into_iter().filter_map(numbered).collect();
         let host = |member: usize| hosts.get(&members.get(member)?.ids.pid).copied();
@@ -74,7 +75,8 @@ impl Mover {
         order.sort_by_cached_key(|member| ancestors(&lineage, *member).count());
         let (mut handed, mut all) = (Handed::new(lineage), Vec::new());
         for member in order {
-            let Some(pid) = host(member) else { continue };
+            self.go_on()?;
+            let Some(pid) = host(member).filter(|pid| self.is_of_job(*pid)) else { continue };
             // Who is gone, or executes a program just now, hands nothing down.
             let chosen = choose(pid, &children[&member], &handed.mappings(member));
             if let Some(chosen) = chosen.ok().filter(|chosen| !chosen.pages.is_empty()) {
@@ -82,7 +84,22 @@ impl Mover {
                 all.push((member, chosen));
             }
         }
-        (handed, all)
+        Ok((handed, all))
+    }
+
+    /// The job runs and may want something meanwhile, and so may a person.
+    fn go_on(&mut self) -> Step1<()> {
+        self.pump(Some(Duration::ZERO)).map_err(own)?;
+        self.requests_while_moving().map_err(own)?;
+        match self.is_cancelled() {
+            true => Err(cancelled()),
+            false => Ok(()),
+        }
+    }
+
+    /// Its number is not another's by now.
+    fn is_of_job(&self, pid: i32) -> bool {
+        self.sup.session.tasks.contains_key(&pid)
     }
 
     /// Sends the pages that a member hands down, but those that it inherits itself.
@@ -95,8 +112,10 @@ impl Mover {
     ) -> Step1<()> {
         let index = member as u32;
         for (pid, ranges) in chosen.pages {
-            let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { continue };
+            let memory = self.is_of_job(pid).then(|| File::open(format!("/proc/{pid}/mem")));
+            let Some(Ok(memory)) = memory else { continue };
             for ranges in chunks(&ranges) {
+                self.go_on()?;
                 // What the job has given back meanwhile is left out.
                 let Some(mut bytes) = read(&memory, &ranges) else { continue };
                 let (ranges, len) = new_pages(handed, member, &ranges, &mut bytes);
