@@ -18,6 +18,7 @@ use anyhow::Result;
 use crate::migrate::capture::Running;
 use crate::migrate::freeze::{self, Frozen, Watched};
 use crate::migrate::image::Restart;
+use crate::migrate::resource::aio::Submitting;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Asked, Place, SchedulerClocks};
 use crate::migrate::transfer;
@@ -197,6 +198,17 @@ impl Session {
     #[must_use]
     pub fn processes(&self) -> BTreeSet<i32> {
         self.tasks.values().map(|task| task.pid).collect()
+    }
+
+    /// AIO contexts to which a thread submits something just now: it is between the entry of the call
+    /// and its exit.
+    #[must_use]
+    pub fn submitting(&self) -> Submitting {
+        let context = |task: &Task| match task.at_exit {
+            Some(AtExit::Submit { context }) => Some((task.pid, context)),
+            _ => None,
+        };
+        self.tasks.values().filter_map(context).collect()
     }
 
     /// Processes that their creators' events have told of: a child that shares its parent's memory
