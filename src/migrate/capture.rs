@@ -309,8 +309,9 @@ impl Asked {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
         }
         let size = program.size().next_multiple_of(64) as u64;
-        // Its own mask has been asked for above.
-        self.fetched = near.and_then(|near| near.fetch(self.view.tid));
+        if self.fetched.is_none() {
+            self.fetched = near.and_then(|near| near.fetch(self.view.tid));
+        }
         let started = self.remote()?.start(stub, offset, program)?;
         self.batch = Some(Batch { started, answers, memory });
         Ok(offset + size)
@@ -428,8 +429,6 @@ fn ask_until_settled(
     for _ in 0..MOST_TURNS {
         for thread in threads.iter_mut() {
             thread.image.parts.clear();
-            // Its own CPUs are asked for again.
-            thread.fetched = None;
             let view = thread.view.clone();
             timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
         }
@@ -520,9 +519,10 @@ pub fn views(pid: i32) -> io::Result<Vec<View>> {
 pub fn check_memory(
     pid: i32,
     submitted: &aio::Submitted,
+    submitting: &aio::Submitting,
 ) -> io::Result<Vec<crate::control::Finding>> {
     let mappings = proc_memory::vmas(pid)?;
-    let mut findings = aio::check(pid, &mappings, submitted)?;
+    let mut findings = aio::check(pid, &mappings, submitted, submitting)?;
     findings.extend(mappings.iter().filter_map(memory::check_vma));
     findings.extend(memory::check_exe(pid)?);
     Ok(findings)

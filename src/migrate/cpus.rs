@@ -1,5 +1,6 @@
 //! Visits to single CPUs: what only they can tell or do.
 
+use std::cell::RefCell;
 use std::io;
 use std::time::Duration;
 
@@ -38,10 +39,28 @@ pub fn machine() -> io::Result<Vec<u64>> {
     all
 }
 
-/// The CPUs that this thread may run on.
-fn allowed() -> Vec<usize> {
-    let own = affinity(0).unwrap_or_default();
-    (0..own.len() * 64).filter(|cpu| own[cpu / 64] >> (cpu % 64) & 1 != 0).collect()
+thread_local! {
+    /// All CPUs of the machine, in a thread that [remembers](remember) them.
+    static MACHINE: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
+}
+
+/// The calling thread, which is there for a moment only, asks once which CPUs there are.
+pub fn remember() {
+    MACHINE.set(machine().ok());
+}
+
+/// Are these all the CPUs that a thread may be given here?
+#[must_use]
+pub fn is_everywhere(mask: &[u64]) -> bool {
+    let known = MACHINE.with_borrow(|all| all.as_ref().map(|all| all == mask));
+    known.unwrap_or_else(|| machine().is_ok_and(|all| all == mask))
+}
+
+/// Numbers of the CPUs that a thread may be given here, whatever this thread may run on: the timers
+/// of another one may be on any.
+fn all() -> Vec<usize> {
+    let mask = machine().unwrap_or_default();
+    (0..mask.len() * 64).filter(|cpu| mask[cpu / 64] >> (cpu % 64) & 1 != 0).collect()
 }
 
 /// Sleeps as short as can be. One interrupt runs all timers of a CPU that are due
@@ -53,5 +72,5 @@ pub fn nap() {
 /// Returns when every timer that was due at the call has expired: a CPU whose timer interrupt
 /// is late, because it was idle or taken away by a hypervisor, has seen to it.
 pub fn let_timers_expire() {
-    visit(allowed(), |_| nap());
+    visit(all(), |_| nap());
 }
