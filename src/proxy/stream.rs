@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::term::{Termios, WindowSize};
 
-/// Names one relayed object of a job: a pipe end, a file or a terminal. Both halves use the
-/// same number; a terminal's two directions share it.
+/// Names one relayed object of a job: a pipe end, a file, a terminal or a connection. Both
+/// halves use the same number; the two directions of a terminal or connection share it.
 pub type StreamId = u32;
 
 /// Bytes that may be on their way in one direction of one stream.
@@ -49,6 +49,8 @@ pub enum RelayMsg {
     Hangup { stream: StreamId },
     /// The job ended and left its terminal with these modes.
     Settings { stream: StreamId, termios: Box<Termios> },
+    /// The connection was reset on this side.
+    Reset { stream: StreamId },
     /// Keys below this offset were typed, edited and echoed at home before the relay took
     /// the terminal over.
     Typed { stream: StreamId, until: u64 },
@@ -66,6 +68,7 @@ impl RelayMsg {
             | Self::Winsize { stream, .. }
             | Self::Hangup { stream }
             | Self::Settings { stream, .. }
+            | Self::Reset { stream }
             | Self::Typed { stream, .. } => stream,
         }
     }
@@ -132,6 +135,15 @@ impl Sender {
         if !self.eof && !self.broken {
             self.buffer.extend(bytes);
         }
+    }
+
+    /// Takes out what lies beyond the window, and so was never put on the link, with the end that
+    /// follows it.
+    pub fn take_excess(&mut self) -> Vec<u8> {
+        let kept = WINDOW.min(self.buffer.len());
+        let excess: Vec<u8> = self.buffer.drain(kept..).collect();
+        self.eof &= excess.is_empty();
+        excess
     }
 
     /// Nothing follows what was pushed so far.
