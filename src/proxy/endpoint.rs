@@ -106,6 +106,9 @@ impl Endpoint {
     /// Takes the local object into use.
     pub fn thaw(&mut self) {
         self.frozen = false;
+        if let Some(tx) = &mut self.tx {
+            tx.hold(false);
+        }
         self.ready();
     }
 

@@ -171,7 +171,7 @@ pub(super) fn freeze(half: &mut Endpoint, job_end: Option<BorrowedFd<'_>>) -> io
     if job_end.is_none() {
         half.close_streams();
     }
-    let (Role::Socket(socket), Some(tx), Some(rx)) = (&half.role, &half.tx, &half.rx) else {
+    let (Role::Socket(socket), Some(tx), Some(rx)) = (&half.role, &mut half.tx, &half.rx) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let mut unread = match job_end {
@@ -180,10 +180,12 @@ pub(super) fn freeze(half: &mut Endpoint, job_end: Option<BorrowedFd<'_>>) -> io
     };
     unread.extend(&half.backlog);
     let open = half.local.is_some() && job_end.is_some();
-    let mut tx = tx.clone();
-    let unsent = if open { tx.take_excess() } else { Vec::new() };
+    // What the job is to write again must not be told by this half any more.
+    let mut again = tx.clone();
+    tx.hold(open);
+    let unsent = if open { again.take_excess() } else { Vec::new() };
     Ok(TcpState {
-        tx,
+        tx: again,
         rx: rx.clone(),
         unread,
         unsent,

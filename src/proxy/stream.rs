@@ -103,6 +103,9 @@ pub struct Sender {
     /// Next offset to put on the link; none until the peer has said where it stands.
     #[serde(skip)]
     next: Option<u64>,
+    /// Nothing from this offset on is put on the link.
+    #[serde(skip)]
+    held: Option<u64>,
 }
 
 impl Default for Sender {
@@ -115,6 +118,7 @@ impl Default for Sender {
             limit: WINDOW as u64,
             broken: false,
             next: None,
+            held: None,
         }
     }
 }
@@ -135,6 +139,14 @@ impl Sender {
         if !self.eof && !self.broken {
             self.buffer.extend(bytes);
         }
+    }
+
+    /// Puts nothing more on the link than what [`Sender::take_excess`] leaves now; or, with false,
+    /// all again.
+    pub fn hold(&mut self, held: bool) {
+        let kept = WINDOW.min(self.buffer.len()) as u64;
+        let excess = self.buffer.len() > WINDOW;
+        self.held = (held && excess).then(|| self.acked.saturating_add(kept));
     }
 
     /// Takes out what lies beyond the window, and so was never put on the link, with the end that
@@ -232,6 +244,7 @@ impl Sender {
     pub fn poll(&mut self) -> Option<(u64, Vec<u8>, bool)> {
         let offset = self.next.filter(|&next| !self.broken && next < self.fin())?;
         let end = self.end().min(self.limit).min(offset.saturating_add(CHUNK as u64));
+        let end = end.min(self.held.unwrap_or(end));
         let eof = self.eof && end == self.end();
         if end <= offset && !eof {
             return None;

@@ -64,8 +64,8 @@ int main(void)
     unsigned n = 0;
     while (guest_running()) {
         /* Most of the time all sleep. */
-        struct talk *talk = &talks[n++ / 8 % COUNT(talks)];
-        if (n % 8 == 0 && !talk->asked) {
+        struct talk *talk = &talks[n / 8 % COUNT(talks)];
+        if (n++ % 8 == 0 && !talk->asked) {
             talk->asked = 1;
             tcp_write_all(talk->fd, "x", 1);
         }
