@@ -293,6 +293,11 @@ const GUESTS: &[Guest] = &[
 ];
 
 impl Guest {
+    /// Dozens of threads that never rest: such a job waits for the CPUs whenever another one runs.
+    fn hogs(&self) -> bool {
+        self.source == "threads"
+    }
+
     fn name(&self) -> String {
         let mut name = format!("{}{}", self.source, self.flavour.suffix());
         for arg in self.args {
@@ -1128,7 +1133,8 @@ fn cells() -> Vec<Cell> {
         ];
         for of in guests {
             let run = move |_: &mut Worker| foreign_vdso(of, who);
-            cells.push(Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run));
+            let cell = Cell::new(format!("foreign-vdso/{word}/{}", of.name()), run);
+            cells.push(cell.alone(of.hogs()));
         }
         let run = move |w: &mut Worker| soak::soak(Start::Launched, who, w);
         cells.push(Cell::new(format!("soak/{word}/tree"), run).limit(3 * soak::seconds() + 300));
@@ -1141,7 +1147,7 @@ fn cells() -> Vec<Cell> {
     }
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);
-        cells.push(Cell::new(format!("other-user/user/{}", of.name()), run));
+        cells.push(Cell::new(format!("other-user/user/{}", of.name()), run).alone(of.hogs()));
     }
     for (name, via) in PLACES {
         for who in [Who::Root, Who::User] {
@@ -1156,9 +1162,11 @@ fn cells() -> Vec<Cell> {
         let name = guest.name();
         for who in [Who::Root, Who::User] {
             let run = move |w: &mut Worker| native(guest, who, w);
-            cells.push(Cell::new(format!("native/{}/{name}", who.word()), run));
+            let cell = Cell::new(format!("native/{}/{name}", who.word()), run);
+            cells.push(cell.alone(guest.hogs()));
             let run = move |w: &mut Worker| translated(guest, Start::Launched, who, w);
-            cells.push(Cell::new(format!("translated/{}/{name}", who.word()), run));
+            let cell = Cell::new(format!("translated/{}/{name}", who.word()), run);
+            cells.push(cell.alone(guest.hogs()));
         }
         let ways = [
             ("still/user", Start::Launched, Who::User, Way::Still),
@@ -1173,7 +1181,7 @@ fn cells() -> Vec<Cell> {
         ];
         for (word, start, who, way) in ways {
             let run = move |w: &mut Worker| moved(guest, start, who, way, w);
-            cells.push(Cell::new(format!("{word}/{name}"), run));
+            cells.push(Cell::new(format!("{word}/{name}"), run).alone(guest.hogs()));
         }
     }
     cells

@@ -309,8 +309,9 @@ impl Asked {
             answers.push((part.scope(), part.name(), part.ask(&self.view, &mut program)?));
         }
         let size = program.size().next_multiple_of(64) as u64;
-        // Its own mask has been asked for above.
-        self.fetched = near.and_then(|near| near.fetch(self.view.tid));
+        if self.fetched.is_none() {
+            self.fetched = near.and_then(|near| near.fetch(self.view.tid));
+        }
         let started = self.remote()?.start(stub, offset, program)?;
         self.batch = Some(Batch { started, answers, memory });
         Ok(offset + size)
@@ -428,8 +429,6 @@ fn ask_until_settled(
     for _ in 0..MOST_TURNS {
         for thread in threads.iter_mut() {
             thread.image.parts.clear();
-            // Its own CPUs are asked for again.
-            thread.fetched = None;
             let view = thread.view.clone();
             timers::measure(&view, thread.remote()?, stub, &mut overdue)?;
         }

@@ -38,10 +38,11 @@ pub fn machine() -> io::Result<Vec<u64>> {
     all
 }
 
-/// The CPUs that this thread may run on.
-fn allowed() -> Vec<usize> {
-    let own = affinity(0).unwrap_or_default();
-    (0..own.len() * 64).filter(|cpu| own[cpu / 64] >> (cpu % 64) & 1 != 0).collect()
+/// Numbers of the CPUs that a thread may be given here, whatever this thread may run on: the timers
+/// of another one may be on any.
+fn all() -> Vec<usize> {
+    let mask = machine().unwrap_or_default();
+    (0..mask.len() * 64).filter(|cpu| mask[cpu / 64] >> (cpu % 64) & 1 != 0).collect()
 }
 
 /// Sleeps as short as can be. One interrupt runs all timers of a CPU that are due
@@ -53,5 +54,5 @@ pub fn nap() {
 /// Returns when every timer that was due at the call has expired: a CPU whose timer interrupt
 /// is late, because it was idle or taken away by a hypervisor, has seen to it.
 pub fn let_timers_expire() {
-    visit(allowed(), |_| nap());
+    visit(all(), |_| nap());
 }

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::thread;
 
+use super::ahead::read_ahead;
 use super::capture::Parents;
 use super::gone;
 use super::image::{ProcessImage, Zombie};
@@ -22,51 +24,116 @@ use super::tree::Member;
 /// # Errors
 /// When the first process is gone, or one of the others cannot be asked.
 pub fn members(pids: &[i32], sharing: &Sharing) -> Result<Vec<Member>, PartError> {
+    Ok(found(pids)?.with(sharing))
+}
+
+/// As [`members`], of which none is in the middle of vfork(2); what they share is found out by
+/// another thread meanwhile.
+///
+/// # Errors
+/// As [`members`].
+pub fn members_and_shares(pids: &[i32]) -> Result<Vec<Member>, PartError> {
+    if pids.len() == 1 {
+        return members(pids, &Sharing::of(pids));
+    }
+    thread::scope(|scope| {
+        let sharing = scope.spawn(|| Sharing::of(pids));
+        let found = found(pids);
+        let sharing = sharing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(found?.with(&sharing))
+    })
+}
+
+/// The members of a job in their order, and the host pids of those that live.
+struct Found {
+    members: Vec<Member>,
+    hosts: BTreeMap<i32, i32>,
+}
+
+impl Found {
+    /// With what they share.
+    fn with(self, sharing: &Sharing) -> Vec<Member> {
+        let Self { members: mut all, hosts } = self;
+        if !sharing.is_empty() {
+            let own = |member: &Member| Some((*hosts.get(&member.ids.pid)?, member.ids.pid));
+            let shares = sharing.shares(&all.iter().filter_map(own).collect::<Vec<_>>());
+            for member in &mut all {
+                member.shares = shares.get(&member.ids.pid).copied().unwrap_or_default();
+            }
+        }
+        all
+    }
+}
+
+/// What is read of a process in any case.
+struct Looked {
+    pid: i32,
+    view: io::Result<View>,
+    children: Vec<i32>,
+    /// It has ended by then.
+    ended: bool,
+}
+
+impl Looked {
+    fn at(pid: i32) -> Self {
+        let (view, children) = (View::read_process(pid), children(pid));
+        Self { pid, view, children, ended: gone::is_ending(pid) }
+    }
+}
+
+fn found(pids: &[i32]) -> Result<Found, PartError> {
     let mut hosts = BTreeMap::new();
     let mut all = Vec::with_capacity(pids.len());
     let (living, mut parents) = (pids.iter().collect::<BTreeSet<_>>(), Parents::default());
-    for (n, &pid) in pids.iter().enumerate() {
-        match gone::look(pid, || member(pid, None, &mut parents))? {
-            Some(member) => {
-                hosts.insert(member.ids.pid, pid);
-                all.push(member);
-            }
-            None if n == 0 => return Err(io_error(pid)(io::ErrorKind::NotFound.into())),
-            // The freeze will find that.
-            None => continue,
-        }
-        for child in children(pid) {
-            if !living.contains(&child) && is_zombie(child) {
-                let zombie = wait_status(child).map_err(io_error(child));
-                match zombie.and_then(|status| member(child, Some(status), &mut parents)) {
-                    Ok(zombie) => all.push(zombie),
-                    // Its parent has waited for it meanwhile.
-                    Err(_) if !is_zombie(child) => {}
-                    Err(e) => return Err(e),
+    read_ahead(
+        pids,
+        |pid| Looked::at(*pid),
+        |next| {
+            while let Some(Looked { pid, view, children, ended }) = next() {
+                // The freeze will find that another one has ended.
+                match ended {
+                    true if all.is_empty() => {
+                        return Err(io_error(pid)(io::ErrorKind::NotFound.into()))
+                    }
+                    true => continue,
+                    false => {}
+                }
+                let own = member(&view.map_err(io_error(pid))?, None, &mut parents)?;
+                hosts.insert(own.ids.pid, pid);
+                all.push(own);
+                for child in children {
+                    if !living.contains(&child) && is_zombie(child) {
+                        all.extend(zombie(child, &mut parents)?);
+                    }
                 }
             }
-        }
-    }
+            Ok(())
+        },
+    )?;
     let known: BTreeSet<i32> = all.iter().map(|member| member.ids.pid).collect();
     for member in all.iter_mut().skip(1) {
         if !known.contains(&member.ids.ppid) {
             member.ids.ppid = 1;
         }
     }
-    let mut all = parents_first(all);
-    if !sharing.is_empty() {
-        let own = |member: &Member| Some((*hosts.get(&member.ids.pid)?, member.ids.pid));
-        let shares = sharing.shares(&all.iter().filter_map(own).collect::<Vec<_>>());
-        for member in &mut all {
-            member.shares = shares.get(&member.ids.pid).copied().unwrap_or_default();
-        }
-    }
-    Ok(all)
+    Ok(Found { members: parents_first(all), hosts })
 }
 
-fn member(pid: i32, ended: Option<i32>, parents: &mut Parents) -> Result<Member, PartError> {
-    let view = View::read_process(pid).map_err(io_error(pid))?;
-    Ok(Member { ids: parents.ids(&view)?, ended, shares: Shares::default() })
+fn member(view: &View, ended: Option<i32>, parents: &mut Parents) -> Result<Member, PartError> {
+    Ok(Member { ids: parents.ids(view)?, ended, shares: Shares::default() })
+}
+
+/// None: its parent has waited for it meanwhile.
+fn zombie(pid: i32, parents: &mut Parents) -> Result<Option<Member>, PartError> {
+    let status = wait_status(pid).map_err(io_error(pid));
+    let seen = status.and_then(|status| {
+        let view = View::read_process(pid).map_err(io_error(pid))?;
+        member(&view, Some(status), parents)
+    });
+    match seen {
+        Err(_) if !is_zombie(pid) => Ok(None),
+        seen => seen.map(Some),
+    }
 }
 
 /// Gives the captured processes, in the order of the plan, the parents that the plan says, and

@@ -9,7 +9,7 @@ use super::resource::View;
 use super::settle::{self, Asleep, SchedulerClocks};
 use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
-use crate::tracer::stop::{self, Stop, Wait};
+use crate::tracer::stop::{self, Backoff, Stop, Wait};
 
 /// A thread in a stop from which registers and memory can be read.
 #[derive(Debug, Clone, Copy)]
@@ -379,35 +379,30 @@ fn is_repeated(tid: i32, stop: Stop) -> bool {
         && raw::regs(tid).is_ok_and(|regs| (regs.orig_rax as i64) < 0)
 }
 
-/// Rests of growing length between two looks at something that cannot be waited for.
+/// Rests between two looks at threads that cannot be waited for.
 struct Pause {
     since: Instant,
-    turns: u32,
+    backoff: Backoff,
 }
 
 impl Pause {
-    const YIELDS: u32 = 100;
-    const REST: Duration = Duration::from_micros(50);
+    const LONG: Duration = Duration::from_millis(10);
     const LONGEST: Duration = Duration::from_secs(10);
 
     fn new() -> Self {
-        Self { since: Instant::now(), turns: 0 }
+        Self { since: Instant::now(), backoff: Backoff::new() }
     }
 
     fn rest(&mut self) {
-        self.turns += 1;
-        match self.is_long() {
-            false => std::thread::yield_now(),
-            true => std::thread::sleep(Self::REST),
-        }
+        self.backoff.rest();
     }
 
     fn is_long(&self) -> bool {
-        self.turns > Self::YIELDS
+        self.since.elapsed() > Self::LONG
     }
 
     fn is_over(&self) -> bool {
-        self.is_long() && self.since.elapsed() > Self::LONGEST
+        self.since.elapsed() > Self::LONGEST
     }
 }
 

@@ -1,5 +1,6 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
+mod ahead;
 pub mod apart;
 pub mod building;
 pub mod capture;

@@ -1,18 +1,12 @@
-//! What /proc tells of frozen processes, read by a second thread.
-//!
-//! Only the thread that traces a process may ask the process itself (ptrace(2)); anyone may read.
-//! So while the tracer asks one process, the next ones are read on another CPU.
+//! What /proc tells of frozen processes, read before they are asked themselves.
 
-use std::sync::mpsc::sync_channel;
-use std::thread;
-
+use super::ahead;
 use super::apart::Common;
 use super::freeze::FrozenProcess;
 use super::resource::filters::{self, Filter};
 use super::resource::memory::{self, MmImage};
 use super::resource::{PartError, View};
 use crate::control::Severity;
-use crate::syscalls::translate::numbers;
 
 /// Whom to read.
 #[derive(Debug)]
@@ -81,28 +75,12 @@ pub fn read_ahead<T>(
     one_memory: bool,
     ask: impl FnOnce(&mut dyn FnMut() -> Result<Outside, PartError>) -> T,
 ) -> T {
-    /// Each may have tables of many mappings.
-    const AHEAD: usize = 32;
-    if one_memory || subjects.len() == 1 {
-        let mut rest = subjects.iter();
-        return ask(&mut || match rest.next() {
-            Some(subject) => Outside::read(subject, identities, common),
-            None => Err(PartError::State("processes read")),
-        });
+    let read = |subject: &Subject| Outside::read(subject, identities, common);
+    let ask = |next: &mut dyn FnMut() -> Option<Result<Outside, PartError>>| {
+        ask(&mut || next().unwrap_or(Err(PartError::State("processes read"))))
+    };
+    match one_memory {
+        true => ahead::read_now(subjects, read, ask),
+        false => ahead::read_ahead(subjects, read, ask),
     }
-    thread::scope(|scope| {
-        let (send, receive) = sync_channel(AHEAD);
-        let numbers = numbers::copied();
-        scope.spawn(move || {
-            numbers.take();
-            for subject in subjects {
-                let outside = Outside::read(subject, identities, common);
-                if send.send(outside).is_err() {
-                    // One could not be asked.
-                    break;
-                }
-            }
-        });
-        ask(&mut move || receive.recv().unwrap_or(Err(PartError::State("processes read ahead"))))
-    })
 }

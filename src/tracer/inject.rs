@@ -394,8 +394,8 @@ pub struct Remote {
     steps: bool,
     /// Where its calls go, if not to the kernel.
     dispatch: Option<Dispatch>,
-    /// Its process has no other thread, once that was asked.
-    alone: Option<bool>,
+    /// It may be waited for blindly ([`stop::await_status_of`]), once that was asked.
+    blindly: Option<bool>,
     open: bool,
 }
 
@@ -429,7 +429,7 @@ impl Remote {
             deferred,
             steps: ignores_sigtrap,
             dispatch,
-            alone: None,
+            blindly: None,
             open: true,
         };
         if dispatch.is_some() {
@@ -473,10 +473,11 @@ impl Remote {
         let tid = self.tid;
         loop {
             trace(tid, "resume", resume(tid))?;
-            let alone = *self.alone.get_or_insert_with(|| stop::is_alone(tid));
-            match trace(tid, "wait", stop::await_status_of(tid, alone))?.stop {
+            let alone = || stop::is_alone(tid) || !stop::is_leader(tid);
+            let blindly = *self.blindly.get_or_insert_with(alone);
+            match trace(tid, "wait", stop::await_status_of(tid, blindly))?.stop {
                 s if wanted(s) => return Ok(()),
-                Stop::Clone(_) => self.alone = None,
+                Stop::Clone(_) => self.blindly = None,
                 // A call that the supervisor observes or translates is stopped here as well.
                 Stop::Interrupt | Stop::Group(_) | Stop::Seccomp => {}
                 Stop::Signal(signal) if signal != libc::SIGTRAP => self.deferred.push(signal),

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::sys::prctl;
+
 use super::memory::read_record;
 use super::raw;
 
@@ -107,28 +109,66 @@ pub fn await_status(tid: i32) -> io::Result<Wait> {
     await_status_of(tid, is_alone(tid))
 }
 
-/// As [`await_status`], of a thread of which is known whether its process [has no
-/// other](is_alone).
+/// As [`await_status`], of a thread of which is known whether it may be waited for blindly:
+/// its process [has no other](is_alone), or it is not the first of it, and none of the others
+/// executes a program, which would take its number away.
 ///
 /// # Errors
 /// As [`await_status`].
-pub fn await_status_of(tid: i32, alone: bool) -> io::Result<Wait> {
-    const YIELDS: u32 = 100;
-    const PAUSE: Duration = Duration::from_micros(50);
-    let mut turn = 0;
+pub fn await_status_of(tid: i32, blindly: bool) -> io::Result<Wait> {
+    let mut pause = Backoff::new();
     loop {
-        if let Some(wait) = wait(tid, alone)? {
+        if let Some(wait) = wait(tid, blindly)? {
             return Ok(wait);
         }
-        turn += 1;
-        if turn < YIELDS {
-            std::thread::yield_now();
-        } else if is_zombie(tid) {
+        if pause.is_long() && is_zombie(tid) {
             return wait(tid, false)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH));
-        } else {
-            std::thread::sleep(PAUSE);
         }
+        pause.rest();
     }
+}
+
+/// Longer and longer rests between looks at what cannot be waited for.
+///
+/// # Failed ideas
+/// 1. sched_yield(2), which is faster while nobody else wants the CPU: everybody else who does
+///    gets a whole slice first (yield_task_fair, kernel/sched/fair.c), so that a stop beside 64 busy
+///    threads took 50 to 100 ms instead of less than one.
+#[derive(Debug)]
+pub struct Backoff(Duration);
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_micros(2);
+    const LONGEST: Duration = Duration::from_micros(256);
+
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(Self::FIRST)
+    }
+
+    /// Rests, longer than the last time.
+    pub fn rest(&mut self) {
+        // The usual slack is 50 µs (PR_SET_TIMERSLACK of prctl(2)); whoever is forked must not have
+        // another one. It is no more than a matter of speed.
+        let _ = prctl::set_timerslack(1);
+        std::thread::sleep(self.0);
+        let _ = prctl::set_timerslack(0);
+        self.0 = Self::LONGEST.min(2 * self.0);
+    }
+
+    /// Have the rests their full length, after half a millisecond?
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.0 == Self::LONGEST
+    }
+}
+
+/// Is it the first thread of its process?
+#[must_use]
+pub fn is_leader(tid: i32) -> bool {
+    // pidfd_open(2) wants one.
+    raw::pidfd_open(tid).is_ok()
 }
 
 /// Has its process no other thread?

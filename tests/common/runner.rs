@@ -12,7 +12,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -31,6 +31,8 @@ pub struct Cell {
     pub name: String,
     /// The cell's worker is killed after this time.
     pub limit: Duration,
+    /// No other cell runs beside it.
+    alone: bool,
     run: Box<Run>,
 }
 
@@ -40,7 +42,14 @@ impl Cell {
         name: impl Into<String>,
         run: impl Fn(&mut Worker) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), limit: Duration::from_secs(120), run: Box::new(run) }
+        let limit = Duration::from_secs(120);
+        Self { name: name.into(), limit, alone: false, run: Box::new(run) }
+    }
+
+    /// It may keep all CPUs busy: another cell beside it would tell of nothing but that.
+    pub fn alone(mut self, alone: bool) -> Self {
+        self.alone = alone;
+        self
     }
 
     /// With another time limit.
@@ -207,9 +216,10 @@ fn run_all(cells: VecDeque<&Cell>, keep: bool) -> Result<Vec<Row>> {
     let total = cells.len();
     let queue = Mutex::new(cells);
     let rows = Mutex::new(Vec::new());
+    let room = RwLock::new(());
     std::thread::scope(|scope| {
         for _ in 0..WORKERS.min(total) {
-            scope.spawn(|| serve(&queue, &rows, total));
+            scope.spawn(|| serve(&queue, &rows, &room, total));
         }
     });
     drop(dir);
@@ -218,11 +228,13 @@ fn run_all(cells: VecDeque<&Cell>, keep: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Takes cells from the queue until it is empty.
-fn serve(queue: &Mutex<VecDeque<&Cell>>, rows: &Mutex<Vec<Row>>, total: usize) {
+/// Takes cells from the queue until it is empty. Who runs alone has `room` for itself.
+fn serve(queue: &Mutex<VecDeque<&Cell>>, rows: &Mutex<Vec<Row>>, room: &RwLock<()>, total: usize) {
     let mut remote = None;
     loop {
         let Some(cell) = lock(queue).pop_front() else { return };
+        let _alone = cell.alone.then(|| room.write().unwrap_or_else(|e| e.into_inner()));
+        let _beside = (!cell.alone).then(|| room.read().unwrap_or_else(|e| e.into_inner()));
         let start = Instant::now();
         let outcome = match remote.take().map_or_else(Remote::start, Ok) {
             Ok(mut worker) => {

@@ -11,7 +11,7 @@ use crate::capabilities::Area::Attributes;
 use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::migrate::cpus::machine;
-use crate::migrate::near::own_mask;
+use crate::migrate::near::{self, own_mask};
 use crate::tracer::inject::Program;
 
 /// Set from outside: the supervisor may do what a job without capabilities may not.
@@ -67,10 +67,10 @@ impl Part for Schedule {
     }
     fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
         let error = error(view.job_tid);
-        let affinity = raw::affinity(view.tid).map_err(&error)?;
+        let affinity = near::mask_of(view.tid).map_err(&error)?;
         let state = State {
             attr: attr(view.tid).map_err(&error)?,
-            everywhere: machine().is_ok_and(|all| all == affinity),
+            everywhere: near::is_everywhere(&affinity),
             affinity,
             ioprio: raw::ioprio(view.tid).unwrap_or(0),
         };

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use super::{raw, Slot};
 use crate::control::{Finding, Severity};
+use crate::migrate::ahead::read_ahead;
 use crate::migrate::gone;
 
 /// One open file description of the job, as /proc shows it.
@@ -156,17 +157,22 @@ impl Views {
         }
     }
 
-    fn add(&mut self, host_pid: i32, groups: &mut Groups) -> io::Result<()> {
+    /// False: nothing was read but what is in `listed`.
+    fn add(&mut self, listed: &Listed, groups: &mut Groups) -> io::Result<bool> {
+        let host_pid = listed.host_pid;
         let mut table = Vec::new();
-        let all = numbers(host_pid);
-        for fd in all.map_err(of(format!("descriptors of process {host_pid}")))? {
-            if let Some((object, cloexec)) = self.add_inherited(host_pid, fd, groups) {
+        let mut more = false;
+        let failed = |e: &io::Error| of(format!("descriptors of process {host_pid}"))(e);
+        for (fd, fdinfo) in listed.fds.as_ref().map_err(failed)? {
+            let fd = *fd;
+            if let Some((object, cloexec)) = self.add_inherited((host_pid, fd), fdinfo, groups) {
                 table.push(Slot { fd, object, cloexec });
                 continue;
             }
+            more = true;
             let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
                 Err(e) if gone::is_closed(&e) => continue,
-                other => other.map_err(of(format!("fd {fd} of process {host_pid}")))?,
+                other => other.map_err(|e| of(format!("fd {fd} of process {host_pid}"))(&e))?,
             };
             let object = groups.object_of(&view, self.objects.len() as u32);
             match self.objects.get_mut(object as usize) {
@@ -177,21 +183,26 @@ impl Views {
             table.push(Slot { fd, object, cloexec });
         }
         self.tables.insert(host_pid, table);
-        Ok(())
+        Ok(more)
     }
 
     /// A descriptor that refers to what that of the same number in an earlier process does, as
     /// after fork(2): most is known of it. Its object, and whether it has FD_CLOEXEC.
-    fn add_inherited(&mut self, host_pid: i32, fd: i32, groups: &Groups) -> Option<(u32, bool)> {
-        let (place, object) = *groups.by_number.get(&fd)?;
+    fn add_inherited(
+        &mut self,
+        own: Place,
+        fdinfo: &io::Result<String>,
+        groups: &Groups,
+    ) -> Option<(u32, bool)> {
+        let (place, object) = *groups.by_number.get(&own.1)?;
         let known = self.objects.get_mut(object as usize)?;
         let same = |order: io::Result<Ordering>| order.is_ok_and(Ordering::is_eq);
-        if !same(raw::compare_files(place, (host_pid, fd))) {
+        if !same(raw::compare_files(place, own)) {
             return None;
         }
-        let fdinfo = fdinfo(host_pid, fd).ok()?;
-        let flags = field(&fdinfo, "flags").and_then(|text| i32::from_str_radix(text, 8).ok())?;
-        known.add_locks(&fdinfo);
+        let fdinfo = fdinfo.as_ref().ok()?;
+        let flags = field(fdinfo, "flags").and_then(|text| i32::from_str_radix(text, 8).ok())?;
+        known.add_locks(fdinfo);
         Some((object, flags & libc::O_CLOEXEC != 0))
     }
 }
@@ -204,11 +215,23 @@ impl Views {
 pub fn views(host_pids: &[i32]) -> io::Result<Views> {
     let mut found = Views::default();
     let mut groups = Groups::default();
-    for &pid in host_pids {
-        if gone::look(pid, || found.add(pid, &mut groups))?.is_none() {
-            found.forget(pid);
-        }
-    }
+    read_ahead(
+        host_pids,
+        |pid| Listed::read(*pid),
+        |next| {
+            while let Some(listed) = next() {
+                let pid = listed.host_pid;
+                let ended = match found.add(&listed, &mut groups) {
+                    Ok(false) => listed.ended,
+                    more => gone::look(pid, || more)?.is_none(),
+                };
+                if ended {
+                    found.forget(pid);
+                }
+            }
+            Ok::<_, io::Error>(())
+        },
+    )?;
     if found.tables.is_empty() {
         return Err(io::Error::from_raw_os_error(libc::ENOENT));
     }
@@ -222,7 +245,7 @@ fn field<'a>(fdinfo: &'a str, key: &str) -> Option<&'a str> {
 }
 
 /// Names what could not be read.
-fn of(what: String) -> impl FnOnce(io::Error) -> io::Error {
+fn of(what: String) -> impl FnOnce(&io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
@@ -251,6 +274,23 @@ pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
 
 /// A descriptor: its process (host pid) and number.
 type Place = (i32, i32);
+
+/// What of a process's descriptors is read in any case.
+struct Listed {
+    host_pid: i32,
+    /// Their numbers, ascending, each with its fdinfo.
+    fds: io::Result<Vec<(i32, io::Result<String>)>>,
+    /// It has ended by then.
+    ended: bool,
+}
+
+impl Listed {
+    fn read(host_pid: i32) -> Self {
+        let listed = |fd| (fd, fdinfo(host_pid, fd));
+        let fds = numbers(host_pid).map(|all| all.into_iter().map(listed).collect());
+        Self { host_pid, fds, ended: gone::is_ending(host_pid) }
+    }
+}
 
 /// Descriptions found so far. Only those with the same inode can be the same; among them
 /// the kernel's order (kcmp) is searched by halves.

@@ -22,7 +22,6 @@ use crate::migrate::message::{Msg, Verdict};
 use crate::migrate::preflight::{Forwarded, Local};
 use crate::migrate::resource::fd::regular::Named;
 use crate::migrate::resource::memory::FileId;
-use crate::migrate::shares::Sharing;
 use crate::migrate::skeleton::Plan;
 use crate::migrate::transport::{Link, Service};
 use crate::migrate::tree;
@@ -309,7 +308,7 @@ impl Mover {
             laps.lap("freeze");
             // The tree may have grown or lost members since.
             let pids = frozen.job.pids();
-            let members = family::members(&pids, &Sharing::of(&pids)).map_err(part_stopped)?;
+            let members = family::members_and_shares(&pids).map_err(part_stopped)?;
             if members != plan.members {
                 tree::unshareable(&members).map_or(Ok(()), |finding| Err(refused(finding)))?;
                 let clocks = job_clocks(&self.sup.session).map_err(own)?;
