@@ -62,6 +62,11 @@ const fn tcp(source: &'static str, args: &'static [&'static str]) -> Guest {
     Guest { peer: Some("tcp_peer"), ..with(source, args) }
 }
 
+/// A guest whose clients are the guest `peer`.
+const fn called(source: &'static str, args: &'static [&'static str], peer: &'static str) -> Guest {
+    Guest { peer: Some(peer), ..with(source, args) }
+}
+
 const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
     Guest { launched_only: Some((by, why)), ..guest(source) }
 }
@@ -237,6 +242,9 @@ const GUESTS: &[Guest] = &[
     tcp("tcp_blocked", &[]),
     tcp("tcp_reset", &[]),
     tcp("tcp_shared", &[]),
+    called("tcp_server", &[], "tcp_client").proves(&["tcp-listening"]),
+    called("tcp_server", &["blocking"], "tcp_client"),
+    called("tcp_backlog", &[], "tcp_callers").proves(&["tcp-listening"]),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -460,6 +468,9 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("tcp_blocked", BOTH, Fate::Refused),
     ("tcp_reset", BOTH, Fate::Refused),
     ("tcp_shared", BOTH, Fate::Refused),
+    ("tcp_server", BOTH, Fate::Refused),
+    ("tcp_server+blocking", BOTH, Fate::Refused),
+    ("tcp_backlog", BOTH, Fate::Refused),
     ("fd_signalfd", BOTH, Fate::Refused),
     ("fd_proc", BOTH, Fate::Refused),
     ("unix_pair", BOTH, Fate::Refused),
@@ -897,6 +908,39 @@ fn foreign_segment(who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// A connection that was made away from home keeps the job where it is; one that was made when the
+/// job had come home again is relayed from there.
+fn connected_later(worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::User)?;
+    let Talk { mut job, peer } = Talk::start(hosts, Start::Launched, tcp("tcp_later", &[]))?;
+    job.await_ready()?;
+    let (wanted, told) = (job.dir.join("status.connect"), job.dir.join("status.connected"));
+    let connect = |on: bool| -> Result<()> {
+        match on {
+            true => std::fs::write(&wanted, "")?,
+            false => std::fs::remove_file(&wanted)?,
+        }
+        common::until(common::SOON, "the connection", || Ok((told.exists() == on).then_some(())))
+    };
+    job.migrate(1)?;
+    connect(true)?;
+    for to in [2, 0] {
+        let refused = job.try_migrate(to)?;
+        anyhow::ensure!(refused.code() == 10, "exit {}: {}", refused.code(), refused.stdout);
+        anyhow::ensure!(refused.stdout.contains("VOS-TCP-AWAY"), "{}", refused.stdout);
+    }
+    job.await_progress(3)?;
+    connect(false)?;
+    job.migrate(0)?;
+    connect(true)?;
+    for to in [1, 2, 0, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(3)?;
+    }
+    job.finish()?;
+    peer.map_or(Ok(()), |peer| peer.finish().map(drop))
+}
+
 /// Pages that a parent shares with its children since fork(2) travel once.
 fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -1145,6 +1189,7 @@ fn cells() -> Vec<Cell> {
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }
+    cells.push(Cell::new("refused/user/tcp_later", connected_later));
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);
         cells.push(Cell::new(format!("other-user/user/{}", of.name()), run).alone(of.hogs()));

@@ -10,6 +10,7 @@
 
 mod agent;
 mod decisions;
+mod dialing;
 mod dumpable;
 mod end;
 mod hook;
@@ -33,6 +34,7 @@ use crate::control::MoveEvent;
 use crate::ids::{MoveId, NodeId};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
+use crate::migrate::resource::fd::tcp::envelope::Envelopes;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::migrate::resource::View;
 use crate::migrate::transport::{Link, INBOX_LIMIT};
@@ -163,6 +165,10 @@ pub struct Mover {
     early: VecDeque<(Msg, Vec<u8>)>,
     /// The job's controlling terminal, which no description leads to any more.
     idle_terminal: Option<PtyPair>,
+    /// Where connections are made to the job's listening sockets.
+    envelopes: Option<Envelopes>,
+    /// A descriptor of each listening socket, by stream: process and number.
+    listening_at: BTreeMap<u32, (i32, i32)>,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -213,6 +219,8 @@ impl Mover {
             left: false,
             early: VecDeque::new(),
             idle_terminal: None,
+            envelopes: None,
+            listening_at: BTreeMap::new(),
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,
@@ -259,7 +267,7 @@ impl Mover {
         if self.agent.as_ref().is_some_and(Agent::has_lost) {
             return Some(Duration::ZERO);
         }
-        let tick = self.home.as_ref().and_then(Relays::tick);
+        let tick = self.home.iter().chain(&self.away).filter_map(Relays::tick).min();
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
         [tick, retry, seek].into_iter().flatten().min()
@@ -282,6 +290,8 @@ impl Mover {
             self.drive(key);
         }
         self.relay(Side::Home, |relays, out| relays.on_tick(out));
+        self.relay(Side::Away, |relays, out| relays.on_tick(out));
+        self.dial_wanted();
         self.serve_standin();
         Ok(())
     }

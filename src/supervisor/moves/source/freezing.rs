@@ -136,6 +136,8 @@ impl Mover {
         if frozen.new_home {
             self.home = None;
         }
+        // One that could not be frozen gave no state.
+        self.relay(Side::Away, |relays, out| relays.thaw(out));
         for stream in &frozen.begun {
             self.streams.retain(|_, known| known != stream);
             if let Some(home) = &mut self.home {

@@ -28,7 +28,7 @@ pub struct Setting {
 }
 
 /// Both families have these, in the order in which they are set.
-const OPTIONS: [(i32, i32); 31] = [
+const OPTIONS: [(i32, i32); 29] = [
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
     (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
@@ -36,8 +36,6 @@ const OPTIONS: [(i32, i32); 31] = [
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::SOL_SOCKET, libc::SO_BROADCAST),
     (libc::SOL_SOCKET, libc::SO_DONTROUTE),
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
-    (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_MARK),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
@@ -69,6 +67,10 @@ const OPTIONS_V6: [(i32, i32); 3] = [
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
 ];
+
+/// Whether others may have the same address. What is made beside it in the envelope needs it to be so.
+const SHARING: [(i32, i32); 2] =
+    [(libc::SOL_SOCKET, libc::SO_REUSEADDR), (libc::SOL_SOCKET, libc::SO_REUSEPORT)];
 
 /// Sizes of buffers, which a connection has from its beginning, with their bits of SO_BUF_LOCK.
 const BUFFERS: [(i32, i32); 2] = [(libc::SO_SNDBUF, 1), (libc::SO_RCVBUF, 2)];
@@ -123,7 +125,7 @@ pub fn read(fd: RawFd, v6: bool) -> io::Result<Vec<Setting>> {
     let buffers = buffers.map(|(option, _)| (libc::SOL_SOCKET, *option));
     let more = OPTIONS_V6.iter().copied().filter(|_| v6);
     let mut all = Vec::new();
-    for (level, option) in buffers.chain(OPTIONS).chain(more) {
+    for (level, option) in buffers.chain(OPTIONS).chain(more).chain(SHARING) {
         match raw::option_bytes(fd, level, option, MOST) {
             Ok(value) => all.push(Setting { level, option, value }),
             Err(e) if is_unknown(&e) => {}
@@ -138,7 +140,25 @@ fn is_unknown(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::EINVAL))
 }
 
+/// When an option is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the socket has a name.
+    Early,
+    Made,
+    /// When all sockets of the job are made.
+    Last,
+}
+
 impl Setting {
+    fn when(&self) -> When {
+        match self.is_buffer() {
+            true => When::Early,
+            false if SHARING.contains(&(self.level, self.option)) => When::Last,
+            false => When::Made,
+        }
+    }
+
     fn is_buffer(&self) -> bool {
         let size = BUFFERS.iter().any(|(option, _)| *option == self.option);
         self.level == libc::SOL_SOCKET && size
@@ -146,7 +166,8 @@ impl Setting {
 
     fn is_known(&self) -> bool {
         let of = (self.level, self.option);
-        self.is_buffer() || OPTIONS.contains(&of) || OPTIONS_V6.contains(&of)
+        let lists = [OPTIONS.as_slice(), &OPTIONS_V6, &SHARING];
+        self.is_buffer() || lists.iter().any(|list| list.contains(&of))
     }
 
     /// The kernel doubles the size of a buffer that it is told.
@@ -158,13 +179,13 @@ impl Setting {
     }
 }
 
-/// Sets the sizes of buffers (`before` the connection is made), or all others. What this machine
-/// does not grant is not set, a congestion control that it does not have for one.
+/// Sets those whose time has come. What this machine does not grant is not set, a congestion
+/// control that it does not have for one.
 ///
 /// # Errors
 /// An option that is none of those that go along.
-pub fn set(fd: RawFd, all: &[Setting], before: bool) -> io::Result<()> {
-    for setting in all.iter().filter(|setting| setting.is_buffer() == before) {
+pub fn set(fd: RawFd, all: &[Setting], now: When) -> io::Result<()> {
+    for setting in all.iter().filter(|setting| setting.when() == now) {
         if !setting.is_known() {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -229,8 +250,8 @@ mod tests {
             raw::set_option(fd, libc::SOL_SOCKET, name, &linger).expect("SO_LINGER");
             let known = read(old.as_raw_fd(), v6).expect("read");
             let (_other, new) = stream(address);
-            for before in [true, false] {
-                set(new.as_raw_fd(), &known, before).expect("set");
+            for when in [When::Early, When::Made, When::Last] {
+                set(new.as_raw_fd(), &known, when).expect("set");
             }
             assert_eq!(read(new.as_raw_fd(), v6).expect("read"), known);
         }
@@ -255,6 +276,6 @@ mod tests {
         let (_listener, stream) = stream("127.0.0.1:0");
         let (level, value) = (libc::SOL_SOCKET, vec![1, 0, 0, 0]);
         let foreign = Setting { level, option: libc::SO_DEBUG, value };
-        assert!(set(stream.as_raw_fd(), &[foreign], false).is_err());
+        assert!(set(stream.as_raw_fd(), &[foreign], When::Made).is_err());
     }
 }
