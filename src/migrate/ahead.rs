@@ -7,10 +7,14 @@
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
+use super::cpus;
 use crate::syscalls::translate::numbers;
 
-/// How many are read ahead at most: each may have tables of many mappings.
+/// How many wait at most: each may have tables of many mappings.
 const AHEAD: usize = 32;
+/// They are handed over in so many at once, as to wake the other thread is dear; the first ones one
+/// by one, so that it need not wait.
+const AT_ONCE: usize = 8;
 /// A thread is made for no fewer.
 const FEW: usize = 4;
 
@@ -25,17 +29,25 @@ pub fn read_ahead<I: Sync, T: Send, R>(
         return read_now(items, read, take);
     }
     thread::scope(|scope| {
-        let (send, receive) = sync_channel(AHEAD);
+        let (send, receive) = sync_channel::<Vec<T>>(AHEAD / AT_ONCE);
         let numbers = numbers::copied();
+        let (first, rest) = items.split_at(items.len().min(AT_ONCE));
         scope.spawn(move || {
             numbers.take();
-            for item in items {
-                if send.send(read(item)).is_err() {
+            cpus::remember();
+            for some in first.chunks(1).chain(rest.chunks(AT_ONCE)) {
+                if send.send(some.iter().map(&read).collect()).is_err() {
                     break;
                 }
             }
         });
-        take(&mut move || receive.recv().ok())
+        let mut got = Vec::new().into_iter();
+        take(&mut move || {
+            got.next().or_else(|| {
+                got = receive.recv().ok()?.into_iter();
+                got.next()
+            })
+        })
     })
 }
 

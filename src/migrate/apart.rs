@@ -4,13 +4,15 @@
 //!
 //! Asked of a running job before a move, and again of the frozen one.
 
-use std::fs;
+use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use nix::fcntl::{open, readlinkat, OFlag};
+use nix::sys::stat::Mode;
+
 use super::raw::{is_apart, Shared};
-use super::resource::aio::Submitted;
+use super::resource::aio::{Submitted, Submitting};
 use super::resource::filters::{self, Chains, Filter};
 use super::resource::{blocker, View, PARTS};
 use crate::control::Finding;
@@ -34,12 +36,14 @@ const KINDS: [&str; 10] = [
 /// no process is in the one for children yet; all are, if the thread may not be looked into or
 /// ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Namespaces([Option<PathBuf>; KINDS.len()]);
+struct Namespaces([Option<OsString>; KINDS.len()]);
 
 impl Namespaces {
     fn of(pid: i32, tid: i32) -> Self {
-        let dir = format!("/proc/{pid}/task/{tid}/ns");
-        Self(KINDS.map(|kind| fs::read_link(format!("{dir}/{kind}")).ok()))
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = open(format!("/proc/{pid}/task/{tid}/ns").as_str(), flags, Mode::empty());
+        let link = |kind| readlinkat(dir.as_ref().ok()?, kind).ok();
+        Self(KINDS.map(link))
     }
 
     /// The first in which they differ, as far as is known.
@@ -60,6 +64,7 @@ pub struct Common {
     namespaces: Namespaces,
     /// What is known of its AIO contexts.
     submitted: Submitted,
+    submitting: Submitting,
     /// Seccomp filters of its own.
     chains: Chains,
 }
@@ -68,14 +73,21 @@ impl Common {
     /// Of a job with so many filters of vosrun's own, in the namespaces of the process `like`.
     #[must_use]
     pub fn new(filters: u64, like: i32) -> Self {
-        let (submitted, chains) = Default::default();
-        Self { filters, namespaces: Namespaces::of(like, like), submitted, chains }
+        let (submitted, submitting, chains) = Default::default();
+        let namespaces = Namespaces::of(like, like);
+        Self { filters, namespaces, submitted, submitting, chains }
     }
 
     /// With what is known of its AIO contexts and seccomp filters.
     #[must_use]
     pub fn knowing(self, submitted: Submitted, chains: Chains) -> Self {
         Self { submitted, chains, ..self }
+    }
+
+    /// With those of its AIO contexts to which it submits something just now, while it runs.
+    #[must_use]
+    pub fn busy(self, submitting: Submitting) -> Self {
+        Self { submitting, ..self }
     }
 
     /// The seccomp filters of a thread (host tid) that are its own.
@@ -88,6 +100,12 @@ impl Common {
     #[must_use]
     pub fn submitted(&self) -> &Submitted {
         &self.submitted
+    }
+
+    /// See [`Common::busy`].
+    #[must_use]
+    pub fn submitting(&self) -> &Submitting {
+        &self.submitting
     }
 
     /// What hinders a thread from moving, of its own state and of what it has apart; what is lost

@@ -519,9 +519,10 @@ pub fn views(pid: i32) -> io::Result<Vec<View>> {
 pub fn check_memory(
     pid: i32,
     submitted: &aio::Submitted,
+    submitting: &aio::Submitting,
 ) -> io::Result<Vec<crate::control::Finding>> {
     let mappings = proc_memory::vmas(pid)?;
-    let mut findings = aio::check(pid, &mappings, submitted)?;
+    let mut findings = aio::check(pid, &mappings, submitted, submitting)?;
     findings.extend(mappings.iter().filter_map(memory::check_vma));
     findings.extend(memory::check_exe(pid)?);
     Ok(findings)

@@ -1,5 +1,6 @@
 //! Visits to single CPUs: what only they can tell or do.
 
+use std::cell::RefCell;
 use std::io;
 use std::time::Duration;
 
@@ -36,6 +37,23 @@ pub fn machine() -> io::Result<Vec<u64>> {
     let all = affinity(0);
     set_affinity(0, &own)?;
     all
+}
+
+thread_local! {
+    /// All CPUs of the machine, in a thread that [remembers](remember) them.
+    static MACHINE: RefCell<Option<Vec<u64>>> = const { RefCell::new(None) };
+}
+
+/// The calling thread, which is there for a moment only, asks once which CPUs there are.
+pub fn remember() {
+    MACHINE.set(machine().ok());
+}
+
+/// Are these all the CPUs that a thread may be given here?
+#[must_use]
+pub fn is_everywhere(mask: &[u64]) -> bool {
+    let known = MACHINE.with_borrow(|all| all.as_ref().map(|all| all == mask));
+    known.unwrap_or_else(|| machine().is_ok_and(|all| all == mask))
 }
 
 /// Numbers of the CPUs that a thread may be given here, whatever this thread may run on: the timers

@@ -62,7 +62,9 @@ fn view(subject: &Subject, tid: i32, common: &Common) -> Result<View, PartError>
     // What hinders it, which the look before the move has not seen yet.
     let found = common.check(&view).map_err(failed())?;
     let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);
-    blocker.map_or(Ok(view), |finding| Err(PartError::Refused(Box::new(finding))))
+    blocker.map_or(Ok(()), |finding| Err(PartError::Refused(Box::new(finding))))?;
+    view.read_parts()?;
+    Ok(view)
 }
 
 /// Lets `ask` ask all the processes while they are read ahead of it, and gives it the next one at

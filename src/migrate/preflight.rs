@@ -212,7 +212,7 @@ fn check_process(pid: i32, pids: &[i32], common: &Common) -> io::Result<Vec<Find
     if let Some(finding) = leader_ended(pid) {
         return Ok(vec![finding]);
     }
-    let mut findings = super::capture::check_memory(pid, common.submitted())?;
+    let mut findings = super::capture::check_memory(pid, common.submitted(), common.submitting())?;
     let threads = views(pid)?;
     for view in &threads {
         match common.check(view)? {

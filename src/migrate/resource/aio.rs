@@ -10,7 +10,7 @@
 //! ones are submitted as it takes. mremap(2) then gives the ring its old address, and the context
 //! its old name (`aio_ring_mremap`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -30,12 +30,18 @@ const IOCB: usize = 64;
 const FILDES: usize = 20;
 /// AIO_RING_MAGIC of fs/aio.c.
 const MAGIC: u32 = 0xa10a_10a1;
+/// The code of the refusal of what is under way.
+const BUSY: &str = "VOS-AIO-BUSY";
 /// Where a ring has its head.
 const HEAD: u64 = 8;
 
 /// How many requests were submitted to contexts, all of which were seen: by host pid of the process
 /// and address of the ring. Whole rounds of the ring do not count.
 pub type Submitted = BTreeMap<(i32, u64), u64>;
+
+/// Contexts, as in [`Submitted`], to which a thread submits something just now: what has ended is
+/// not counted yet.
+pub type Submitting = BTreeSet<(i32, u64)>;
 
 /// A ring with its unread events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,11 +65,18 @@ pub fn is_ring(path: &str) -> bool {
 ///
 /// # Errors
 /// When a ring cannot be read.
-pub fn check(pid: i32, vmas: &[Vma], submitted: &Submitted) -> io::Result<Vec<Finding>> {
+pub fn check(
+    pid: i32,
+    vmas: &[Vma],
+    submitted: &Submitted,
+    submitting: &Submitting,
+) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for vma in vmas.iter().filter(|vma| is_ring(&vma.path)) {
         let header = read(pid, vma, 0, HEADER)?;
-        findings.extend(idle(&header, vma, submitted.get(&(pid, vma.start))).err());
+        let context = (pid, vma.start);
+        let found = idle(&header, vma, submitted.get(&context)).err();
+        findings.extend(found.filter(|f| f.code != BUSY || !submitting.contains(&context)));
     }
     Ok(findings)
 }
@@ -129,7 +142,7 @@ fn idle(header: &[u8], vma: &Vma, submitted: Option<&u64>) -> Result<(u32, u32, 
         0 => Ok((nr, head % nr, tail)),
         under_way => {
             let requests = if under_way == 1 { "request is" } else { "requests are" };
-            refuse("VOS-AIO-BUSY", &format!("{under_way} {requests} under way in it"))
+            refuse(BUSY, &format!("{under_way} {requests} under way in it"))
         }
     }
 }

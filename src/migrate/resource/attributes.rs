@@ -49,13 +49,12 @@ impl Part for Files {
     fn scope(&self) -> Scope {
         Scope::Process
     }
-    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+    fn read(&self, view: &View) -> Result<Option<Vec<u8>>, PartError> {
         let state = FilesState {
             oom_score_adj: text(&format!("/proc/{}/oom_score_adj", view.pid)),
             coredump_filter: text(&format!("/proc/{}/coredump_filter", view.pid)),
         };
-        let state = encode(self.name(), &state)?;
-        Ok(Box::new(move |_, _| Ok(state)))
+        encode(self.name(), &state).map(Some)
     }
     fn tell(&self, state: &[u8], to: &Told, _program: &mut Program) -> Result<(), PartError> {
         let state: FilesState = decode(self.name(), state)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use super::{decode, encode, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::Capability;
 use crate::migrate::raw::{is_apart, Shared};
@@ -59,7 +59,7 @@ impl Part for OwnDirectory {
         Scope::Thread
     }
 
-    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+    fn read(&self, view: &View) -> Result<Option<Vec<u8>>, PartError> {
         let failed = |what: &str| {
             let what = format!("{what} of thread {}", view.tid);
             |source| PartError::Io { what, source }
@@ -69,8 +69,7 @@ impl Part for OwnDirectory {
             let cwd = cwd(view.pid, view.tid).map_err(failed("working directory"))?;
             state = Some(State { umask: umask(view)?, cwd: cwd.as_os_str().as_bytes().to_vec() });
         }
-        let state = encode(NAME, &state)?;
-        Ok(Box::new(move |_, _| Ok(state)))
+        encode(NAME, &state).map(Some)
     }
 
     fn tell(&self, state: &[u8], _to: &Told, program: &mut Program) -> Result<(), PartError> {

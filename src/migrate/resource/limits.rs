@@ -1,6 +1,6 @@
 //! Resource limits (getrlimit(2)).
 
-use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use super::{decode, encode, raw, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::Capability;
 use crate::tracer::inject::{Arg, Program};
@@ -15,8 +15,14 @@ const INFINITY: u64 = u64::MAX;
 /// Soft and hard values, by the numbers of the resources.
 type All = Vec<(u64, u64)>;
 
-/// `/proc/PID/limits` (proc_pid_limits(5)): unlike prlimit(2) it tells of every process.
+/// The limits of a process. prlimit(2) tells of those with the same ids, and faster.
 fn read(pid: i32) -> Result<All, PartError> {
+    let all: std::io::Result<All> = (0..COUNT as u32).map(|n| raw::limit(pid, n)).collect();
+    all.or_else(|_| shown(pid))
+}
+
+/// `/proc/PID/limits` (proc_pid_limits(5)), which tells of every process.
+fn shown(pid: i32) -> Result<All, PartError> {
     let path = format!("/proc/{pid}/limits");
     let failed = |source| PartError::Io { what: path.clone(), source };
     let text = read_proc(&path).map_err(failed)?;
@@ -56,9 +62,8 @@ impl Part for Limits {
     fn scope(&self) -> Scope {
         Scope::Process
     }
-    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
-        let state = encode(self.name(), &read(view.pid)?)?;
-        Ok(Box::new(move |_, _| Ok(state)))
+    fn read(&self, view: &View) -> Result<Option<Vec<u8>>, PartError> {
+        encode(self.name(), &read(view.pid)?).map(Some)
     }
     fn tell(&self, state: &[u8], to: &Told, program: &mut Program) -> Result<(), PartError> {
         let all: All = decode(self.name(), state)?;
@@ -98,7 +103,9 @@ mod tests {
     #[test]
     fn all_limits_of_this_process() {
         use nix::sys::resource::{getrlimit, Resource};
-        let all = read(std::process::id() as i32).unwrap();
+        let own = std::process::id() as i32;
+        let all = read(own).unwrap();
+        assert_eq!(all, shown(own).unwrap());
         for resource in [Resource::RLIMIT_CPU, Resource::RLIMIT_NOFILE, Resource::RLIMIT_RTTIME] {
             assert_eq!(all[resource as usize], getrlimit(resource).unwrap());
         }

@@ -63,6 +63,8 @@ pub struct View {
     pub keys: bool,
     /// Where its calls go when it is not borrowed.
     pub dispatch: Option<Dispatch>,
+    /// States of its parts that have been read, by their names.
+    parts: Vec<(&'static str, Vec<u8>)>,
     status: String,
     /// Its lines: begin of the name, of the value, end of the line.
     lines: Vec<(usize, usize, usize)>,
@@ -84,6 +86,7 @@ impl View {
             opened: false,
             keys: true,
             dispatch: None,
+            parts: Vec::new(),
             status,
             lines,
         };
@@ -94,6 +97,19 @@ impl View {
             view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
         }
         Ok(view)
+    }
+
+    /// Reads the [parts](Part::read) of a frozen thread that need not be asked in it.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
+    pub fn read_parts(&mut self) -> Result<(), PartError> {
+        let first = self.tid == self.pid;
+        for part in PARTS.iter().filter(|part| first || part.scope() == Scope::Thread) {
+            let state = part.read(self)?;
+            self.parts.extend(state.map(|state| (part.name(), state)));
+        }
+        Ok(())
     }
 
     /// Of a process's leader.
@@ -198,11 +214,26 @@ pub trait Part: Sync {
     fn check(&self, _view: &View) -> Vec<Finding> {
         Vec::new()
     }
-    /// Puts the questions into `program`; the answer makes the state.
+    /// The state, of a part of which nothing is asked in the thread itself: any thread of the
+    /// supervisor may read it, and does so ahead of the one that asks ([`View::read_parts`]).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, _view: &View) -> Result<Option<Vec<u8>>, PartError> {
+        Ok(None)
+    }
+    /// Puts the questions into `program`; the answer makes the state. That of a part that is read
+    /// makes what has been.
     ///
     /// # Errors
     /// When /proc cannot be read.
-    fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError>;
+    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+        let state = match view.parts.iter().find(|(name, _)| *name == self.name()) {
+            Some((_, state)) => state.clone(),
+            None => self.read(view)?.ok_or(PartError::State(self.name()))?,
+        };
+        Ok(Box::new(move |_, _| Ok(state)))
+    }
     /// Puts the calls into `program` that give the state to the new thread, or gives it from
     /// outside.
     ///

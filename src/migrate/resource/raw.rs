@@ -109,6 +109,17 @@ pub fn ioprio(tid: i32) -> io::Result<i64> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })
 }
 
+/// prlimit(2): soft and hard limit of a process.
+///
+/// # Errors
+/// `EPERM` for a process with other user or group ids.
+pub fn limit(pid: i32, resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit is given, and the kernel writes the old one into `limit`.
+    let done = unsafe { libc::prlimit64(pid, resource, std::ptr::null(), &mut limit) };
+    check(done).map(|_| (limit.rlim_cur, limit.rlim_max))
+}
+
 /// ioprio_set(2) of a thread.
 ///
 /// # Errors

@@ -6,12 +6,12 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::raw::{self, SchedAttr};
-use super::{decode, encode, Answer, Part, PartError, Scope, Told, View};
+use super::{decode, encode, Part, PartError, Scope, Told, View};
 use crate::capabilities::Area::Attributes;
 use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
-use crate::migrate::cpus::machine;
-use crate::migrate::near::{self, own_mask};
+use crate::migrate::cpus::{is_everywhere, machine};
+use crate::migrate::near::own_mask;
 use crate::tracer::inject::Program;
 
 /// Set from outside: the supervisor may do what a job without capabilities may not.
@@ -65,17 +65,16 @@ impl Part for Schedule {
     fn scope(&self) -> Scope {
         Scope::Thread
     }
-    fn ask(&self, view: &View, _program: &mut Program) -> Result<Answer, PartError> {
+    fn read(&self, view: &View) -> Result<Option<Vec<u8>>, PartError> {
         let error = error(view.job_tid);
-        let affinity = near::mask_of(view.tid).map_err(&error)?;
+        let affinity = raw::affinity(view.tid).map_err(&error)?;
         let state = State {
             attr: attr(view.tid).map_err(&error)?,
-            everywhere: near::is_everywhere(&affinity),
+            everywhere: is_everywhere(&affinity),
             affinity,
             ioprio: raw::ioprio(view.tid).unwrap_or(0),
         };
-        let state = encode(self.name(), &state)?;
-        Ok(Box::new(move |_, _| Ok(state)))
+        encode(self.name(), &state).map(Some)
     }
     fn tell(&self, _state: &[u8], _to: &Told, _program: &mut Program) -> Result<(), PartError> {
         Ok(())

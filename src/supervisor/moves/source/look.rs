@@ -117,8 +117,8 @@ impl Mover {
         };
         self.learn_accepted(&files);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
-        let mut local =
-            preflight::local(&pids, &files, known.as_ref(), &self.common()).map_err(own)?;
+        let common = self.common().busy(self.sup.session.submitting());
+        let mut local = preflight::local(&pids, &files, known.as_ref(), &common).map_err(own)?;
         let (shared, untranslated) =
             preflight::shared_tasks(&pids, &self.settled(&pids)).map_err(part_stopped)?;
         local.findings.extend(shared);
