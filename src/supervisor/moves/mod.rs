@@ -275,6 +275,8 @@ impl Mover {
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
+        // What a move has left to be dialed is waited for by no event.
+        self.dial_wanted();
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
         let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
