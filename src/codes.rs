@@ -389,13 +389,13 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-TCP",
-        title: "a TCP socket that is neither connected nor listening",
-        text: "TCP connections and listening sockets move: the home keeps the real socket and relays it. The program has a TCP socket that is not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
+        title: "a TCP socket that is no connection",
+        text: "TCP connections move: the home keeps the real socket and relays it. The program has a TCP socket that is listening, not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
     },
     Code {
         code: "VOS-TCP-AWAY",
-        title: "a TCP socket that was connected or listens away from home",
-        text: "A connection that the program makes after a move is the node's where it runs, and so is a socket that listens since then; only the job's home keeps them for it.\nWay out: let the program close the socket, or let it finish on this node.",
+        title: "a TCP connection that was made away from home",
+        text: "A connection that the program makes after a move is the node's where it runs, and only the job's home keeps connections for it.\nWay out: let the program close the connection, or let it finish on this node.",
     },
     Code {
         code: "VOS-TCP-BUSY",
@@ -404,8 +404,8 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-TCP-OPTION",
-        title: "a TCP socket with an option that cannot go along",
-        text: "The connection uses something that depends on this machine, or on what is under way in its kernel: a filter (SO_ATTACH_FILTER), an interface (SO_BINDTODEVICE, a link-local address), queued errors and timestamps (IP_RECVERR, SO_TIMESTAMPING, SO_ZEROCOPY), kernel TLS (TCP_ULP), TCP_REPAIR, IP_MINTTL or SO_PEEK_OFF; or it listens with SO_REUSEPORT.\nWay out: let the program switch it off or close the connection, or let it finish here.",
+        title: "a TCP connection with an option that cannot go along",
+        text: "The connection uses something that depends on this machine, or on what is under way in its kernel: a filter (SO_ATTACH_FILTER), an interface (SO_BINDTODEVICE, a link-local address), queued errors and timestamps (IP_RECVERR, SO_TIMESTAMPING, SO_ZEROCOPY), kernel TLS (TCP_ULP), TCP_REPAIR, IP_MINTTL or SO_PEEK_OFF.\nWay out: let the program switch it off or close the connection, or let it finish here.",
     },
     Code {
         code: "VOS-THREAD-FILES",

@@ -62,11 +62,6 @@ const fn tcp(source: &'static str, args: &'static [&'static str]) -> Guest {
     Guest { peer: Some("tcp_peer"), ..with(source, args) }
 }
 
-/// A guest whose clients are the guest `peer`.
-const fn called(source: &'static str, args: &'static [&'static str], peer: &'static str) -> Guest {
-    Guest { peer: Some(peer), ..with(source, args) }
-}
-
 const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
     Guest { launched_only: Some((by, why)), ..guest(source) }
 }
@@ -242,9 +237,6 @@ const GUESTS: &[Guest] = &[
     tcp("tcp_blocked", &[]),
     tcp("tcp_reset", &[]),
     tcp("tcp_shared", &[]),
-    called("tcp_server", &[], "tcp_client").proves(&["tcp-listening"]),
-    called("tcp_server", &["blocking"], "tcp_client"),
-    called("tcp_backlog", &[], "tcp_callers").proves(&["tcp-listening"]),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -468,9 +460,6 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("tcp_blocked", BOTH, Fate::Refused),
     ("tcp_reset", BOTH, Fate::Refused),
     ("tcp_shared", BOTH, Fate::Refused),
-    ("tcp_server", BOTH, Fate::Refused),
-    ("tcp_server+blocking", BOTH, Fate::Refused),
-    ("tcp_backlog", BOTH, Fate::Refused),
     ("fd_signalfd", BOTH, Fate::Refused),
     ("fd_proc", BOTH, Fate::Refused),
     ("unix_pair", BOTH, Fate::Refused),

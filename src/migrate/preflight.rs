@@ -116,7 +116,7 @@ pub fn still_forwarded(
 /// TCP connections, which may have been made since the last look.
 fn connections(files: &Files) -> impl Iterator<Item = (u64, u64)> + '_ {
     let all = files.views.objects.iter();
-    all.filter(|view| fd::tcp::is_kept(view, files)).map(identity)
+    all.filter(|view| fd::tcp::is_connection(view, files)).map(identity)
 }
 
 fn identity(view: &FdView) -> (u64, u64) {

@@ -16,7 +16,6 @@ use mio::{Interest, Registry, Token};
 
 use super::away::Pty;
 use super::home::HomeTty;
-use super::listener::{AwayListener, HomeListener};
 use super::local::{Got, Local, Put};
 use super::socket::Socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
@@ -33,16 +32,11 @@ pub(super) enum Role {
     /// The real terminal.
     HomeTty(HomeTty),
     /// The other end of the job's pipe; its capacity, bytes.
-    AwayPipe {
-        capacity: u32,
-    },
+    AwayPipe { capacity: u32 },
     /// The master of the job's terminal.
     AwayPty(Pty),
     /// A TCP socket of either side.
     Socket(Box<Socket>),
-    /// The real listening socket, and the job's.
-    HomeListener(HomeListener),
-    AwayListener(AwayListener),
 }
 
 /// See the module.
@@ -91,8 +85,8 @@ impl Endpoint {
         token: Token,
     ) -> Result<(), RelayError> {
         let interest = match (&self.tx, &self.rx) {
-            (Some(_), None) | (None, None) => Interest::READABLE,
-            (None, Some(_)) => Interest::WRITABLE,
+            (Some(_), None) => Interest::READABLE,
+            (None, _) => Interest::WRITABLE,
             (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
         };
         local
@@ -112,9 +106,6 @@ impl Endpoint {
     /// Takes the local object into use.
     pub fn thaw(&mut self) {
         self.frozen = false;
-        if let Role::AwayListener(listener) = &mut self.role {
-            listener.captured = false;
-        }
         if let Some(tx) = &mut self.tx {
             tx.hold(false);
         }
@@ -142,7 +133,7 @@ impl Endpoint {
             Role::HomePipe | Role::AwayPipe { .. } => self.break_reader(),
             Role::Socket(_) => self.socket_failed(),
             // No slave is open just now; the job may open it again by /dev/tty.
-            Role::AwayPty(_) | Role::HomeListener(_) | Role::AwayListener(_) => {}
+            Role::AwayPty(_) => {}
         }
     }
 
@@ -242,11 +233,6 @@ impl Endpoint {
             let (Some(rx), Some(local)) = (&mut self.rx, &self.local) else { return };
             let backlog = self.backlog.as_slices().0;
             let bytes = if backlog.is_empty() { rx.pending() } else { backlog };
-            let room = match &self.role {
-                Role::Socket(socket) => socket.room(),
-                _ => usize::MAX,
-            };
-            let bytes = bytes.get(..room).unwrap_or(bytes);
             if bytes.is_empty() {
                 return;
             }
@@ -272,10 +258,8 @@ impl Endpoint {
     }
 
     fn close_if_done(&mut self, registry: &Registry) {
-        match self.role {
-            Role::Socket(_) => return self.end_socket(registry),
-            Role::HomeListener(_) | Role::AwayListener(_) => return,
-            _ => {}
+        if matches!(self.role, Role::Socket(_)) {
+            return self.end_socket(registry);
         }
         if let Role::AwayPty(pty) = &self.role {
             if pty.hung_up() {
@@ -335,11 +319,6 @@ impl Endpoint {
             Role::HomeTty(tty) => tty.notices(self.id),
             Role::AwayPty(pty) => pty.notices(self.id),
             Role::Socket(socket) => socket.notices(self.id),
-            Role::HomeListener(listener) => listener.notices(self.id),
-            Role::AwayListener(listener) if listener.closed => {
-                vec![RelayMsg::BrokenPipe { stream: self.id }]
-            }
-            Role::AwayListener(_) => Vec::new(),
             Role::HomePipe | Role::AwayPipe { .. } => Vec::new(),
         };
         if self.rx.as_ref().is_some_and(Receiver::broken) {

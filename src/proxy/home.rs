@@ -16,7 +16,6 @@ use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::away::{AwayEnd, AwayState, PtyState};
 use super::endpoint::{Endpoint, Role};
-use super::listener;
 use super::local::Local;
 use super::socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId};
@@ -36,8 +35,6 @@ pub enum HomeEnd {
     Terminal(OwnedFd, JobControl),
     /// A connected TCP socket.
     Socket(OwnedFd),
-    /// A listening one.
-    Listener(OwnedFd),
 }
 
 /// Whose process group tells whether the terminal may be used.
@@ -235,7 +232,6 @@ pub(super) fn build(id: StreamId, end: HomeEnd) -> io::Result<(Endpoint, Local, 
         }
         HomeEnd::Terminal(fd, control) => terminal(id, fd, control),
         HomeEnd::Socket(fd) => socket::home(id, fd),
-        HomeEnd::Listener(fd) => Ok(listener::home(id, fd)),
     }
 }
 

@@ -1,5 +1,5 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
-//! of the home, the terminal, TCP connections ([`socket`]) and listening sockets ([`listener`]).
+//! of the home, the terminal, and TCP connections ([`socket`]).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
@@ -52,7 +52,6 @@ use mio::{Registry, Token};
 mod away;
 mod endpoint;
 mod home;
-mod listener;
 mod local;
 mod raw;
 mod socket;
@@ -62,7 +61,6 @@ pub mod term;
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
-pub use listener::{Dial, ListenerState};
 pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
 
@@ -111,11 +109,6 @@ pub struct Relays {
     by_token: BTreeMap<Token, StreamId>,
     halves: BTreeMap<StreamId, Endpoint>,
     linked: bool,
-    /// Connections to be made to listening sockets of the job.
-    wanted: VecDeque<Dial>,
-    /// Streams that are listening sockets.
-    listeners: Vec<StreamId>,
-    last_stream: StreamId,
 }
 
 impl Relays {
@@ -123,9 +116,7 @@ impl Relays {
     #[must_use]
     pub fn new(registry: Registry, tokens: Range<usize>) -> Self {
         let (by_token, halves) = (BTreeMap::new(), BTreeMap::new());
-        let (wanted, listeners) = Default::default();
-        let (linked, last_stream) = (false, 0);
-        Self { registry, tokens, by_token, halves, linked, wanted, listeners, last_stream }
+        Self { registry, tokens, by_token, halves, linked: false }
     }
 
     /// Adds the home half of `stream`, frozen: until [`Relays::thaw`] it leaves `end` alone.
@@ -136,9 +127,6 @@ impl Relays {
     pub fn add_home(&mut self, stream: StreamId, end: HomeEnd) -> Result<AwayState, RelayError> {
         let (half, local, away) = home::build(stream, end)
             .map_err(|e| RelayError::io(stream, "examine the original object", e))?;
-        if matches!(half.role, Role::HomeListener(_)) {
-            self.listeners.push(stream);
-        }
         self.insert(half, local)?;
         Ok(away)
     }
@@ -148,7 +136,6 @@ impl Relays {
         if let Some(mut half) = self.halves.remove(&stream) {
             half.close(&self.registry);
             self.by_token.retain(|_, id| *id != stream);
-            self.listeners.retain(|id| *id != stream);
         }
     }
 
@@ -230,10 +217,7 @@ impl Relays {
         half.ready();
         // Keys typed after a change of the window's size shall not arrive before it.
         measure(half);
-        let id = half.id;
         half.pump(&self.registry, self.linked, out);
-        self.accept_all(id, out);
-        self.find_accepted(out);
         true
     }
 
@@ -247,13 +231,9 @@ impl Relays {
         payload: &[u8],
         out: Out<'_>,
     ) -> Result<(), RelayError> {
-        if self.hear_listener(msg, out)? {
-            return Ok(());
-        }
         let half = self.halves.get_mut(&msg.stream()).ok_or_else(|| RelayError::unexpected(msg))?;
         half.message(msg, payload)?;
         half.pump(&self.registry, self.linked, out);
-        self.find_accepted(out);
         Ok(())
     }
 
@@ -286,12 +266,8 @@ impl Relays {
         stream: StreamId,
         job_end: Option<BorrowedFd<'_>>,
     ) -> Result<AwayState, RelayError> {
-        let failed = |e| RelayError::io(stream, "freeze", e);
-        if self.is_listener(stream) {
-            return self.freeze_listener(stream, job_end).map_err(failed);
-        }
         let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
-        away::freeze(half, job_end).map_err(failed)
+        away::freeze(half, job_end).map_err(|e| RelayError::io(stream, "freeze", e))
     }
 
     /// Undoes [`Relays::freeze`] of a move that failed, before the job is thawed.
@@ -304,16 +280,12 @@ impl Relays {
         let result = away::put_back(half, state).and_then(|()| away::type_ahead(half));
         half.thaw();
         half.pump(&self.registry, self.linked, out);
-        if self.linked && self.is_listener(stream) {
-            out(RelayMsg::Resync { stream, next: 0 }, &[]);
-        }
         result.map_err(|e| RelayError::io(stream, "put back unread input", e))
     }
 
     /// Sets every frozen half going: at home after the commit, away just before the job is
     /// thawed.
     pub fn thaw(&mut self, out: Out<'_>) {
-        self.dial_again();
         for half in self.halves.values_mut().filter(|half| half.frozen) {
             if let Err(error) = away::type_ahead(half) {
                 tracing::warn!(stream = half.id, %error, "type-ahead is processed a second time");
@@ -323,15 +295,11 @@ impl Relays {
             activate(half);
             half.pump(&self.registry, self.linked, out);
         }
-        for listener in self.listeners.clone() {
-            self.accept_all(listener, out);
-        }
     }
 
     /// The job has ended (away side): everything it wrote goes home, then eof and the modes
     /// it left its terminal with.
     pub fn job_ended(&mut self, out: Out<'_>) {
-        self.wanted.clear();
         for half in self.halves.values_mut().filter(|half| is_away(half)) {
             away::finish(half);
             half.pump(&self.registry, self.linked, out);
@@ -344,9 +312,6 @@ impl Relays {
         for half in self.halves.values_mut().filter(|half| !is_away(half)) {
             if let Some(rx) = &mut half.rx {
                 rx.end_here();
-            }
-            if matches!(half.role, Role::HomeListener(_)) {
-                half.close(&self.registry);
             }
             half.pump(&self.registry, self.linked, out);
         }
@@ -404,12 +369,11 @@ impl Relays {
             Role::HomeTty(tty) => half.local.is_some() && tty.wants_tick(),
             _ => false,
         };
-        (self.has_waiting() || self.halves.values().any(waits)).then_some(TICK)
+        self.halves.values().any(waits).then_some(TICK)
     }
 
-    /// Looks whether this process came to the foreground, and what the job has accepted.
+    /// Looks whether this process came to the foreground.
     pub fn on_tick(&mut self, out: Out<'_>) {
-        self.find_accepted(out);
         for half in self.halves.values_mut() {
             if activate(half) {
                 measure(half);
@@ -435,9 +399,9 @@ fn unknown(stream: StreamId) -> RelayError {
 
 fn is_away(half: &Endpoint) -> bool {
     match &half.role {
-        Role::AwayPipe { .. } | Role::AwayPty(_) | Role::AwayListener(_) => true,
+        Role::AwayPipe { .. } | Role::AwayPty(_) => true,
         Role::Socket(socket) => socket.away,
-        Role::HomePipe | Role::HomeTty(_) | Role::HomeListener(_) => false,
+        Role::HomePipe | Role::HomeTty(_) => false,
     }
 }
 

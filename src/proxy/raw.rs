@@ -114,28 +114,8 @@ pub fn unsent_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// `EOPNOTSUPP` on a kernel that does not tell (before Linux 4.1).
 pub fn received_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     const AT: usize = 128;
-    let info: [u8; AT + 8] = tcp_info(fd)?;
-    let told = info.get(AT..).and_then(|bytes| bytes.try_into().ok());
-    told.map(u64::from_ne_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
-}
-
-/// How many connections wait in a listening TCP socket to be accepted (`tcpi_unacked` of
-/// `struct tcp_info`, see tcp_get_info of net/ipv4/tcp.c).
-///
-/// # Errors
-/// `ENOPROTOOPT` for what is no TCP socket.
-pub fn accept_queue(fd: BorrowedFd<'_>) -> io::Result<usize> {
-    const AT: usize = 24;
-    let info: [u8; AT + 4] = tcp_info(fd)?;
-    let told = info.get(AT..).and_then(|bytes| bytes.try_into().ok());
-    told.map(|n| u32::from_ne_bytes(n) as usize)
-        .ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
-}
-
-/// The beginning of `struct tcp_info` (TCP_INFO of tcp(7)).
-fn tcp_info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u8; N]> {
-    let mut info = [0_u8; N];
-    let mut len = N as libc::socklen_t;
+    let mut info = [0_u8; AT + 8];
+    let mut len = info.len() as libc::socklen_t;
     // SAFETY: info and len live through the call, and len is the size of info.
     check(unsafe {
         libc::getsockopt(
@@ -146,16 +126,8 @@ fn tcp_info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u8; N]> {
             &raw mut len,
         )
     })?;
-    match len as usize == N {
-        true => Ok(info),
-        false => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-    }
-}
-
-/// Takes a descriptor that accept4(2) has just given to this process.
-pub fn own(fd: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: the caller got it from the kernel and gives it to nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    let told = info.get(AT..len as usize).and_then(|bytes| bytes.try_into().ok());
+    told.map(u64::from_ne_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
 }
 
 /// TCP_QUICKACK: an acknowledgement that is being delayed is sent now. Does nothing else.

@@ -16,7 +16,6 @@
 //! As in TCP the eof takes one offset of its own: it is acknowledged like a byte.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,9 +49,6 @@ pub enum RelayMsg {
     Hangup { stream: StreamId },
     /// The job ended and left its terminal with these modes.
     Settings { stream: StreamId, termios: Box<Termios> },
-    /// The home's listening socket has accepted a connection, which is the stream `new`: the job's
-    /// address of it, and the client's.
-    Accepted { stream: StreamId, new: StreamId, own: SocketAddr, peer: SocketAddr },
     /// The connection was reset on this side.
     Reset { stream: StreamId },
     /// Keys below this offset were typed, edited and echoed at home before the relay took
@@ -73,7 +69,6 @@ impl RelayMsg {
             | Self::Hangup { stream }
             | Self::Settings { stream, .. }
             | Self::Reset { stream }
-            | Self::Accepted { stream, .. }
             | Self::Typed { stream, .. } => stream,
         }
     }

@@ -10,7 +10,6 @@
 
 mod agent;
 mod decisions;
-mod dialing;
 mod dumpable;
 mod end;
 mod hook;
@@ -34,7 +33,6 @@ use crate::control::MoveEvent;
 use crate::ids::{MoveId, NodeId};
 use crate::migrate::image::JobInfo;
 use crate::migrate::message::Msg;
-use crate::migrate::resource::fd::tcp::envelope::Envelopes;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::migrate::resource::View;
 use crate::migrate::transport::{Link, INBOX_LIMIT};
@@ -165,10 +163,6 @@ pub struct Mover {
     early: VecDeque<(Msg, Vec<u8>)>,
     /// The job's controlling terminal, which no description leads to any more.
     idle_terminal: Option<PtyPair>,
-    /// Where connections are made to the job's listening sockets.
-    envelopes: Option<Envelopes>,
-    /// A descriptor of each listening socket, by stream: process and number.
-    listening_at: BTreeMap<u32, (i32, i32)>,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -219,8 +213,6 @@ impl Mover {
             left: false,
             early: VecDeque::new(),
             idle_terminal: None,
-            envelopes: None,
-            listening_at: BTreeMap::new(),
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,
@@ -267,7 +259,7 @@ impl Mover {
         if self.agent.as_ref().is_some_and(Agent::has_lost) {
             return Some(Duration::ZERO);
         }
-        let tick = self.home.iter().chain(&self.away).filter_map(Relays::tick).min();
+        let tick = self.home.as_ref().and_then(Relays::tick);
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
         [tick, retry, seek].into_iter().flatten().min()
@@ -275,8 +267,6 @@ impl Mover {
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
-        // What a move has left to be dialed is waited for by no event.
-        self.dial_wanted();
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
         let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
@@ -292,8 +282,6 @@ impl Mover {
             self.drive(key);
         }
         self.relay(Side::Home, |relays, out| relays.on_tick(out));
-        self.relay(Side::Away, |relays, out| relays.on_tick(out));
-        self.dial_wanted();
         self.serve_standin();
         Ok(())
     }

@@ -313,8 +313,6 @@ impl Mover {
         self.init = None;
         self.keep_needs();
         self.streams.clear();
-        self.envelopes = None;
-        self.listening_at.clear();
         self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;

@@ -115,7 +115,6 @@ impl Mover {
                 None => return Err(own(e)),
             },
         };
-        self.learn_accepted(&files);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let common = self.common().busy(self.sup.session.submitting());
         let mut local = preflight::local(&pids, &files, known.as_ref(), &common).map_err(own)?;
@@ -144,7 +143,7 @@ impl Mover {
         }
         let known = |view: &FdView| self.streams.contains_key(&stream_key(view));
         let mut all = files.views.objects.iter();
-        let found = all.find(|view| !known(view) && tcp::is_kept(view, files));
+        let found = all.find(|view| !known(view) && tcp::is_connection(view, files));
         found.map(tcp::made_away)
     }
 

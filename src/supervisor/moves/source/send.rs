@@ -25,7 +25,7 @@ use crate::migrate::near::Near;
 use crate::migrate::outside::{read_ahead, Subject};
 use crate::migrate::preflight::{self, Forwarded};
 use crate::migrate::raw::Shared;
-use crate::migrate::resource::fd::{self, pty, BulkSource, FdView};
+use crate::migrate::resource::fd::{pty, BulkSource, FdView};
 use crate::migrate::resource::filters;
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
@@ -167,7 +167,6 @@ impl Mover {
         let apart = self.check_apart(&files, &frozen.job.pids()).map_err(own)?;
         apart.map_or(Ok(()), |finding| Err(refused(finding)))?;
         files.look_into_sockets().map_err(fd_stopped)?;
-        self.learn_accepted(&files);
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
         let mut chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
         if agreed.translated {
@@ -321,9 +320,7 @@ impl Mover {
         ends: &BTreeMap<StreamKey, OwnedFd>,
     ) -> Step1<()> {
         let Some(away) = &mut self.away else { return Ok(()) };
-        let mut all: Vec<u32> = away.streams().collect();
-        // They tell which connections the job has accepted.
-        all.sort_by_key(|stream| !away.is_listener(*stream));
+        let all: Vec<u32> = away.streams().collect();
         for stream in all {
             let end = self.streams.iter().find(|(_, s)| **s == stream);
             let end = end.and_then(|(key, _)| ends.get(key)).map(AsFd::as_fd);
@@ -347,7 +344,7 @@ impl Mover {
                 Class::Terminal => HomeEnd::Terminal(fd, control),
                 Class::Read => HomeEnd::Input(fd),
                 Class::Written => HomeEnd::Output(fd),
-                Class::Connection => tcp_end(fd),
+                Class::Connection => HomeEnd::Socket(fd),
             };
             frozen.states.push(home.add_home(stream, end).map_err(own)?);
             self.streams.insert(key, stream);
@@ -365,10 +362,10 @@ impl Mover {
         let known = |key: &StreamKey| self.streams.contains_key(key);
         let new: Vec<_> =
             ends.into_iter().filter(|(k, _)| k.2 == Class::Connection && !known(k)).collect();
-        for (key, fd) in new {
-            let stream = home.new_stream();
+        let first = home.streams().max().map_or(1, |last| last.saturating_add(1));
+        for (stream, (key, fd)) in (first..).zip(new) {
             frozen.begun.push(stream);
-            frozen.states.push(home.add_home(stream, tcp_end(fd)).map_err(own)?);
+            frozen.states.push(home.add_home(stream, HomeEnd::Socket(fd)).map_err(own)?);
             self.streams.insert(key, stream);
         }
         Ok(())
@@ -494,14 +491,6 @@ impl Mover {
         for (from, ranges) in same {
             self.send(target.key, &Msg::Same { process, from, ranges }, &[]);
         }
-    }
-}
-
-/// The real end of a TCP socket.
-fn tcp_end(fd: OwnedFd) -> HomeEnd {
-    match fd::tcp::is_listening(&fd) {
-        true => HomeEnd::Listener(fd),
-        false => HomeEnd::Socket(fd),
     }
 }
 

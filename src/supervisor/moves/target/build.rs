@@ -20,7 +20,7 @@ use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::raw::Shared;
-use crate::migrate::resource::fd::tcp::{envelope::Envelopes, State};
+use crate::migrate::resource::fd::tcp::{envelope::Envelopes, Connection};
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
@@ -28,7 +28,7 @@ use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{coarse_tick, offsets, own_clocks, Footing, Skeleton};
 use crate::migrate::terminals::Terminal;
-use crate::proxy::{AwayEnd, AwayState, PtyPair, Relays};
+use crate::proxy::{AwayEnd, PtyPair};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
 use crate::syscalls::translate::{self, Translation};
@@ -336,12 +336,15 @@ impl Mover {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
-        let mut sockets = tcp_sockets(parcel)?;
+        let mut connections = connections(parcel)?;
         let mut envelopes = Envelopes::default();
         for state in &parcel.relays {
-            if matches!(state.end, AwayEnd::Tcp(_) | AwayEnd::Listener(_)) {
-                let socket = sockets.remove(&state.stream).filter(|_| state.wants_socket());
-                let job = rebuild_tcp(&mut away, &mut envelopes, state, socket)?;
+            if let AwayEnd::Tcp(_) = state.end {
+                let connection = connections.remove(&state.stream).filter(|_| state.wants_socket());
+                let pair = connection.map(|of| envelopes.connect(&of)).transpose()?;
+                let (job, far) = pair.map_or((None, None), |pair| (Some(pair.job), Some(pair.far)));
+                let both = job.as_ref().map(AsFd::as_fd).zip(far);
+                away.rebuild_socket(state.clone(), both)?;
                 ends.extend(job.map(|job| (state.stream, job)));
                 continue;
             }
@@ -357,7 +360,6 @@ impl Mover {
             }
             ends.insert(state.stream, end);
         }
-        self.envelopes = envelopes.settled();
         self.away = (!parcel.relays_lost).then_some(away);
         self.idle_terminal = a.pty.take();
         self.streams.clear();
@@ -435,45 +437,15 @@ fn last_of_memories(processes: &[ProcessImage]) -> Vec<bool> {
     last
 }
 
-/// The TCP sockets of an image, by their streams.
-fn tcp_sockets(parcel: &Parcel) -> Result<BTreeMap<u32, State>> {
+/// The connections of an image that are relayed, by their streams.
+fn connections(parcel: &Parcel) -> Result<BTreeMap<u32, Connection>> {
     let mut all = BTreeMap::new();
     for (object, stream) in &parcel.streams {
         let object = parcel.image.files.objects.get(*object as usize);
-        let socket = State::of(object.context("a relay of no descriptor")?)?;
-        all.extend(socket.map(|socket| (*stream, socket)));
+        let connection = Connection::of(object.context("a relay of no descriptor")?)?;
+        all.extend(connection.map(|connection| (*stream, connection)));
     }
     Ok(all)
-}
-
-/// Makes the job's TCP socket, if it has one still, and the away half of its relay.
-fn rebuild_tcp(
-    away: &mut Relays,
-    envelopes: &mut Envelopes,
-    state: &AwayState,
-    socket: Option<State>,
-) -> Result<Option<OwnedFd>> {
-    match (&state.end, socket) {
-        (AwayEnd::Listener(_), Some(State::Listener(listener))) => {
-            let job = envelopes.listen(&listener)?;
-            away.rebuild_listener(state.clone(), Some(job.try_clone()?))?;
-            Ok(Some(job))
-        }
-        (AwayEnd::Tcp(_), Some(State::Connection(connection))) => {
-            let pair = envelopes.connect(&connection)?;
-            away.rebuild_socket(state.clone(), Some((pair.job.as_fd(), pair.far)))?;
-            Ok(Some(pair.job))
-        }
-        (AwayEnd::Listener(_), None) => {
-            away.rebuild_listener(state.clone(), None)?;
-            Ok(None)
-        }
-        (AwayEnd::Tcp(_), None) => {
-            away.rebuild_socket(state.clone(), None)?;
-            Ok(None)
-        }
-        _ => bail!("a relay of another kind than its socket"),
-    }
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {

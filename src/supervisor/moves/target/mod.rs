@@ -312,8 +312,6 @@ impl Mover {
     /// After a move that was given up: no trace of it.
     fn forget_away(&mut self) {
         self.away = None;
-        self.envelopes = None;
-        self.listening_at.clear();
         self.streams.clear();
         let away = self.agent.is_some();
         self.sup.board.state = away.then_some(JobState::Away);
