@@ -32,7 +32,7 @@ pub fn read_ahead<I: Sync, T: Send, R>(
         let (send, receive) = sync_channel::<Vec<T>>(AHEAD / AT_ONCE);
         let numbers = numbers::copied();
         let (first, rest) = items.split_at(items.len().min(AT_ONCE));
-        scope.spawn(move || {
+        let reader = scope.spawn(move || {
             numbers.take();
             cpus::remember();
             for some in first.chunks(1).chain(rest.chunks(AT_ONCE)) {
@@ -41,13 +41,20 @@ pub fn read_ahead<I: Sync, T: Send, R>(
                 }
             }
         });
-        let mut got = Vec::new().into_iter();
-        take(&mut move || {
-            got.next().or_else(|| {
-                got = receive.recv().ok()?.into_iter();
-                got.next()
-            })
-        })
+        let taken = {
+            let mut got = Vec::new().into_iter();
+            let mut next = move || {
+                got.next().or_else(|| {
+                    got = receive.recv().ok()?.into_iter();
+                    got.next()
+                })
+            };
+            take(&mut next)
+        };
+        // Not left to the scope, which waits for the end of the closure only: whoever forks after this
+        // must be alone, because what the other thread has locked would stay so in the child.
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        taken
     })
 }
 
