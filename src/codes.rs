@@ -283,6 +283,11 @@ pub const CODES: &[Code] = &[
         text: "The socket talks to this machine's kernel, about this machine.\nWay out: let the program close it, or let it finish here.",
     },
     Code {
+        code: "VOS-NETNS",
+        title: "no network namespace at the target",
+        text: "The job has TCP connections, whose addresses are those of its home. At the target its sockets are in a network namespace in which these addresses are its own, and the target's kernel makes none.\nWay out: allow user and network namespaces there (sysctl user.max_net_namespaces, vosrun explain VOS-USERNS), run its node as root, or let the program close its connections.",
+    },
+    Code {
         code: "VOS-NO-PEER",
         title: "no node of that name is known here",
         text: "A job moves only between nodes that have joined each other.\nWay out: vosrun nodes lists the known names; a new one joins with: vosrun node --join \"$(vosrun token)\".",
@@ -384,8 +389,23 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-TCP",
-        title: "a TCP socket",
-        text: "The program has a TCP connection or a listening socket that cannot be moved or relayed.\nWay out: let the program close the connection, or let it finish here.",
+        title: "a TCP socket that is no connection",
+        text: "TCP connections move: the home keeps the real socket and relays it. The program has a TCP socket that is listening, not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
+    },
+    Code {
+        code: "VOS-TCP-AWAY",
+        title: "a TCP connection that was made away from home",
+        text: "A connection that the program makes after a move is the node's where it runs, and only the job's home keeps connections for it.\nWay out: let the program close the connection, or let it finish on this node.",
+    },
+    Code {
+        code: "VOS-TCP-BUSY",
+        title: "a TCP connection in a state that passes",
+        text: "The program is just making a connection (connect(2)), or has urgent data to read (MSG_OOB). The move has waited for a second.\nWay out: try again in a moment.",
+    },
+    Code {
+        code: "VOS-TCP-OPTION",
+        title: "a TCP connection with an option that cannot go along",
+        text: "The connection uses something that depends on this machine, or on what is under way in its kernel: a filter (SO_ATTACH_FILTER), an interface (SO_BINDTODEVICE, a link-local address), queued errors and timestamps (IP_RECVERR, SO_TIMESTAMPING, SO_ZEROCOPY), kernel TLS (TCP_ULP), TCP_REPAIR, IP_MINTTL or SO_PEEK_OFF.\nWay out: let the program switch it off or close the connection, or let it finish here.",
     },
     Code {
         code: "VOS-THREAD-FILES",

@@ -40,28 +40,30 @@ struct Guest {
     launched_only: Option<(&'static [Who], &'static str)>,
     /// Rows of `vosrun capabilities` that it proves.
     proves: &'static [&'static str],
+    /// A guest that runs on the first host outside of the job, and is there before it.
+    peer: Option<&'static str>,
 }
 
 const fn guest(source: &'static str) -> Guest {
-    Guest { source, args: &[], flavour: Flavour::Plain, launched_only: None, proves: &[] }
+    let flavour = Flavour::Plain;
+    Guest { source, args: &[], flavour, launched_only: None, proves: &[], peer: None }
 }
 
 const fn with(source: &'static str, args: &'static [&'static str]) -> Guest {
-    Guest { source, args, flavour: Flavour::Plain, launched_only: None, proves: &[] }
+    Guest { args, ..guest(source) }
 }
 
 const fn built(source: &'static str, flavour: Flavour) -> Guest {
-    Guest { source, args: &[], flavour, launched_only: None, proves: &[] }
+    Guest { flavour, ..guest(source) }
+}
+
+/// A guest that talks to `tcp_peer` by TCP.
+const fn tcp(source: &'static str, args: &'static [&'static str]) -> Guest {
+    Guest { peer: Some("tcp_peer"), ..with(source, args) }
 }
 
 const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
-    Guest {
-        source,
-        args: &[],
-        flavour: Flavour::Plain,
-        launched_only: Some((by, why)),
-        proves: &[],
-    }
+    Guest { launched_only: Some((by, why)), ..guest(source) }
 }
 
 impl Guest {
@@ -224,6 +226,17 @@ const GUESTS: &[Guest] = &[
     guest("unix_creds").proves(&["unix-creds"]),
     guest("unix_rights_in_flight").proves(&["unix-rights"]),
     guest("unix_fork_shared"),
+    tcp("tcp_stream", &["4"]).proves(&["tcp"]),
+    tcp("tcp_stream", &["6"]).proves(&["tcp"]),
+    tcp("tcp_stream", &["mapped"]),
+    tcp("tcp_names", &["4"]).proves(&["tcp-options"]),
+    tcp("tcp_names", &["6"]).proves(&["tcp-options"]),
+    tcp("tcp_queue", &[]).proves(&["tcp"]),
+    tcp("tcp_half", &[]).proves(&["tcp-half-closed"]),
+    tcp("tcp_full", &[]),
+    tcp("tcp_blocked", &[]),
+    tcp("tcp_reset", &[]),
+    tcp("tcp_shared", &[]),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -374,27 +387,53 @@ fn random_moves(job: &mut Job<'_>, seed: u64) -> Result<()> {
     job.await_progress(3)
 }
 
+/// A guest, and the program outside of the job that it talks to.
+struct Talk<'h> {
+    job: Job<'h>,
+    peer: Option<Job<'h>>,
+}
+
+impl<'h> Talk<'h> {
+    fn start(hosts: &'h Hosts, start: Start, guest: Guest) -> Result<Self> {
+        let mut program = guest.program()?;
+        let mut peer = None;
+        if let Some(source) = guest.peer {
+            let meet = hosts.fresh_dir("meet")?.join("point");
+            let outside = Program::new(build::guest(source, Flavour::Plain)?);
+            let outside = Job::start(hosts, Start::Native, outside.env("GUEST_MEET", &meet))?;
+            program = program.env("GUEST_MEET", &meet);
+            peer.insert(outside).await_ready()?;
+        }
+        Ok(Self { job: Job::start(hosts, start, program)?, peer })
+    }
+
+    fn finish(self) -> Result<String> {
+        let out = self.job.finish()?;
+        self.peer.map_or(Ok(()), |peer| peer.finish().map(drop))?;
+        Ok(out)
+    }
+}
+
 fn native(guest: Guest, who: Who, worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_hosts(who)?;
-    let mut job = Job::start(hosts, Start::Native, guest.program()?)?;
-    job.await_ready()?;
-    job.await_progress(5)?;
-    check_output(guest, &job.finish()?)
+    let mut talk = Talk::start(hosts, Start::Native, guest)?;
+    talk.job.await_ready()?;
+    talk.job.await_progress(5)?;
+    check_output(guest, &talk.finish()?)
 }
 
 fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) -> Result<()> {
     if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
         anyhow::ensure!(!by.contains(&who), "SKIP {why}");
     }
-    let program = guest.program()?;
     let hosts = match way {
         Way::Still => worker.bare_hosts(who)?,
         _ => worker.hosts(who)?,
     };
-    let mut job = Job::start(hosts, start, program)?;
-    job.await_ready()?;
-    moves(&mut job, way)?;
-    check_output(guest, &job.finish()?)
+    let mut talk = Talk::start(hosts, start, guest)?;
+    talk.job.await_ready()?;
+    moves(&mut talk.job, way)?;
+    check_output(guest, &talk.finish()?)
 }
 
 /// What becomes of a guest that is not to move to a node without namespaces.
@@ -411,6 +450,17 @@ enum Fate {
 const BOTH: &[Who] = &[Who::Root, Who::User];
 
 const TRANSLATION: &[(&str, &[Who], Fate)] = &[
+    ("tcp_stream+4", BOTH, Fate::Refused),
+    ("tcp_stream+6", BOTH, Fate::Refused),
+    ("tcp_stream+mapped", BOTH, Fate::Refused),
+    ("tcp_names+4", BOTH, Fate::Refused),
+    ("tcp_names+6", BOTH, Fate::Refused),
+    ("tcp_queue", BOTH, Fate::Refused),
+    ("tcp_half", BOTH, Fate::Refused),
+    ("tcp_full", BOTH, Fate::Refused),
+    ("tcp_blocked", BOTH, Fate::Refused),
+    ("tcp_reset", BOTH, Fate::Refused),
+    ("tcp_shared", BOTH, Fate::Refused),
     ("fd_signalfd", BOTH, Fate::Refused),
     ("fd_proc", BOTH, Fate::Refused),
     ("unix_pair", BOTH, Fate::Refused),
@@ -488,7 +538,6 @@ fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Resu
     if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
         anyhow::ensure!(!by.contains(&who), "SKIP {why}");
     }
-    let program = guest.program()?;
     let hosts = match who {
         Who::Root => worker.hosts(who)?,
         Who::User => worker.refusing_hosts()?,
@@ -497,12 +546,13 @@ fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Resu
     if let Some((.., Fate::Differs(why))) = fate {
         anyhow::bail!("SKIP {why}");
     }
-    let mut job = Job::start(hosts, start, program)?;
+    let Talk { mut job, peer } = Talk::start(hosts, start, guest)?;
     job.translate = who == Who::Root;
     job.await_ready()?;
     if let Some((_, by, Fate::Refused)) = fate {
         if by.contains(&who) {
-            return refused_by_name(job, "VOS-TRANSLATE");
+            refused_by_name(job, "VOS-TRANSLATE")?;
+            return peer.map_or(Ok(()), |peer| peer.finish().map(drop));
         }
     }
     if let Some((.., Fate::RefusedAtTimes)) = fate {
@@ -848,6 +898,39 @@ fn foreign_segment(who: Who, worker: &mut Worker) -> Result<()> {
     job.finish().map(drop)
 }
 
+/// A connection that was made away from home keeps the job where it is; one that was made when the
+/// job had come home again is relayed from there.
+fn connected_later(worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::User)?;
+    let Talk { mut job, peer } = Talk::start(hosts, Start::Launched, tcp("tcp_later", &[]))?;
+    job.await_ready()?;
+    let (wanted, told) = (job.dir.join("status.connect"), job.dir.join("status.connected"));
+    let connect = |on: bool| -> Result<()> {
+        match on {
+            true => std::fs::write(&wanted, "")?,
+            false => std::fs::remove_file(&wanted)?,
+        }
+        common::until(common::SOON, "the connection", || Ok((told.exists() == on).then_some(())))
+    };
+    job.migrate(1)?;
+    connect(true)?;
+    for to in [2, 0] {
+        let refused = job.try_migrate(to)?;
+        anyhow::ensure!(refused.code() == 10, "exit {}: {}", refused.code(), refused.stdout);
+        anyhow::ensure!(refused.stdout.contains("VOS-TCP-AWAY"), "{}", refused.stdout);
+    }
+    job.await_progress(3)?;
+    connect(false)?;
+    job.migrate(0)?;
+    connect(true)?;
+    for to in [1, 2, 0, 1] {
+        job.migrate(to).with_context(|| format!("to host {to}"))?;
+        job.await_progress(3)?;
+    }
+    job.finish()?;
+    peer.map_or(Ok(()), |peer| peer.finish().map(drop))
+}
+
 /// Pages that a parent shares with its children since fork(2) travel once.
 fn fork_shares_pages(who: Who, worker: &mut Worker) -> Result<()> {
     const MIB: u64 = 1 << 20;
@@ -1142,6 +1225,7 @@ fn cells() -> Vec<Cell> {
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }
+    cells.push(Cell::new("refused/user/tcp_later", connected_later));
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);
         cells.push(Cell::new(format!("other-user/user/{}", of.name()), run).alone(of.hogs()));

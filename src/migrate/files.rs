@@ -224,16 +224,19 @@ impl Files {
         Ok(())
     }
 
-    /// Everything `check` has to say of descriptors that are not forwarded.
+    /// Everything `check` has to say of descriptors that are not forwarded, or have a state all the
+    /// same.
     pub fn check(&self, forwarded: impl Fn(&FdView) -> bool) -> Vec<Finding> {
-        let own = self.views.objects.iter().filter(|v| !forwarded(v));
-        own.flat_map(|view| self.check_object(view)).collect()
+        self.with_state(forwarded).flat_map(|view| self.check_object(view)).collect()
     }
 
-    /// What cannot be where the job's numbers are translated, of descriptors that are not forwarded.
+    /// What of these cannot be where the job's numbers are translated.
     pub fn untranslated(&self, forwarded: impl Fn(&FdView) -> bool) -> Vec<Finding> {
-        let own = self.views.objects.iter().filter(|v| !forwarded(v));
-        own.filter_map(|view| fd::untranslated(view, self)).collect()
+        self.with_state(forwarded).filter_map(|view| fd::untranslated(view, self)).collect()
+    }
+
+    fn with_state(&self, forwarded: impl Fn(&FdView) -> bool) -> impl Iterator<Item = &FdView> {
+        self.views.objects.iter().filter(move |v| !forwarded(v) || fd::is_relayed(v))
     }
 
     /// The locks that the processes of a frozen job hold, by host pid, each as that process takes
@@ -282,7 +285,9 @@ impl Files {
                         "move again when the program has received it",
                     ))));
                 }
-                image.objects.push(fd::capture_provided(view, self)?);
+                let state = fd::is_relayed(view);
+                let capture = if state { fd::capture } else { fd::capture_provided };
+                image.objects.push(capture(view, self)?);
                 continue;
             }
             image.objects.push(fd::capture(view, self)?);

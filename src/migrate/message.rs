@@ -186,6 +186,8 @@ pub struct Hello {
     pub translate: bool,
     /// What stands in the way of a target without namespaces.
     pub untranslated: Vec<Finding>,
+    /// How many TCP connections are relayed.
+    pub connections: u32,
     pub source: String,
     /// The node whose agent holds the job's relays: id and name.
     pub home: (NodeId, String),

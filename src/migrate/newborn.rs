@@ -119,7 +119,7 @@ pub(super) fn start(
 }
 
 fn make_namespaces(plan: &Plan, now: Clocks, ends: &Ends) {
-    ends.must("namespaces", unshare(plan.user));
+    ends.must("namespaces", unshare(plan.user, NAMESPACES));
     ends.must("clock offsets", set_clocks(plan, now));
     ends.must("host name", nix::unistd::sethostname(&plan.nodename));
     if !plan.domainname.is_empty() {
@@ -185,7 +185,7 @@ fn guard(held: Option<UnixStream>) {
 }
 
 /// Closes every descriptor but these.
-fn close_others(keep: &[RawFd]) {
+pub(super) fn close_others(keep: &[RawFd]) {
     let mut keep = keep.to_vec();
     keep.sort_unstable();
     let mut next = 0;
@@ -198,17 +198,21 @@ fn close_others(keep: &[RawFd]) {
 
 /// Tries the namespaces in a process that ends at once; its exit code is the error number.
 pub(super) fn probe(user: User) -> ! {
-    raw::exit_now(unshare(user).err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO)))
+    raw::exit_now(
+        unshare(user, NAMESPACES).err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO)),
+    )
 }
 
+/// The namespaces of a job.
+const NAMESPACES: i32 = libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | raw::CLONE_NEWTIME;
+
 /// New namespaces: with the privilege to make them directly where there is one, else within a
-/// user namespace in which this node's user is the job's.
-fn unshare(user: User) -> io::Result<()> {
-    let flags = libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | raw::CLONE_NEWTIME;
+/// user namespace in which this node's user is `user`.
+pub(super) fn unshare(user: User, flags: i32) -> io::Result<()> {
     if user.is_givable() {
         match raw::unshare(flags) {
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}

@@ -53,9 +53,11 @@ pub struct Open {
     pub sockets: Vec<Wanted>,
     /// What cannot be there if it makes no namespaces.
     pub untranslated: Vec<Finding>,
+    /// How many TCP connections are relayed.
+    pub connections: u32,
 }
 
-/// Terminals, and pipes with an end outside of the job. A pipe whose other end is with a process
+/// Terminals, TCP connections, and pipes with an end outside of the job. A pipe whose other end is with a process
 /// that is just being made seems to be one: see [`still_forwarded`].
 ///
 /// # Errors
@@ -66,6 +68,7 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let own = |v: &FdView| fd::pty::has_hung_up(v) || fd::pty::is_inside(v, all);
     let one_ended = |v: &&FdView| (fd::is_terminal(v) && !own(v)) || is_unnamed_stream(v);
     found.extend(all.iter().filter(one_ended).map(identity));
+    found.extend(connections(files));
     let pipes: Vec<u64> =
         pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {
@@ -100,6 +103,7 @@ pub fn still_forwarded(
         false => fd::outside_holders("pipe", &doubtful, &files.job_pids())?,
     };
     let mut found = before.clone();
+    found.extend(connections(files));
     for view in pipes(files).filter(|v| !known.contains(&identity(v))) {
         match outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
             true => found.insert(identity(view)),
@@ -107,6 +111,12 @@ pub fn still_forwarded(
         };
     }
     Ok(found)
+}
+
+/// TCP connections, which may have been made since the last look.
+fn connections(files: &Files) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let all = files.views.objects.iter();
+    all.filter(|view| fd::tcp::is_connection(view, files)).map(identity)
 }
 
 fn identity(view: &FdView) -> (u64, u64) {
@@ -186,6 +196,7 @@ pub fn local(
         files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
         sockets: wanted_names(&files.views.objects, files),
         untranslated: files.untranslated(is_forwarded),
+        connections: connections(files).count() as u32,
     };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
@@ -391,6 +402,7 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         dry: of.dry,
         translate: of.translate,
         untranslated: open.untranslated,
+        connections: open.connections,
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),
@@ -532,6 +544,7 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     }
     let refused = super::skeleton::try_namespaces(user).err();
     if refused.is_none() && !hello.translate {
+        verdict.findings.extend(judge_connections(hello.connections));
         return;
     }
     if !user.is_givable() {
@@ -556,6 +569,21 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     ));
     let for_root = |f: &&Finding| !f.object.starts_with("process ") || own.uid != 0;
     verdict.findings.extend(hello.untranslated.iter().filter(for_root).cloned());
+}
+
+/// Connections are kept in a network namespace.
+fn judge_connections(connections: u32) -> Option<Finding> {
+    if connections == 0 {
+        return None;
+    }
+    fd::tcp::envelope::probe().err().map(|e| {
+        blocker(
+            "VOS-NETNS",
+            format!("{connections} TCP connections: {e}"),
+            "the target makes no network namespace, in which the old addresses are the job's",
+            "allow them on the target (user.max_net_namespaces), or run its node as root",
+        )
+    })
 }
 
 /// A process that is not dumpable cannot be where numbers are translated.

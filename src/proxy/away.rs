@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::endpoint::{Endpoint, Role};
 use super::local::Local;
 use super::raw;
+use super::socket::{self, TcpState};
 use super::stream::{Receiver, RelayMsg, Sender, StreamId};
 use super::term::{put_input, take_input, Termios, TtyInput, WindowSize};
 
@@ -39,6 +40,8 @@ pub enum AwayEnd {
     PipeOut { tx: Sender, capacity: u32 },
     /// The job's terminal.
     Pty(Box<PtyState>),
+    /// The job's TCP connection.
+    Tcp(Box<TcpState>),
 }
 
 /// State of the job's terminal.
@@ -52,6 +55,15 @@ pub struct PtyState {
     termios: Termios,
     size: WindowSize,
     pty: Pty,
+}
+
+impl AwayState {
+    /// Is it a connection of which the job has a socket, to which [`super::Relays::rebuild_socket`]
+    /// needs the other end?
+    #[must_use]
+    pub fn wants_socket(&self) -> bool {
+        matches!(&self.end, AwayEnd::Tcp(state) if socket::is_open(state))
+    }
 }
 
 impl PtyState {
@@ -142,7 +154,12 @@ pub(super) fn freeze(
             half.take_all();
             freeze_pipe(half, job_end, capacity)?
         }
-        Role::HomePipe | Role::HomeTty(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        Role::Socket(ref socket) if socket.away => {
+            AwayEnd::Tcp(Box::new(socket::freeze(half, job_end)?))
+        }
+        Role::HomePipe | Role::HomeTty(_) | Role::Socket(_) => {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
     };
     Ok(AwayState { stream: half.id, end })
 }
@@ -263,6 +280,11 @@ pub(super) fn type_ahead(half: &mut Endpoint) -> io::Result<()> {
 /// The job has ended: its last bytes, the modes it leaves, eof.
 pub(super) fn finish(half: &mut Endpoint) {
     half.frozen = false;
+    if let Role::Socket(socket) = &mut half.role {
+        // Its end of file comes behind what is under way.
+        socket.ending = true;
+        return;
+    }
     half.take_all();
     if let (Role::AwayPty(pty), Some(master)) = (&mut half.role, &half.local) {
         let last = Termios::of(master.as_fd()).ok();
@@ -297,6 +319,8 @@ pub(super) fn rebuild(
             Ok((half, Local::own(ours)?, job))
         }
         AwayEnd::Pty(state) => rebuild_pty(id, *state, pty.map_or_else(PtyPair::open, Ok)?),
+        // Both of its ends are made beforehand.
+        AwayEnd::Tcp(_) => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 

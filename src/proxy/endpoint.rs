@@ -17,6 +17,7 @@ use mio::{Interest, Registry, Token};
 use super::away::Pty;
 use super::home::HomeTty;
 use super::local::{Got, Local, Put};
+use super::socket::Socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
 use super::RelayError;
 
@@ -34,6 +35,8 @@ pub(super) enum Role {
     AwayPipe { capacity: u32 },
     /// The master of the job's terminal.
     AwayPty(Pty),
+    /// A TCP socket of either side.
+    Socket(Box<Socket>),
 }
 
 /// See the module.
@@ -103,6 +106,9 @@ impl Endpoint {
     /// Takes the local object into use.
     pub fn thaw(&mut self) {
         self.frozen = false;
+        if let Some(tx) = &mut self.tx {
+            tx.hold(false);
+        }
         self.ready();
     }
 
@@ -125,6 +131,7 @@ impl Endpoint {
                 self.announce = true;
             }
             Role::HomePipe | Role::AwayPipe { .. } => self.break_reader(),
+            Role::Socket(_) => self.socket_failed(),
             // No slave is open just now; the job may open it again by /dev/tty.
             Role::AwayPty(_) => {}
         }
@@ -168,7 +175,7 @@ impl Endpoint {
                 return;
             }
             match local.read(&mut buf[..room]) {
-                Got::Bytes(n) => tx.push(&buf[..n]),
+                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
                 other => self.no_bytes(other),
             }
         }
@@ -184,10 +191,13 @@ impl Endpoint {
     /// A read gave no bytes.
     fn no_bytes(&mut self, got: Got) {
         self.readable = false;
+        if got == Got::Reset {
+            self.socket_reset();
+        }
         match &mut self.role {
             Role::HomeTty(_) if self.local.as_ref().is_some_and(Local::hung_up) => self.gone(),
             Role::HomeTty(tty) if got == Got::Refused => tty.lost(),
-            Role::HomePipe | Role::AwayPipe { .. } if got != Got::Later => {
+            Role::HomePipe | Role::AwayPipe { .. } | Role::Socket(_) if got != Got::Later => {
                 if let Some(tx) = &mut self.tx {
                     tx.close();
                 }
@@ -204,7 +214,7 @@ impl Endpoint {
                 return;
             }
             match local.read(&mut buf) {
-                Got::Bytes(n) => tx.push(&buf[..n]),
+                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
                 other => return self.no_bytes(other),
             }
         }
@@ -212,6 +222,13 @@ impl Endpoint {
 
     /// Writes backlog and received bytes to the local object.
     pub fn drain(&mut self) {
+        self.write_all();
+        if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
+            socket.trim(local.as_fd());
+        }
+    }
+
+    fn write_all(&mut self) {
         while self.writable {
             let (Some(rx), Some(local)) = (&mut self.rx, &self.local) else { return };
             let backlog = self.backlog.as_slices().0;
@@ -219,8 +236,13 @@ impl Endpoint {
             if bytes.is_empty() {
                 return;
             }
-            match local.write(bytes) {
+            let put = local.write(bytes);
+            if let (Role::Socket(socket), Put::Bytes(n)) = (&mut self.role, put) {
+                socket.note_sent(&bytes[..n]);
+            }
+            match put {
                 Put::Broken => return self.gone_for_writing(),
+                Put::Reset => return self.socket_reset(),
                 Put::Later | Put::Bytes(0) => self.writable = false,
                 Put::Bytes(n) if backlog.is_empty() => rx.consume(n),
                 Put::Bytes(n) => drop(self.backlog.drain(..n)),
@@ -230,12 +252,15 @@ impl Endpoint {
 
     fn gone_for_writing(&mut self) {
         match self.role {
-            Role::AwayPty(_) => self.break_reader(),
+            Role::AwayPty(_) | Role::Socket(_) => self.break_reader(),
             _ => self.gone(),
         }
     }
 
     fn close_if_done(&mut self, registry: &Registry) {
+        if matches!(self.role, Role::Socket(_)) {
+            return self.end_socket(registry);
+        }
         if let Role::AwayPty(pty) = &self.role {
             if pty.hung_up() {
                 self.break_off();
@@ -293,6 +318,7 @@ impl Endpoint {
         let mut notices = match &self.role {
             Role::HomeTty(tty) => tty.notices(self.id),
             Role::AwayPty(pty) => pty.notices(self.id),
+            Role::Socket(socket) => socket.notices(self.id),
             Role::HomePipe | Role::AwayPipe { .. } => Vec::new(),
         };
         if self.rx.as_ref().is_some_and(Receiver::broken) {
@@ -310,6 +336,7 @@ impl Endpoint {
             (RelayMsg::Hangup { .. }, Role::AwayPty(pty)) => pty.hang_up(),
             (RelayMsg::Typed { until, .. }, Role::AwayPty(pty)) => pty.typed(*until),
             (RelayMsg::Settings { termios, .. }, Role::HomeTty(tty)) => tty.leave_with(termios),
+            (RelayMsg::Reset { .. }, Role::Socket(socket)) => socket.reset_there = true,
             (&RelayMsg::Data { offset, eof, .. }, _) => {
                 let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
                 // A writer that goes on has not heard yet.
@@ -334,5 +361,13 @@ impl Endpoint {
 
     fn sender(&mut self, msg: &RelayMsg) -> Result<&mut Sender, RelayError> {
         self.tx.as_mut().ok_or_else(|| RelayError::unexpected(msg))
+    }
+}
+
+/// Local bytes go to the link.
+fn push(role: &mut Role, tx: &mut Sender, bytes: &[u8]) {
+    match role {
+        Role::Socket(socket) => socket.take(bytes, tx),
+        _ => tx.push(bytes),
     }
 }

@@ -17,6 +17,7 @@ use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 use super::away::{AwayEnd, AwayState, PtyState};
 use super::endpoint::{Endpoint, Role};
 use super::local::Local;
+use super::socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId};
 use super::term::{take_input, Termios, TtyInput, WindowSize};
 
@@ -32,6 +33,8 @@ pub enum HomeEnd {
     Output(OwnedFd),
     /// A terminal.
     Terminal(OwnedFd, JobControl),
+    /// A connected TCP socket.
+    Socket(OwnedFd),
 }
 
 /// Whose process group tells whether the terminal may be used.
@@ -228,6 +231,7 @@ pub(super) fn build(id: StreamId, end: HomeEnd) -> io::Result<(Endpoint, Local, 
             Ok((half, Local::shared(fd)?, AwayState { stream: id, end: away }))
         }
         HomeEnd::Terminal(fd, control) => terminal(id, fd, control),
+        HomeEnd::Socket(fd) => socket::home(id, fd),
     }
 }
 

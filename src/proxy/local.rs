@@ -9,6 +9,7 @@
 //! | pipe, socket, /dev/null of others | RWF_NOWAIT (preadv2(2)) |
 //! | terminal, named pipe of others | a description of our own, from /proc/self/fd |
 //! | the same where that is refused | poll(2), then a read or a short write |
+//! | TCP socket, also of others | MSG_DONTWAIT (recv(2)) |
 //! | regular file | plain read and write, which do not wait for anybody |
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::PollFlags;
+use nix::sys::socket::{recv, send, MsgFlags};
 
 use super::raw;
 use super::term::wait_for;
@@ -41,6 +43,7 @@ enum Way {
     NoWait,
     Poll,
     Plain,
+    Socket,
 }
 
 /// What became of a read.
@@ -52,6 +55,8 @@ pub enum Got {
     Eof,
     /// The other side of a terminal is not there, or the terminal is not ours to read.
     Refused,
+    /// The connection was reset, or timed out.
+    Reset,
 }
 
 /// What became of a write.
@@ -62,6 +67,8 @@ pub enum Put {
     Later,
     /// Nobody will ever read it.
     Broken,
+    /// The connection was reset, or timed out.
+    Reset,
 }
 
 /// See the module.
@@ -114,6 +121,38 @@ impl Local {
         })
     }
 
+    /// A TCP socket; its description may be one that others use.
+    #[must_use]
+    pub fn socket(fd: OwnedFd) -> Self {
+        Self::with(fd, Way::Socket)
+    }
+
+    /// Tells the peer of a socket that nothing follows.
+    pub fn shut(&self) {
+        use nix::sys::socket::{shutdown, Shutdown};
+        match shutdown(self.fd.as_raw_fd(), Shutdown::Write) {
+            // Its peer has gone meanwhile.
+            Ok(()) | Err(Errno::ENOTCONN) => {}
+            Err(error) => tracing::warn!(fd = self.fd.as_raw_fd(), %error, "shutdown(2)"),
+        }
+    }
+
+    /// The peer of a socket sees a reset when it is closed.
+    pub fn reset_on_close(&self) {
+        use nix::sys::socket::{setsockopt, sockopt::Linger};
+        if let Err(error) = setsockopt(&self.fd, Linger, &libc::linger { l_onoff: 1, l_linger: 0 })
+        {
+            tracing::warn!(fd = self.fd.as_raw_fd(), %error, "SO_LINGER");
+        }
+    }
+
+    /// The error that waits in a socket, which is taken out (SO_ERROR).
+    #[must_use]
+    pub fn take_error(&self) -> Option<i32> {
+        use nix::sys::socket::{getsockopt, sockopt::SocketError};
+        getsockopt(&self.fd, SocketError).ok().filter(|error| *error != 0)
+    }
+
     fn with(fd: OwnedFd, way: Way) -> Self {
         Self { fd, way: Cell::new(way), registered: false }
     }
@@ -146,6 +185,9 @@ impl Local {
     pub fn read(&self, buf: &mut [u8]) -> Got {
         let result = match self.way.get() {
             Way::NoWait => raw::read_nowait(self.as_fd(), buf),
+            Way::Socket => {
+                recv(self.fd.as_raw_fd(), buf, MsgFlags::MSG_DONTWAIT).map_err(Into::into)
+            }
             Way::Poll if !self.ready(PollFlags::POLLIN) => Err(Errno::EAGAIN.into()),
             _ => nix::unistd::read(&self.fd, buf).map_err(Into::into),
         };
@@ -156,6 +198,8 @@ impl Local {
                 Some(libc::EAGAIN) => Got::Later,
                 Some(libc::EINTR) => self.read(buf),
                 Some(libc::EOPNOTSUPP) if self.fall_back() => self.read(buf),
+                Some(libc::EPIPE) if self.way.get() == Way::Socket => Got::Eof,
+                _ if self.way.get() == Way::Socket => Got::Reset,
                 Some(libc::EIO) => Got::Refused,
                 _ => self.failed("read", &e, Got::Eof),
             },
@@ -166,6 +210,10 @@ impl Local {
     pub fn write(&self, bytes: &[u8]) -> Put {
         let result = match self.way.get() {
             Way::NoWait => raw::write_nowait(self.as_fd(), bytes),
+            Way::Socket => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                send(self.fd.as_raw_fd(), bytes, flags).map_err(Into::into)
+            }
             Way::Poll if !self.ready(PollFlags::POLLOUT) => Err(Errno::EAGAIN.into()),
             Way::Poll => {
                 let short = bytes.get(..SHORT_WRITE).unwrap_or(bytes);
@@ -180,6 +228,7 @@ impl Local {
                 Some(libc::EINTR) => self.write(bytes),
                 Some(libc::EOPNOTSUPP) if self.fall_back() => self.write(bytes),
                 Some(libc::EPIPE) => Put::Broken,
+                _ if self.way.get() == Way::Socket => Put::Reset,
                 _ => self.failed("write", &e, Put::Broken),
             },
         }

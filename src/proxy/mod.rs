@@ -1,5 +1,5 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
-//! of the home, and the terminal.
+//! of the home, the terminal, and TCP connections ([`socket`]).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
@@ -54,12 +54,14 @@ mod endpoint;
 mod home;
 mod local;
 mod raw;
+mod socket;
 pub mod stream;
 pub mod term;
 
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
+pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
 
 use endpoint::{Endpoint, Role};
@@ -129,6 +131,14 @@ impl Relays {
         Ok(away)
     }
 
+    /// Undoes [`Relays::add_home`] of a move that failed.
+    pub fn remove(&mut self, stream: StreamId) {
+        if let Some(mut half) = self.halves.remove(&stream) {
+            half.close(&self.registry);
+            self.by_token.retain(|_, id| *id != stream);
+        }
+    }
+
     /// Adds an away half, frozen until [`Relays::thaw`]. Returns the job's end: the read end
     /// or write end of a pipe, or the slave of a pty.
     ///
@@ -152,6 +162,35 @@ impl Relays {
             .map_err(|e| RelayError::io(stream, "make the job's pipe or terminal", e))?;
         self.insert(half, local)?;
         Ok(job_end)
+    }
+
+    /// As [`Relays::rebuild`], of a connection: `ends` are the job's socket and the other end of
+    /// it, made beforehand, if [`AwayState::wants_socket`]. What the job has not read is in it
+    /// then, and what it has written.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`] when the state is of another kind, or the sockets cannot be used.
+    pub fn rebuild_socket(
+        &mut self,
+        state: AwayState,
+        ends: Option<(BorrowedFd<'_>, OwnedFd)>,
+    ) -> Result<(), RelayError> {
+        let id = state.stream;
+        let failed = |e| RelayError::io(id, "make the job's connection", e);
+        let AwayEnd::Tcp(tcp) = state.end else {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        };
+        let (job_end, far) = ends.map_or((None, None), |(job, far)| (Some(job), Some(far)));
+        let half = socket::rebuild(id, *tcp, job_end).map_err(failed)?;
+        match far {
+            Some(far) => self.insert(half, local::Local::socket(far))?,
+            None if self.halves.contains_key(&id) => return Err(RelayError::Full(id)),
+            None => drop(self.halves.insert(id, half)),
+        }
+        if let Some(half) = self.halves.get_mut(&id) {
+            half.prefill(&self.registry);
+        }
+        Ok(())
     }
 
     fn insert(&mut self, mut half: Endpoint, local: local::Local) -> Result<(), RelayError> {
@@ -281,7 +320,11 @@ impl Relays {
     /// Every byte and eof that went into this side was consumed by the other.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.halves.values().filter_map(|half| half.tx.as_ref()).all(stream::Sender::drained)
+        self.halves.values().all(|half| {
+            let comes = matches!(&half.role, Role::Socket(socket) if socket.ending);
+            let done = |tx: &stream::Sender| tx.drained() && (!comes || tx.closed());
+            half.tx.as_ref().is_none_or(done)
+        })
     }
 
     /// Home side: all output has ended and is written.
@@ -355,7 +398,11 @@ fn unknown(stream: StreamId) -> RelayError {
 }
 
 fn is_away(half: &Endpoint) -> bool {
-    matches!(half.role, Role::AwayPipe { .. } | Role::AwayPty(_))
+    match &half.role {
+        Role::AwayPipe { .. } | Role::AwayPty(_) => true,
+        Role::Socket(socket) => socket.away,
+        Role::HomePipe | Role::HomeTty(_) => false,
+    }
 }
 
 fn want(half: &mut Endpoint) {

@@ -95,6 +95,56 @@ pub fn unread_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
         .map(|_| bytes as usize)
 }
 
+/// SIOCOUTQ of a TCP socket: bytes that its peer has not acknowledged, the end of file counts as
+/// one (tcp(7)).
+///
+/// # Errors
+/// `EINVAL` for a listening socket.
+pub fn unsent_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes = 0_i32;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })
+        .map(|_| bytes as usize)
+}
+
+/// Bytes that a TCP socket has received in order since it was connected, read or not; the end of
+/// file counts as one (`tcpi_bytes_received` of `struct tcp_info`).
+///
+/// # Errors
+/// `EOPNOTSUPP` on a kernel that does not tell (before Linux 4.1).
+pub fn received_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    const AT: usize = 128;
+    let mut info = [0_u8; AT + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: info and len live through the call, and len is the size of info.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    let told = info.get(AT..len as usize).and_then(|bytes| bytes.try_into().ok());
+    told.map(u64::from_ne_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+}
+
+/// TCP_QUICKACK: an acknowledgement that is being delayed is sent now. Does nothing else.
+pub fn acknowledge(fd: BorrowedFd<'_>) {
+    let on = 1_i32;
+    // SAFETY: on lives through the call and has the length told.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const on).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+}
+
 /// TIOCGWINSZ.
 ///
 /// # Errors

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::term::{Termios, WindowSize};
 
-/// Names one relayed object of a job: a pipe end, a file or a terminal. Both halves use the
-/// same number; a terminal's two directions share it.
+/// Names one relayed object of a job: a pipe end, a file, a terminal or a connection. Both
+/// halves use the same number; the two directions of a terminal or connection share it.
 pub type StreamId = u32;
 
 /// Bytes that may be on their way in one direction of one stream.
@@ -49,6 +49,8 @@ pub enum RelayMsg {
     Hangup { stream: StreamId },
     /// The job ended and left its terminal with these modes.
     Settings { stream: StreamId, termios: Box<Termios> },
+    /// The connection was reset on this side.
+    Reset { stream: StreamId },
     /// Keys below this offset were typed, edited and echoed at home before the relay took
     /// the terminal over.
     Typed { stream: StreamId, until: u64 },
@@ -66,6 +68,7 @@ impl RelayMsg {
             | Self::Winsize { stream, .. }
             | Self::Hangup { stream }
             | Self::Settings { stream, .. }
+            | Self::Reset { stream }
             | Self::Typed { stream, .. } => stream,
         }
     }
@@ -100,6 +103,9 @@ pub struct Sender {
     /// Next offset to put on the link; none until the peer has said where it stands.
     #[serde(skip)]
     next: Option<u64>,
+    /// Nothing from this offset on is put on the link.
+    #[serde(skip)]
+    held: Option<u64>,
 }
 
 impl Default for Sender {
@@ -112,6 +118,7 @@ impl Default for Sender {
             limit: WINDOW as u64,
             broken: false,
             next: None,
+            held: None,
         }
     }
 }
@@ -132,6 +139,23 @@ impl Sender {
         if !self.eof && !self.broken {
             self.buffer.extend(bytes);
         }
+    }
+
+    /// Puts nothing more on the link than what [`Sender::take_excess`] leaves now; or, with false,
+    /// all again.
+    pub fn hold(&mut self, held: bool) {
+        let kept = WINDOW.min(self.buffer.len()) as u64;
+        let excess = self.buffer.len() > WINDOW;
+        self.held = (held && excess).then(|| self.acked.saturating_add(kept));
+    }
+
+    /// Takes out what lies beyond the window, and so was never put on the link, with the end that
+    /// follows it.
+    pub fn take_excess(&mut self) -> Vec<u8> {
+        let kept = WINDOW.min(self.buffer.len());
+        let excess: Vec<u8> = self.buffer.drain(kept..).collect();
+        self.eof &= excess.is_empty();
+        excess
     }
 
     /// Nothing follows what was pushed so far.
@@ -220,6 +244,7 @@ impl Sender {
     pub fn poll(&mut self) -> Option<(u64, Vec<u8>, bool)> {
         let offset = self.next.filter(|&next| !self.broken && next < self.fin())?;
         let end = self.end().min(self.limit).min(offset.saturating_add(CHUNK as u64));
+        let end = end.min(self.held.unwrap_or(end));
         let eof = self.eof && end == self.end();
         if end <= offset && !eof {
             return None;

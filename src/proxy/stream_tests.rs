@@ -216,3 +216,36 @@ fn a_broken_sender_forgets_and_wants_nothing() {
     tx.on_resync(7).unwrap();
     assert_eq!((tx.room(), tx.poll(), tx.drained()), (0, None, true));
 }
+
+#[test]
+fn what_is_held_back_was_never_on_the_link() {
+    let bytes: Vec<u8> = (0..3 * WINDOW).map(|i| (i % 251) as u8).collect();
+    let (mut tx, mut rx) = (Sender::default(), Receiver::default());
+    tx.push(&bytes);
+    tx.close();
+    tx.on_resync(0).unwrap();
+    let mut copy = tx.clone();
+    tx.hold(true);
+    let excess = copy.take_excess();
+    assert_eq!(excess, bytes[WINDOW..]);
+    assert!(!copy.closed(), "the end comes behind what was taken out");
+    // The peer consumes all that it gets, but gets no more.
+    while let Some((offset, bytes, eof)) = tx.poll() {
+        assert!(!eof);
+        rx.on_data(offset, &bytes, eof).unwrap();
+        rx.consume(usize::MAX);
+        let (offset, window) = rx.ack();
+        tx.on_ack(offset, window).unwrap();
+    }
+    assert_eq!(rx.next(), WINDOW as u64);
+    copy.on_resync(rx.next()).unwrap();
+    // Undone, it gets the rest.
+    tx.hold(false);
+    while let Some((offset, bytes, eof)) = tx.poll() {
+        rx.on_data(offset, &bytes, eof).unwrap();
+        rx.consume(usize::MAX);
+        let (offset, window) = rx.ack();
+        tx.on_ack(offset, window).unwrap();
+    }
+    assert!(rx.at_eof());
+}

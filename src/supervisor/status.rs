@@ -167,28 +167,10 @@ fn by_link(what: &str) -> String {
     }
 }
 
-/// Established TCP connections of a process.
+/// Established TCP connections of a process, each once, in whatever network namespace.
 fn connections(pid: i32) -> u32 {
-    let inode = |fd: i32| {
-        let target = link(pid, &format!("fd/{fd}"));
-        target.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()
-    };
-    let sockets: BTreeSet<u64> = numbers(pid).into_iter().filter_map(inode).collect();
-    if sockets.is_empty() {
-        return 0;
-    }
-    let table = |name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
-    [table("tcp"), table("tcp6")].iter().map(|t| established(t, &sockets)).sum()
-}
-
-/// Rows of /proc/net/tcp in state 01 (ESTABLISHED) that belong to `sockets`.
-fn established(table: &str, sockets: &BTreeSet<u64>) -> u32 {
-    let ours = |line: &&str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let inode = fields.get(9).and_then(|i| i.parse().ok());
-        fields.get(3) == Some(&"01") && inode.is_some_and(|i| sockets.contains(&i))
-    };
-    table.lines().skip(1).filter(ours).count() as u32
+    let all = numbers(pid).into_iter().filter(|number| fd::tcp::is_established(pid, *number));
+    all.map(|number| link(pid, &format!("fd/{number}"))).collect::<BTreeSet<_>>().len() as u32
 }
 
 #[cfg(test)]

@@ -358,7 +358,7 @@ static const struct {
     const char *name;
     void (*hold)(void);
 } KINDS[] = {
-    {"netlink", netlink}, {"tcp", tcp}, {"udp", udp}, {"unix", unix_socket},
+    {"netlink", netlink}, {"tcp-unconnected", tcp}, {"udp", udp}, {"unix", unix_socket},
     {"socket-other", other_socket}, {"proc-outside", proc}, {"pidfd-outside", pidfd},
     {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
     {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},

@@ -69,7 +69,7 @@ const HELD: &[&str] = &[
     "seccomp-narrow",
     "secretmem",
     "socket-other",
-    "tcp",
+    "tcp-unconnected",
     "thread-files-epoll",
     "udp",
     "unix",

@@ -209,6 +209,7 @@ fn hello() -> Hello {
         dry: false,
         translate: false,
         untranslated: Vec::new(),
+        connections: 1,
         source: "a".into(),
         home: (NodeId([3; 32]), "a".into()),
         cpu: vec!["sse2".into(), "avx2".into()],

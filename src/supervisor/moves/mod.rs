@@ -52,17 +52,33 @@ const CHUNK: usize = 256 << 10;
 /// Names a link; never used again for another one.
 type LinkKey = usize;
 
-/// How a forwarded description is recognised in the job: device, inode, and whether it is
-/// read (1), written (2) or a terminal (0).
-type StreamKey = (u64, u64, u8);
+/// What a forwarded description is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Terminal,
+    Read,
+    Written,
+    Connection,
+}
+
+impl Class {
+    /// By its type (S_IFMT), status flags, and whether it is a terminal.
+    fn of(file_type: u32, flags: i32, terminal: bool) -> Self {
+        match (terminal, flags & libc::O_ACCMODE) {
+            (true, _) => Self::Terminal,
+            _ if file_type == libc::S_IFSOCK => Self::Connection,
+            (false, libc::O_RDONLY) => Self::Read,
+            (false, _) => Self::Written,
+        }
+    }
+}
+
+/// How a forwarded description is recognised in the job: device, inode, and what it is.
+type StreamKey = (u64, u64, Class);
 
 /// The key of a description.
 fn stream_key(view: &FdView) -> StreamKey {
-    let class = match (fd::is_terminal(view), view.flags & libc::O_ACCMODE) {
-        (true, _) => 0,
-        (false, libc::O_RDONLY) => 1,
-        (false, _) => 2,
-    };
+    let class = Class::of(view.file_type(), view.flags, fd::is_terminal(view));
     (view.dev, view.ino, class)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::{stream_key, LinkKey, Mover, StreamKey};
+use super::{stream_key, Class, LinkKey, Mover, StreamKey};
 use crate::control::{Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::ids::Epoch;
 use crate::migrate::message::Msg;
@@ -184,13 +184,16 @@ fn binding(
     }
 }
 
-/// `terminal, 2 pipes, exit status`.
+/// `terminal, 2 streams, connection, exit status`.
 fn needs(streams: &BTreeMap<StreamKey, u32>) -> String {
-    let terminals = streams.keys().filter(|key| key.2 == 0).count();
+    let count = |class| streams.keys().filter(|key| key.2 == class).count();
+    let (terminals, connections) = (count(Class::Terminal), count(Class::Connection));
     let mut parts = Vec::new();
-    for (n, one, many) in
-        [(terminals, "terminal", "terminals"), (streams.len() - terminals, "stream", "streams")]
-    {
+    for (n, one, many) in [
+        (terminals, "terminal", "terminals"),
+        (streams.len() - terminals - connections, "stream", "streams"),
+        (connections, "connection", "connections"),
+    ] {
         match n {
             0 => {}
             1 => parts.push(one.to_owned()),
@@ -235,8 +238,9 @@ mod tests {
     fn needs_of_the_home() {
         let streams = |keys: &[StreamKey]| (1..).zip(keys).map(|(n, k)| (*k, n)).collect();
         assert_eq!(needs(&streams(&[])), "exit status");
-        let all = streams(&[(1, 2, 0), (1, 3, 1), (1, 4, 2)]);
-        assert_eq!(needs(&all), "terminal, 2 streams, exit status");
+        use Class::{Connection, Read, Terminal, Written};
+        let all = [(1, 2, Terminal), (1, 3, Read), (1, 4, Written), (1, 5, Connection)];
+        assert_eq!(needs(&streams(&all)), "terminal, 2 streams, connection, exit status");
     }
 
     #[test]

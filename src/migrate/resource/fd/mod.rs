@@ -43,6 +43,7 @@ mod refused;
 pub mod regular;
 mod signalfd;
 mod socket;
+pub mod tcp;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
@@ -177,6 +178,10 @@ pub trait FdKind: Sync {
     fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
         None
     }
+    /// Is the object itself relayed to the home, though it has a state that travels?
+    fn is_relayed(&self) -> bool {
+        false
+    }
     /// The state, of a frozen job, without changing it.
     ///
     /// # Errors
@@ -259,6 +264,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &pidfd::PidFd,
     &inotify::Inotify,
     &unix::Unix,
+    &tcp::Tcp,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,
@@ -306,6 +312,12 @@ pub fn find(view: &FdView) -> Option<&'static dyn FdKind> {
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static dyn FdKind> {
     KINDS.iter().copied().find(|kind| kind.name() == name)
+}
+
+/// Is the description of a kind that is relayed and has a state ([`FdKind::is_relayed`])?
+#[must_use]
+pub fn is_relayed(view: &FdView) -> bool {
+    find(view).is_some_and(FdKind::is_relayed)
 }
 
 /// Everything that `check` has to say of one description: its kind's findings and those

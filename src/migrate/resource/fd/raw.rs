@@ -164,13 +164,51 @@ pub fn socket_option(fd: RawFd, option: i32) -> io::Result<i32> {
 /// # Errors
 /// `ENOTSOCK`, `ENOPROTOOPT`.
 pub fn socket_option_bytes(fd: RawFd, option: i32) -> io::Result<Vec<u8>> {
-    let mut value = [0u8; 64];
+    option_bytes(fd, libc::SOL_SOCKET, option, 64)
+}
+
+/// getsockopt(2), of at most so many bytes.
+///
+/// # Errors
+/// `ENOTSOCK`, `ENOPROTOOPT`.
+pub fn option_bytes(fd: RawFd, level: i32, option: i32, most: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; most];
     let mut len = value.len() as libc::socklen_t;
     // SAFETY: value and len live through the call and len is the size of value.
-    let result = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, option, value.as_mut_ptr().cast(), &raw mut len)
-    };
-    check(result).map(|_| value.get(..len as usize).unwrap_or_default().to_vec())
+    let result =
+        unsafe { libc::getsockopt(fd, level, option, value.as_mut_ptr().cast(), &raw mut len) };
+    check(result)?;
+    value.truncate(len as usize);
+    Ok(value)
+}
+
+/// poll(2) of one descriptor without waiting: which of `events` (POLL…) are true.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn poll_now(fd: RawFd, events: i16) -> io::Result<i16> {
+    let mut polled = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: polled lives through the call and is one.
+    check(unsafe { libc::poll(&raw mut polled, 1, 0) }).map(|_| polled.revents)
+}
+
+/// The protocol of a socket by its name in /proc, with the zero byte at its end
+/// (`system.sockprotoname`, net/socket.c).
+///
+/// # Errors
+/// `ENOENT`, `EOPNOTSUPP` for what is no socket.
+pub fn socket_protocol(path: &std::path::Path) -> io::Result<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut value = vec![0u8; 64];
+    let name = c"system.sockprotoname";
+    // SAFETY: path and name end with a zero byte; value lives through the call and has the length
+    // told.
+    let len = check(unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    })?;
+    value.truncate(len as usize);
+    Ok(value)
 }
 
 /// Has the socket a filter (SO_ATTACH_FILTER and the like of socket(7))? Without room
@@ -191,10 +229,17 @@ pub fn has_socket_filter(fd: RawFd) -> bool {
 /// # Errors
 /// `ENOTSOCK`, `ENOPROTOOPT`, `EINVAL`, `EPERM`.
 pub fn set_socket_option(fd: RawFd, option: i32, value: &[u8]) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, option, value)
+}
+
+/// setsockopt(2).
+///
+/// # Errors
+/// As [`set_socket_option`].
+pub fn set_option(fd: RawFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
     let len = value.len() as libc::socklen_t;
     // SAFETY: value lives through the call and has the length told.
-    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value.as_ptr().cast(), len) })
-        .map(drop)
+    check(unsafe { libc::setsockopt(fd, level, option, value.as_ptr().cast(), len) }).map(drop)
 }
 
 /// listen(2), with any backlog.

@@ -1,4 +1,4 @@
-//! Sockets of other families than AF_UNIX (socket(7)): none moves.
+//! Sockets of other families and protocols than AF_UNIX and TCP (socket(7)): none moves.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -16,7 +16,6 @@ impl FdKind for Socket {
     fn capabilities(&self) -> &'static [Capability] {
         const {
             &[
-                Capability::refused(Sockets, "tcp", "TCP sockets", "VOS-TCP"),
                 Capability::refused(Sockets, "udp", "UDP sockets", "VOS-UDP"),
                 Capability::refused(Sockets, "netlink", "netlink sockets", "VOS-NETLINK"),
                 Capability::refused(
@@ -45,8 +44,16 @@ impl FdKind for Socket {
 fn family(fd: &OwnedFd) -> (&'static str, &'static str) {
     let option = |name| raw::socket_option(fd.as_raw_fd(), name).unwrap_or(-1);
     match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
+        // It was closed just now.
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => ("VOS-TCP", "it is a TCP socket"),
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_MPTCP) => {
+            ("VOS-SOCKET", "it is a socket of MPTCP")
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_SCTP) => {
+            ("VOS-SOCKET", "it is a socket of SCTP")
+        }
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => ("VOS-UDP", "it is a UDP socket"),
+        (libc::AF_INET | libc::AF_INET6, _) => ("VOS-SOCKET", "it is a raw socket"),
         (libc::AF_UNIX, _) => ("VOS-UNIX", "it is a Unix socket"),
         (libc::AF_NETLINK, _) => ("VOS-NETLINK", "it is a netlink socket to this kernel"),
         _ => ("VOS-SOCKET", "it is a socket of a family that does not move"),
@@ -56,7 +63,7 @@ fn family(fd: &OwnedFd) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::UdpSocket;
 
     use nix::sys::socket::{socket, AddressFamily, SockFlag, SockProtocol, SockType};
 
@@ -72,7 +79,6 @@ mod tests {
             SockProtocol::NetlinkRoute,
         );
         assert_eq!(refusal(&netlink.expect("netlink")), "VOS-NETLINK");
-        assert_eq!(refusal(&TcpListener::bind("127.0.0.1:0").expect("tcp")), "VOS-TCP");
         assert_eq!(refusal(&UdpSocket::bind("[::1]:0").expect("udp")), "VOS-UDP");
     }
 

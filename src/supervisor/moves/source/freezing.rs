@@ -13,7 +13,7 @@ use crate::migrate::resource::View;
 use crate::migrate::shares::Sharing;
 use crate::migrate::skeleton::{own_clocks, Plan};
 use crate::migrate::terminals;
-use crate::proxy::AwayState;
+use crate::proxy::{AwayState, StreamId};
 use crate::supervisor::session::Session;
 use crate::supervisor::End;
 
@@ -24,6 +24,8 @@ pub(in crate::supervisor::moves) struct Frozen {
     pub(super) states: Vec<AwayState>,
     /// Home halves were made for this move.
     pub(super) new_home: bool,
+    /// Some more were made, these streams.
+    pub(super) begun: Vec<StreamId>,
     /// Objects of System V IPC that nobody else uses, in this node's namespace.
     pub(super) ipc: Vec<Id>,
     /// POSIX message queues, likewise: their names.
@@ -88,6 +90,7 @@ impl Mover {
             job,
             states: Vec::new(),
             new_home: false,
+            begun: Vec::new(),
             ipc: Vec::new(),
             queues: Vec::new(),
             ptys: Vec::new(),
@@ -108,7 +111,8 @@ impl Mover {
 
     /// The job goes on here as if nothing had happened.
     pub(super) fn thaw(&mut self, frozen: &Frozen) {
-        for state in &frozen.states {
+        let away = |state: &&AwayState| !frozen.new_home && !frozen.begun.contains(&state.stream);
+        for state in frozen.states.iter().filter(away) {
             let put_back = self.relay(Side::Away, |relays, out| relays.unfreeze(state, out));
             if let Some(Err(e)) = put_back {
                 tracing::error!("{e}");
@@ -121,6 +125,14 @@ impl Mover {
         }
         if frozen.new_home {
             self.home = None;
+        }
+        // One that could not be frozen gave no state.
+        self.relay(Side::Away, |relays, out| relays.thaw(out));
+        for stream in &frozen.begun {
+            self.streams.retain(|_, known| known != stream);
+            if let Some(home) = &mut self.home {
+                home.remove(*stream);
+            }
         }
         for thread in frozen.job.threads() {
             if let Err(e) = self.sup.session.runs_here(thread.tid) {

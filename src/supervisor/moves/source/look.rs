@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::super::Mover;
+use super::super::{stream_key, Mover};
 use super::outcome::{out_of_order, own, part_stopped, refuse_blockers, stopped, Step1};
 use super::{ipc, Target, PATIENCE};
 use crate::control::{Finding, MoveFailure, Severity};
@@ -18,6 +18,7 @@ use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::mqueue::PASSING as MQ_BUSY;
 use crate::migrate::resource::fd::pty::PASSING as PTY_BUSY;
 use crate::migrate::resource::fd::regular::Named;
+use crate::migrate::resource::fd::tcp::{self, PASSING as TCP_BUSY};
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::filters::{self, UNSEEN as UNSEEN_FILTERS};
 use crate::migrate::resource::keyrings;
@@ -27,9 +28,9 @@ use crate::migrate::terminals;
 use crate::migrate::thread_files;
 
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
-/// followed by the others, requests end, messages are taken, connections are accepted, handlers of
-/// signals return, and ptys and their sessions change: these are waited for.
-pub(super) const PASSING: [&str; 10] = [
+/// followed by the others, requests end, messages are taken, connections are made and accepted,
+/// handlers of signals return, and ptys and their sessions change: these are waited for.
+pub(super) const PASSING: [&str; 11] = [
     "VOS-AIO-BUSY",
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
@@ -39,6 +40,7 @@ pub(super) const PASSING: [&str; 10] = [
     "VOS-UNIX-BACKLOG",
     leaving::CODE,
     PTY_BUSY,
+    TCP_BUSY,
     UNSEEN_FILTERS,
 ];
 /// Compilers and sort(1) make files that they remove again.
@@ -121,6 +123,7 @@ impl Mover {
         local.findings.extend(shared);
         local.open.untranslated.extend(untranslated);
         local.findings.extend(self.check_apart(&files, &pids).map_err(own)?);
+        local.findings.extend(self.made_away(&files));
         match self.choose_ipc(&pids, false) {
             Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
             Err(refused) => local.findings.push(refused),
@@ -131,6 +134,17 @@ impl Mover {
             local.findings.push(*finding);
         }
         Ok(local)
+    }
+
+    /// A connection that the job has made away from home, where it cannot be kept.
+    pub(super) fn made_away(&self, files: &Files) -> Option<Finding> {
+        if self.is_home() {
+            return None;
+        }
+        let known = |view: &FdView| self.streams.contains_key(&stream_key(view));
+        let mut all = files.views.objects.iter();
+        let found = all.find(|view| !known(view) && tcp::is_connection(view, files));
+        found.map(tcp::made_away)
     }
 
     /// Those of the processes that are not in the middle of vfork(2), and not too new to tell.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{getpgid, getpgrp, Pid};
 
 use super::super::hook::reached;
-use super::super::{stream_key, Mover, StreamKey, CHUNK};
+use super::super::{stream_key, Class, Mover, StreamKey, CHUNK};
 use super::{
     cancelled, fd_stopped, ipc, job_clocks, out_of_order, own, part_stopped, refused, stopped,
     Agreed, Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
@@ -287,6 +287,9 @@ impl Mover {
         files: &Files,
         is_forwarded: &dyn Fn(&FdView) -> bool,
     ) -> Step1<(Vec<AwayState>, Streams)> {
+        if let Some(finding) = self.made_away(files) {
+            return Err(refused(finding));
+        }
         let mut ends: BTreeMap<StreamKey, OwnedFd> = BTreeMap::new();
         let mut keys = Vec::new();
         for (object, view) in (0..).zip(&files.views.objects) {
@@ -298,6 +301,7 @@ impl Mover {
         }
         if self.away.is_some() || !self.is_home() {
             self.freeze_away(frozen, &ends)?;
+            self.begin_more(frozen, ends)?;
         } else {
             self.begin_home(frozen, ends)?;
         }
@@ -338,15 +342,33 @@ impl Mover {
         self.streams.clear();
         for (stream, (key, fd)) in (1..).zip(ends) {
             let end = match key.2 {
-                0 => HomeEnd::Terminal(fd, control),
-                1 => HomeEnd::Input(fd),
-                _ => HomeEnd::Output(fd),
+                Class::Terminal => HomeEnd::Terminal(fd, control),
+                Class::Read => HomeEnd::Input(fd),
+                Class::Written => HomeEnd::Output(fd),
+                Class::Connection => HomeEnd::Socket(fd),
             };
             frozen.states.push(home.add_home(stream, end).map_err(own)?);
             self.streams.insert(key, stream);
         }
         self.home = Some(home);
         frozen.new_home = true;
+        Ok(())
+    }
+
+    /// Connections that the job has made since it came home.
+    fn begin_more(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
+        let Some(home) = self.home.as_mut().filter(|_| self.home_node.0 == self.here) else {
+            return Ok(());
+        };
+        let known = |key: &StreamKey| self.streams.contains_key(key);
+        let new: Vec<_> =
+            ends.into_iter().filter(|(k, _)| k.2 == Class::Connection && !known(k)).collect();
+        let first = home.streams().max().map_or(1, |last| last.saturating_add(1));
+        for (stream, (key, fd)) in (first..).zip(new) {
+            frozen.begun.push(stream);
+            frozen.states.push(home.add_home(stream, HomeEnd::Socket(fd)).map_err(own)?);
+            self.streams.insert(key, stream);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
-use super::super::{LinkKey, Mover, StreamKey, CHUNK};
+use super::super::{Class, LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, CAPTURE_PATIENCE, PATIENCE};
 use crate::ids::NodeId;
@@ -20,6 +20,7 @@ use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::raw::Shared;
+use crate::migrate::resource::fd::tcp::{envelope::Envelopes, Connection};
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, BulkId};
 use crate::migrate::resource::memory::FileId;
@@ -362,7 +363,18 @@ impl Mover {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
+        let mut connections = connections(parcel)?;
+        let mut envelopes = Envelopes::default();
         for state in &parcel.relays {
+            if let AwayEnd::Tcp(_) = state.end {
+                let connection = connections.remove(&state.stream).filter(|_| state.wants_socket());
+                let pair = connection.map(|of| envelopes.connect(&of)).transpose()?;
+                let (job, far) = pair.map_or((None, None), |pair| (Some(pair.job), Some(pair.far)));
+                let both = job.as_ref().map(AsFd::as_fd).zip(far);
+                away.rebuild_socket(state.clone(), both)?;
+                ends.extend(job.map(|job| (state.stream, job)));
+                continue;
+            }
             let terminal = matches!(state.end, AwayEnd::Pty(_));
             let pty = if terminal { a.pty.take() } else { None };
             let controlling = pty.is_some();
@@ -460,6 +472,17 @@ fn last_of_memories(processes: &[ProcessImage]) -> Vec<bool> {
     last
 }
 
+/// The connections of an image that are relayed, by their streams.
+fn connections(parcel: &Parcel) -> Result<BTreeMap<u32, Connection>> {
+    let mut all = BTreeMap::new();
+    for (object, stream) in &parcel.streams {
+        let object = parcel.image.files.objects.get(*object as usize);
+        let connection = Connection::of(object.context("a relay of no descriptor")?)?;
+        all.extend(connection.map(|connection| (*stream, connection)));
+    }
+    Ok(all)
+}
+
 fn is_tty(fd: &OwnedFd) -> bool {
     std::io::IsTerminal::is_terminal(fd)
 }
@@ -468,12 +491,7 @@ fn is_tty(fd: &OwnedFd) -> bool {
 fn key_of(end: &OwnedFd) -> Result<StreamKey> {
     let m = File::from(end.try_clone()?).metadata()?;
     let flags = nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_GETFL)?;
-    let class = match (is_tty(end), flags & libc::O_ACCMODE) {
-        (true, _) => 0,
-        (false, libc::O_RDONLY) => 1,
-        (false, _) => 2,
-    };
-    Ok((m.dev(), m.ino(), class))
+    Ok((m.dev(), m.ino(), Class::of(m.mode() & libc::S_IFMT, flags, is_tty(end))))
 }
 
 /// Content of a shipped file; the last piece puts it in its place, if it is what was promised.

@@ -1,0 +1,341 @@
+//! A network namespace in which every address is its own: there the supervisor can be any peer of
+//! the job, and the job's socket has the old addresses.
+//!
+//! ```text
+//! supervisor ─fork─► helper   unshare: net (and user, for an ordinary user); lo up;
+//!     │                       local default dev lo, v4 and v6
+//!     ├── Connection ──►      a listening socket with the peer's address, one with the job's own
+//!     ◄── two sockets ──      that is connected to it
+//! ```
+//! Sockets keep their namespace, whoever has them; the helper ends when it is not needed any
+//! more. The job itself stays in the namespace of its node: sockets that it makes after a move
+//! are the node's.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    bind, connect, listen, recv, send as send_bytes, socket, AddressFamily, Backlog, MsgFlags,
+    NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage,
+};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::super::raw;
+use super::options::{self, When};
+use super::Connection;
+use crate::migrate::newborn;
+use crate::migrate::raw::{exit_now, fork};
+use crate::migrate::resource::creds::User;
+use crate::migrate::skeleton::{pair, receive, send};
+
+/// Size of the buffers of the supervisor's end, bytes. It bounds what a freeze has to carry.
+const BUFFER: i32 = 128 << 10;
+
+/// Index of lo in a namespace.
+const LO: u32 = 1;
+
+/// A connection in the envelope.
+#[derive(Debug)]
+pub struct Pair {
+    /// For the job.
+    pub job: OwnedFd,
+    /// For the relay.
+    pub far: OwnedFd,
+}
+
+/// What the helper answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    /// With descriptors, if any were asked for.
+    Done,
+    Failed(String),
+}
+
+/// The helper in a namespace.
+#[derive(Debug)]
+pub struct Envelope {
+    control: OwnedFd,
+    helper: Pid,
+}
+
+impl Envelope {
+    /// Makes the namespace. The caller has one thread.
+    ///
+    /// # Errors
+    /// The step that failed; `EPERM` or `ENOSPC` where an ordinary user may make none.
+    pub fn open() -> io::Result<Self> {
+        let (control, theirs) = pair().map_err(io::Error::other)?;
+        let pid = fork(None)?;
+        if pid == 0 {
+            help(theirs);
+        }
+        drop(theirs);
+        let envelope = Self { control, helper: Pid::from_raw(pid) };
+        envelope.answer().map(|_| envelope)
+    }
+
+    /// Makes both ends of a connection.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn connect(&self, connection: &Connection) -> io::Result<Pair> {
+        send(self.control.as_fd(), connection, &[])?;
+        let mut fds = self.answer()?.into_iter();
+        let both = fds.next().zip(fds.next());
+        both.map(|(job, far)| Pair { job, far }).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn answer(&self) -> io::Result<Vec<OwnedFd>> {
+        match receive::<Word>(self.control.as_fd())? {
+            (Word::Done, _, fds) => Ok(fds),
+            (Word::Failed(text), ..) => Err(io::Error::other(text)),
+        }
+    }
+}
+
+impl Drop for Envelope {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.helper, nix::sys::signal::Signal::SIGKILL);
+        let _ = waitpid(self.helper, None);
+    }
+}
+
+/// Can such a namespace be made here?
+///
+/// # Errors
+/// As [`Envelope::open`].
+pub fn probe() -> io::Result<()> {
+    Envelope::open().map(drop)
+}
+
+/// Connections of one job. Two whose addresses are each other's (both ends are the job's) have no
+/// room in one namespace.
+#[derive(Debug, Default)]
+pub struct Envelopes {
+    all: Vec<(Envelope, Vec<(SocketAddr, SocketAddr)>)>,
+}
+
+impl Envelopes {
+    /// As [`Envelope::connect`].
+    ///
+    /// # Errors
+    /// Those of [`Envelope::open`] and [`Envelope::connect`].
+    pub fn connect(&mut self, connection: &Connection) -> io::Result<Pair> {
+        let (own, peer) = (connection.own, connection.peer);
+        let mirrored = (peer, own);
+        let found = self.all.iter().position(|(_, used)| !used.contains(&mirrored));
+        let index = match found {
+            Some(index) => index,
+            None => {
+                self.all.push((Envelope::open()?, Vec::new()));
+                self.all.len() - 1
+            }
+        };
+        let Some((envelope, used)) = self.all.get_mut(index) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        used.push((own, peer));
+        envelope.connect(connection)
+    }
+}
+
+/// The helper's life.
+fn help(control: OwnedFd) -> ! {
+    newborn::close_others(&[control.as_raw_fd()]);
+    let entered = enter();
+    if let Err(e) = entered {
+        tell(&control, Err(e));
+        exit_now(1);
+    }
+    tell(&control, Ok(Vec::new()));
+    while let Ok((connection, ..)) = receive::<Connection>(control.as_fd()) {
+        tell(&control, make(&connection).map(|pair| vec![pair.job, pair.far]));
+    }
+    exit_now(0)
+}
+
+fn tell(control: &OwnedFd, done: io::Result<Vec<OwnedFd>>) {
+    let (word, fds) = match done {
+        Ok(fds) => (Word::Done, fds),
+        Err(e) => (Word::Failed(e.to_string()), Vec::new()),
+    };
+    let numbers: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    if send(control.as_fd(), &word, &numbers).is_err() {
+        exit_now(1);
+    }
+}
+
+/// Names what was tried.
+fn tried<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
+    move |e| {
+        let e = e.into();
+        io::Error::new(e.kind(), format!("{what}: {e}"))
+    }
+}
+
+fn enter() -> io::Result<()> {
+    newborn::unshare(User::own(), libc::CLONE_NEWNET).map_err(tried("network namespace"))?;
+    link_up().map_err(tried("lo up"))?;
+    own_everything(libc::AF_INET).map_err(tried("route of all addresses"))?;
+    // A kernel may be without v6.
+    let _ = own_everything(libc::AF_INET6);
+    Ok(())
+}
+
+/// RTM_NEWLINK of rtnetlink(7).
+fn link_up() -> io::Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    // struct ifinfomsg: family and type, index, flags, which flags.
+    let body = [[0; 4], LO.to_ne_bytes(), up, up].concat();
+    routing(RTM_NEWLINK, 0, &body)
+}
+
+/// `ip route add local default dev lo`: RTM_NEWROUTE of rtnetlink(7).
+fn own_everything(family: i32) -> io::Result<()> {
+    const RTM_NEWROUTE: u16 = 24;
+    /// NLM_F_CREATE and NLM_F_EXCL.
+    const NEW: u16 = 0x600;
+    const RTPROT_BOOT: u8 = 3;
+    const RTA_OIF: u16 = 4;
+    const LENGTH: u16 = 8;
+    let family = u8::try_from(family).map_err(io::Error::other)?;
+    let (table, scope, kind) = (libc::RT_TABLE_LOCAL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
+    // struct rtmsg, and one attribute.
+    let mut body = vec![family, 0, 0, 0, table, RTPROT_BOOT, scope, kind, 0, 0, 0, 0];
+    body.extend(LENGTH.to_ne_bytes());
+    body.extend(RTA_OIF.to_ne_bytes());
+    body.extend(LO.to_ne_bytes());
+    routing(RTM_NEWROUTE, NEW, &body)
+}
+
+/// One request of rtnetlink(7), acknowledged.
+fn routing(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    const HEADER: usize = 16;
+    const NLM_F_REQUEST_ACK: u16 = 5;
+    let protocol = SockProtocol::NetlinkRoute;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend((NLM_F_REQUEST_ACK | flags).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    send_bytes(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
+    let mut answer = [0; 1024];
+    let len = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // struct nlmsgerr: the negated errno comes first.
+    let error =
+        answer.get(..len).and_then(|a| a.get(HEADER..HEADER + 4)).and_then(|e| e.try_into().ok());
+    match error.map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(negated) => Err(io::Error::from_raw_os_error(-negated)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// A socket that may have any address.
+fn any_address(of: SocketAddr) -> io::Result<OwnedFd> {
+    let (family, level, option) = match of {
+        SocketAddr::V4(_) => (AddressFamily::Inet, libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    raw::set_option(made.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
+    raw::set_option(made.as_raw_fd(), level, option, &ON)?;
+    Ok(made)
+}
+
+const ON: [u8; 4] = 1i32.to_ne_bytes();
+const OFF: [u8; 4] = 0i32.to_ne_bytes();
+
+fn make(connection: &Connection) -> io::Result<Pair> {
+    let Connection { own, peer, options, .. } = connection;
+    let listener = any_address(*peer)?;
+    for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+        raw::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, option, &BUFFER.to_ne_bytes())?;
+    }
+    bind(listener.as_raw_fd(), &SockaddrStorage::from(*peer))
+        .map_err(tried(format!("bind {peer}")))?;
+    listen(&listener, Backlog::new(1)?).map_err(tried(format!("listen at {peer}")))?;
+    let job = any_address(*own)?;
+    options::set(job.as_raw_fd(), options, When::Early)?;
+    bind(job.as_raw_fd(), &SockaddrStorage::from(*own)).map_err(tried(format!("bind {own}")))?;
+    let to = format!("connect {own} to {peer}");
+    connect(job.as_raw_fd(), &SockaddrStorage::from(*peer)).map_err(tried(to))?;
+    let (far, _) = TcpListener::from(listener).accept()?;
+    far.set_nodelay(true)?;
+    let (level, option) = match own {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    raw::set_option(job.as_raw_fd(), level, option, &OFF)?;
+    options::set(job.as_raw_fd(), options, When::Made)?;
+    Ok(Pair { job, far: far.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn connection(own: &str, peer: &str) -> Connection {
+        let parse = |text: &str| text.parse().expect("address");
+        let (own, peer) = (parse(own), parse(peer));
+        Connection { own, peer, shut_read: false, shut_write: false, options: Vec::new() }
+    }
+
+    fn check(envelopes: &mut Envelopes, own: &str, peer: &str) -> Result<(Pair, String), String> {
+        let text = |e: io::Error| format!("{own} {peer}: {e}");
+        let wanted = connection(own, peer);
+        let pair = envelopes.connect(&wanted).map_err(text)?;
+        let again = |fd: &OwnedFd| fd.try_clone().map(TcpStream::from).map_err(text);
+        let (mut job, mut far) = (again(&pair.job)?, again(&pair.far)?);
+        let names = (job.local_addr().map_err(text)?, job.peer_addr().map_err(text)?);
+        if names != (wanted.own, wanted.peer) {
+            return Err(format!("{names:?}"));
+        }
+        let mut got = [0; 2];
+        job.write_all(b"ab").map_err(text)?;
+        far.read_exact(&mut got).map_err(text)?;
+        far.write_all(&got).map_err(text)?;
+        job.read_exact(&mut got).map_err(text)?;
+        Ok((pair, String::from_utf8_lossy(&got).into_owned()))
+    }
+
+    #[test]
+    fn sockets_have_any_two_addresses() {
+        let dir = tempfile::tempdir().expect("dir");
+        raw::in_child(&dir.path().join("complaints"), || {
+            if probe().is_err() {
+                // No namespaces here; the cells of tests/moves.rs say so.
+                return Ok(());
+            }
+            let mut envelopes = Envelopes::default();
+            let mut kept = Vec::new();
+            for (own, peer) in [
+                ("10.1.2.3:80", "93.184.216.34:4000"),
+                ("10.1.2.3:80", "93.184.216.34:4001"),
+                ("10.1.2.3:81", "93.184.216.34:4000"),
+                ("127.0.0.1:7", "127.0.0.1:8"),
+                // The other end of that one.
+                ("127.0.0.1:8", "127.0.0.1:7"),
+                ("[2001:db8::1]:443", "[2001:db8::2]:5"),
+                ("[::1]:443", "[::1]:5"),
+                ("[::ffff:10.0.0.1]:443", "[::ffff:10.0.0.2]:5"),
+            ] {
+                let (pair, echoed) = check(&mut envelopes, own, peer)?;
+                if echoed != "ab" {
+                    return Err(echoed);
+                }
+                kept.push(pair);
+            }
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,319 @@
+//! TCP sockets (tcp(7)), v4 and v6, that are connected to a program outside of the job.
+//!
+//! The connection itself stays at the job's home, whose agent keeps the real socket, and is
+//! relayed ([`crate::proxy`]). The job's end is a socket of the kernel too, with the same two
+//! addresses, in a network namespace of its own ([`envelope`]):
+//!
+//! ```text
+//! home: real socket ══ relay ══ far end ⇄ job's end, in the envelope
+//! ```
+//! What waits in the queues belongs to the relay. This module knows the rest: addresses,
+//! options, which directions are shut down.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{getpeername, getsockname, shutdown, Shutdown, SockaddrStorage};
+use serde::{Deserialize, Serialize};
+
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx};
+use crate::capabilities::Area::Sockets;
+use crate::capabilities::Capability;
+use crate::control::Finding;
+
+pub mod envelope;
+mod options;
+
+use options::{Setting, When};
+
+const NAME: &str = "tcp";
+
+/// The states of a connection (net/tcp_states.h).
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const SYN_RECV: u8 = 3;
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
+
+/// What passes within a second as a rule, and is waited for.
+pub const PASSING: &str = "VOS-TCP-BUSY";
+
+/// A connection as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// As getsockname(2) and getpeername(2) show them, of one family. A v4 address in a v6 socket
+    /// is a mapped one.
+    own: SocketAddr,
+    peer: SocketAddr,
+    /// shutdown(2) was called for this direction.
+    shut_read: bool,
+    shut_write: bool,
+    options: Vec<Setting>,
+}
+
+impl Connection {
+    /// Out of an object; none when that is of another kind.
+    ///
+    /// # Errors
+    /// When its state does not decode.
+    pub fn of(object: &Object) -> Result<Option<Self>, FdError> {
+        match object.kind == NAME {
+            true => decode(NAME, &object.state).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Looks at a socket.
+    fn read(fd: &OwnedFd, view: &FdView) -> Result<Self, FdError> {
+        let fail = |tried: &'static str| move |e: nix::Error| view.failed(tried)(e.into());
+        let number = fd.as_raw_fd();
+        let state = state(fd).map_err(view.failed("ask for the state"))?;
+        let seen = raw::poll_now(number, libc::POLLPRI | libc::POLLRDHUP);
+        let seen = seen.map_err(view.failed("poll"))?;
+        refuse_state(state, view)?;
+        if seen & libc::POLLPRI != 0 {
+            return Err(view.refuse(
+                PASSING,
+                "urgent data (MSG_OOB) waits in it",
+                "move again when the program has read it",
+            ));
+        }
+        options::refuse(number, view)?;
+        let own = getsockname::<SockaddrStorage>(number).map_err(fail("getsockname"))?;
+        let peer = getpeername::<SockaddrStorage>(number).map_err(fail("getpeername"))?;
+        let (own, peer) = (address(&own, view)?, address(&peer, view)?);
+        let shut_write = [FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING].contains(&state);
+        // After the peer's end of file the kernel does not tell, and nobody could see it.
+        let open = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2].contains(&state);
+        let shut_read = open && seen & libc::POLLRDHUP != 0;
+        let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
+        Ok(Self { own, peer, shut_read, shut_write, options })
+    }
+}
+
+/// Is it a TCP socket (`system.sockprotoname`, net/socket.c)?
+#[must_use]
+pub fn is_tcp(view: &FdView) -> bool {
+    let of_tcp = |name: Vec<u8>| [&b"TCP\0"[..], b"TCPv6\0"].contains(&name.as_slice());
+    view.file_type() == libc::S_IFSOCK && raw::socket_protocol(&view.proc_path()).is_ok_and(of_tcp)
+}
+
+/// Is it a connection, which can only be relayed?
+#[must_use]
+pub fn is_connection(view: &FdView, cx: &dyn CaptureCx) -> bool {
+    let connected = |fd: OwnedFd| state(&fd).is_ok_and(|state| refused_state(state).is_none());
+    is_tcp(view) && cx.dup(view).is_ok_and(connected)
+}
+
+/// Is this descriptor of a process a connection on which bytes may come and go?
+#[must_use]
+pub fn is_established(pid: i32, fd: i32) -> bool {
+    use crate::tracer::raw::{pidfd_getfd, pidfd_open};
+    let Ok(view) = FdView::read(pid, fd) else { return false };
+    let dup = || pidfd_getfd(&pidfd_open(pid)?, fd);
+    is_tcp(&view) && dup().and_then(|dup| state(&dup)).is_ok_and(|state| state == ESTABLISHED)
+}
+
+/// A connection that was made away from the job's home.
+#[must_use]
+pub fn made_away(view: &FdView) -> Finding {
+    view.blocker(
+        "VOS-TCP-AWAY",
+        "the connection was made on this node, away from the job's home: nobody could keep it here",
+        "let the program close the connection, or let it finish here",
+    )
+}
+
+/// The state, first byte of `struct tcp_info`.
+fn state(fd: &OwnedFd) -> std::io::Result<u8> {
+    let info = raw::option_bytes(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, 8)?;
+    info.first().copied().ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+/// Code, cause and remedy of a state that cannot move.
+fn refused_state(state: u8) -> Option<(&'static str, &'static str, &'static str)> {
+    const LET_CLOSE: &str = "let the program close the socket, or let it finish here";
+    match state {
+        ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => None,
+        SYN_SENT | SYN_RECV => Some((
+            PASSING,
+            "the connection is just being made",
+            "move again when it has been made, or has failed",
+        )),
+        LISTEN => Some(("VOS-TCP", "it is a listening TCP socket", LET_CLOSE)),
+        _ => Some(("VOS-TCP", "it is a TCP socket that is not connected", LET_CLOSE)),
+    }
+}
+
+fn refuse_state(state: u8, view: &FdView) -> Result<(), FdError> {
+    match refused_state(state) {
+        Some((code, cause, remedy)) => Err(view.refuse(code, cause, remedy)),
+        None => Ok(()),
+    }
+}
+
+fn address(found: &SockaddrStorage, view: &FdView) -> Result<SocketAddr, FdError> {
+    let v4 = found.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
+    let v6 = found.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into()));
+    match v4.or(v6) {
+        Some(SocketAddr::V6(a)) if a.scope_id() != 0 => Err(view.refuse(
+            "VOS-TCP-OPTION",
+            "it is connected by a link-local address, which means an interface of this machine",
+            "let the program connect by another address",
+        )),
+        Some(address) => Ok(address),
+        None => Err(super::unexpected("an address of another family")),
+    }
+}
+
+pub(super) struct Tcp;
+
+impl FdKind for Tcp {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &'static [Capability] {
+        const {
+            &[
+                Capability::moves(
+                    Sockets,
+                    "tcp",
+                    "TCP connections (v4 and v6) to programs outside of the job, relayed from home",
+                ),
+                Capability::moves(
+                    Sockets,
+                    "tcp-half-closed",
+                    "TCP connections that are shut down on either side",
+                ),
+                Capability::moves(Sockets, "tcp-options", "options of TCP connections"),
+                Capability::refused(
+                    Sockets,
+                    "tcp-unconnected",
+                    "TCP sockets that are listening or not connected",
+                    "VOS-TCP",
+                ),
+            ]
+        }
+    }
+
+    fn recognises(&self, view: &FdView) -> bool {
+        is_tcp(view)
+    }
+
+    fn is_relayed(&self) -> bool {
+        true
+    }
+
+    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        Some("a TCP connection needs a network namespace at the target")
+    }
+
+    fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
+        let fd = cx.dup(view).map_err(view.failed("duplicate"))?;
+        encode(&Connection::read(&fd, view)?)
+    }
+
+    /// The supervisor has made the socket, and what the job had not read is in it.
+    fn restore(
+        &self,
+        object: u32,
+        state: &[u8],
+        cx: &mut dyn RestoreCx,
+    ) -> Result<OwnedFd, FdError> {
+        let connection: Connection = decode(NAME, state)?;
+        let tried = || format!("restore the connection {} → {}", connection.own, connection.peer);
+        let fd = cx.provided(object);
+        let fd = fd.ok_or_else(|| failed(tried())(std::io::ErrorKind::NotFound.into()))?;
+        options::set(fd.as_raw_fd(), &connection.options, When::Last).map_err(failed(tried()))?;
+        for (shut, how) in
+            [(connection.shut_read, Shutdown::Read), (connection.shut_write, Shutdown::Write)]
+        {
+            if shut {
+                // Its peer may have reset it meanwhile.
+                match shutdown(fd.as_raw_fd(), how) {
+                    Ok(()) | Err(nix::Error::ENOTCONN) => {}
+                    Err(e) => return Err(failed(tried())(e.into())),
+                }
+            }
+        }
+        Ok(fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::socket::{send, MsgFlags};
+
+    use super::super::testing::{Here, Restored};
+    use super::*;
+
+    /// Both ends of a connection, and their listener.
+    fn connected(address: &str) -> (TcpStream, TcpStream, TcpListener) {
+        let listener = TcpListener::bind(address).expect("listen");
+        let one = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
+        let (other, _) = listener.accept().expect("accept");
+        (one, other, listener)
+    }
+
+    fn captured(fd: &impl AsRawFd) -> Connection {
+        let object = Here::of(&[fd]).capture(fd);
+        Connection::of(&object).expect("state").expect("kind")
+    }
+
+    #[test]
+    fn addresses_and_directions_are_captured() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (one, other, _listener) = connected(address);
+            let open = captured(&one);
+            assert_eq!(open.own, one.local_addr().expect("name"));
+            assert_eq!(open.peer, other.local_addr().expect("name"));
+            assert!(!open.shut_read && !open.shut_write);
+            one.shutdown(std::net::Shutdown::Write).expect("shutdown");
+            assert!(captured(&one).shut_write);
+            let half = captured(&other);
+            assert!(!half.shut_read && !half.shut_write);
+            other.shutdown(std::net::Shutdown::Read).expect("shutdown");
+            (&other).write_all(b"x").expect("write");
+            assert!(captured(&one).shut_write);
+        }
+        let (one, _other, _listener) = connected("127.0.0.1:0");
+        one.shutdown(std::net::Shutdown::Read).expect("shutdown");
+        let found = captured(&one);
+        assert!(found.shut_read && !found.shut_write);
+    }
+
+    #[test]
+    fn what_is_no_connection_is_refused() {
+        use nix::sys::socket::{socket, AddressFamily, SockFlag, SockType};
+        let (one, other, listener) = connected("127.0.0.1:0");
+        assert_eq!(Here::of(&[&listener]).refusal(&listener), "VOS-TCP");
+        let fresh = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+        let fresh = fresh.expect("socket");
+        assert_eq!(Here::of(&[&fresh]).refusal(&fresh), "VOS-TCP");
+        let here = Here::of(&[&one]);
+        assert!(is_connection(&here.view(&one), &here));
+        send(other.as_raw_fd(), b"!", MsgFlags::MSG_OOB).expect("urgent data");
+        assert_eq!(here.refusal(&one), PASSING);
+    }
+
+    #[test]
+    fn directions_are_shut_again() {
+        let (one, _other, _listener) = connected("127.0.0.1:0");
+        one.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        let object = Here::of(&[&one]).capture(&one);
+        let (new, far, _listener) = connected("127.0.0.1:0");
+        let mut cx = Restored::default();
+        assert!(cx.try_restore(&object, 0).is_err(), "nothing was provided");
+        cx.provide(0, new.into());
+        let _made = cx.restore(&object, 0);
+        assert_eq!(std::io::Read::read(&mut &far, &mut [0; 1]).expect("end of file"), 0);
+    }
+}
