@@ -132,7 +132,9 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
     let mut at_target = Gate::new("ready")?;
     let mut at_source = end.source_point().map(Gate::new).transpose()?;
     let target_stands = matches!(end, End::Cancelled | End::TargetDies);
-    let hosts = two_hosts(who, target_stands.then_some(&at_target))?;
+    // A source that has heard that the target is ready would decide for the move.
+    let says_nothing = target_stands || matches!(end, End::DiesBehind("image-sent"));
+    let hosts = two_hosts(who, says_nothing.then_some(&at_target))?;
     let args: &[&str] = if matches!(end, End::Refused) { &["socket"] } else { &[] };
     let scene = Scene::start(&hosts, start, args, at_source.as_ref())?;
     let before = scene.before()?;
