@@ -1,9 +1,10 @@
 //! The network goes away in the middle of a move.
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 
 use crate::common::gate::Gate;
-use crate::common::Who;
+use crate::common::hosts::Hosts;
+use crate::common::{is_root, Who};
 use crate::scene::{expect, two_hosts, Scene, ABORTED, IN_DOUBT};
 
 /// The link is cut while one side stands at `point`; it is mended after the command has given
@@ -37,5 +38,18 @@ pub fn link_cut(at_target: bool, point: &'static str) -> Result<()> {
         scene.await_state(0, "RUNNING")?;
         hosts.set_link(0, 1, true)?;
     }
+    scene.finish()
+}
+
+/// The job goes on from a host that its home cannot reach any more: the next host tells the home.
+pub fn home_misses_a_move() -> Result<()> {
+    ensure!(is_root(), "SKIP needs root");
+    let hosts = Hosts::start(Who::Root, 3)?;
+    let mut scene = Scene::start(&hosts, "ledger", None)?;
+    scene.job.migrate(1)?;
+    hosts.set_link(0, 1, false)?;
+    scene.job.migrate(2)?;
+    scene.await_running()?;
+    // Who waits at home hears of the end.
     scene.finish()
 }

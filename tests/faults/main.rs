@@ -72,6 +72,7 @@ fn cells() -> Vec<Cell> {
         cell("user/target/disk-full-limit".into(), refused::disk_full_limit),
         cell("user/target/no-memory".into(), refused::no_memory),
         cell("user/garbage".into(), garbage::garbage),
+        cell("root/link-cut/home-misses-a-move".into(), cut::home_misses_a_move),
     ]);
     for point in ["before-hello", "copy", "frozen", "image-sent", "ready-received", "committed"] {
         cells.push(cell(format!("root/link-cut/{point}"), move || cut::link_cut(false, point)));

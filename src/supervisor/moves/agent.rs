@@ -123,12 +123,17 @@ impl Mover {
         let home = self.home_node.clone();
         match self.connect_job(&home) {
             Ok(key) => {
-                let to = Some((self.here, self.sup.node.clone()));
-                self.send(key, &Msg::Gone { to, epoch: self.epoch() }, &[]);
+                self.tell_home(key);
                 self.seeker.link = Some(key);
             }
             Err(e) => tracing::debug!("{}: {e:#}", home.1),
         }
+    }
+
+    /// Says over a link to the home that the job is here.
+    pub(super) fn tell_home(&mut self, key: LinkKey) {
+        let to = Some((self.here, self.sup.node.clone()));
+        self.send(key, &Msg::Gone { to, epoch: self.epoch() }, &[]);
     }
 
     fn try_host(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
@@ -148,14 +153,29 @@ impl Mover {
         self.add_link(link)
     }
 
+    /// The job is on this node since that epoch.
+    fn follow(&mut self, id: NodeId, name: String, epoch: Epoch) {
+        self.sup.job.meta.epoch = epoch;
+        self.sup.board.moved_to = Some(name.clone());
+        self.agent = Some(Agent::new(id, name));
+    }
+
     /// A message of the job's host, or of one that was it.
     pub(super) fn hear_host(&mut self, key: LinkKey, msg: Msg) -> Result<()> {
         let host = self.agent.as_ref().map(|a| a.host.0);
-        if self.peer_of(key) != host {
-            tracing::warn!("a node that does not have the job says {msg:?}");
-            return Ok(());
-        }
+        let peer = self.peer_of(key);
         match msg {
+            // The job has gone on, and nobody could tell it here ([`Mover::seek_home`]).
+            Msg::Gone { to: Some((id, name)), epoch }
+                if peer == Some(id) && epoch > self.sup.job.meta.epoch =>
+            {
+                self.drop_link(key);
+                if let Some(old) = self.relay_link {
+                    self.drop_link(old);
+                }
+                self.follow(id, name, epoch);
+            }
+            msg if peer != host => tracing::warn!("a node that does not have the job says {msg:?}"),
             Msg::Attached { epoch, processes, history } if epoch >= self.sup.job.meta.epoch => {
                 self.sup.job.meta.epoch = epoch;
                 self.sup.board.remote = processes;
@@ -171,10 +191,8 @@ impl Mover {
                 self.send_signals();
             }
             Msg::Gone { to: Some((id, name)), epoch } if epoch >= self.sup.job.meta.epoch => {
-                self.sup.job.meta.epoch = epoch;
-                self.sup.board.moved_to = Some(name.clone());
                 self.drop_link(key);
-                self.agent = Some(Agent::new(id, name));
+                self.follow(id, name, epoch);
             }
             Msg::Progress(event) => self.show_asked(*event),
             Msg::NotMoved(failure) => self.answer_asked(&Reply::Failed(*failure)),

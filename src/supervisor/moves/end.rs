@@ -110,7 +110,7 @@ impl Mover {
         Ok(())
     }
 
-    /// Asks at home whether the agent is there.
+    /// Asks at home whether the agent is there, and tells it where the job is.
     pub(super) fn call_home(&mut self) -> Option<LinkKey> {
         let home = node::peers::by_id(&self.sup.state, self.home_node.0).ok()??;
         let tls = node::tls(&self.sup.state).ok()?;
@@ -119,6 +119,7 @@ impl Mover {
         let key = self.add_link(link).ok()?;
         let epoch = self.epoch();
         self.send(key, &Msg::Attach { epoch, stopped: false, next: 0 }, &[]);
+        self.tell_home(key);
         Some(key)
     }
 }
