@@ -1,5 +1,5 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
-//! of the home, the terminal, and TCP connections ([`socket`]).
+//! of the home, the terminal, and TCP connections (`socket`).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
