@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{kill, Signal};
+use nix::sys::wait::{waitpid, WaitPidFlag};
 use nix::unistd::Pid;
 
 /// A command's end.
@@ -174,6 +175,20 @@ pub fn kill_below(root: i32) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Takes the ends of processes that have come to this one, their subreaper, as they would come to
+/// pid 1: else they stay, and whoever looks through /proc looks at them as well. Those of `vosrun`
+/// commands are left to who has started them.
+pub fn reap_orphans() {
+    let own = std::process::id() as i32;
+    let ended = all().into_iter().filter(|(_, stat)| *stat == (own, 'Z')).map(|(pid, _)| pid);
+    for pid in ended {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.trim() != "vosrun" {
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
     }
 }
 

@@ -376,6 +376,7 @@ fn one(cell: &Cell, worker: &mut Worker) -> Outcome {
             why.push_str(&format!("\n{}", hosts.diagnosis()));
         }
     }
+    procs::reap_orphans();
     outcome
 }
 
