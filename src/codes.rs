@@ -60,7 +60,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-CHILDREN",
         title: "a child process is not traced",
-        text: "A job moves with all its processes, but one of them has a child that vosrun does not trace: it would be left behind. This happens when the child could not be seized, for instance because it belongs to another user or has another tracer.\nWay out: wait until the child has ended (vosrun inspect JOB lists the others), or end its tracer and attach again.",
+        text: "A job moves with all its processes, but one of them has a child that vosrun does not trace: it would be left behind. This happens when the child could not be seized, for instance because it belongs to another user, is not dumpable (PR_SET_DUMPABLE) while vosrun is an ordinary user's, or has another tracer.\nWay out: wait until the child has ended (vosrun inspect JOB lists the others), end its tracer and attach again, or run vosrun as root.",
     },
     Code {
         code: "VOS-CHROOT",
@@ -214,13 +214,13 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-LEASE",
-        title: "a write lease on a file",
-        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which ends as soon as anybody opens the file, the target included. Read leases move.\nWay out: let the program give the lease back, then move it.",
+        title: "a write lease on a file that others have open too",
+        text: "The program holds a write lease (F_SETLEASE of fcntl(2)), which only somebody can have who has the file open alone, and which ends as soon as anybody else opens it. So its file is closed at the source and opened at the target after the decision. That cannot be done with a descriptor that several processes have or that is on its way in a socket, with a file that is mapped or has no name, and not where seccomp filters of the program may forbid to open it. Other leases move.\nWay out: let the program give the lease back, then move it.",
     },
     Code {
         code: "VOS-LEASE-BREAK",
         title: "a lease that is being broken",
-        text: "Another program wants to use a file on which the program holds a lease, and the program has not given the lease back for a second.\nWay out: move again when it has, or when the time of /proc/sys/fs/lease-break-time is over.",
+        text: "Another program wants to use a file on which the program holds a lease, and the program has not given the lease back for a second, or that came during the move.\nWay out: move again when it has, or when the time of /proc/sys/fs/lease-break-time is over.",
     },
     Code {
         code: "VOS-LINK",
@@ -389,13 +389,13 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-TCP",
-        title: "a TCP socket that is no connection",
-        text: "TCP connections move: the home keeps the real socket and relays it. The program has a TCP socket that is listening, not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
+        title: "a TCP socket that is neither connected nor listening",
+        text: "TCP connections and listening sockets move: the home keeps the real socket and relays it. The program has a TCP socket that is not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
     },
     Code {
         code: "VOS-TCP-AWAY",
-        title: "a TCP connection that was made away from home",
-        text: "A connection that the program makes after a move is the node's where it runs, and only the job's home keeps connections for it.\nWay out: let the program close the connection, or let it finish on this node.",
+        title: "a TCP socket that was connected or listens away from home",
+        text: "A connection that the program makes after a move is the node's where it runs, and so is a socket that listens since then; only the job's home keeps them for it.\nWay out: let the program close the socket, or let it finish on this node.",
     },
     Code {
         code: "VOS-TCP-BUSY",
@@ -404,7 +404,7 @@ pub const CODES: &[Code] = &[
     },
     Code {
         code: "VOS-TCP-OPTION",
-        title: "a TCP connection with an option that cannot go along",
+        title: "a TCP socket with an option that cannot go along",
         text: "The connection uses something that depends on this machine, or on what is under way in its kernel: a filter (SO_ATTACH_FILTER), an interface (SO_BINDTODEVICE, a link-local address), queued errors and timestamps (IP_RECVERR, SO_TIMESTAMPING, SO_ZEROCOPY), kernel TLS (TCP_ULP), TCP_REPAIR, IP_MINTTL or SO_PEEK_OFF.\nWay out: let the program switch it off or close the connection, or let it finish here.",
     },
     Code {
@@ -425,7 +425,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TRANSLATE",
         title: "no namespaces at the target",
-        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: a signalfd tells who has sent a signal by a number that no call carries; terminals, System V objects and message queues of the job keep their numbers only in namespaces; Unix sockets with a path would get another address; SO_PASSCRED, open files of /proc that show memory, and processes that are not dumpable (unless the target's node is root's) need them too.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
+        text: "The target makes no user, pid and time namespaces, because it refuses them or because of --translate, so the job gets other process numbers, clocks and another host name there. Vosrun translates them at the calls that carry them, which stops each of those for some 10 µs: clock_gettime, getpid, open, stat, fork, wait, kill and others. As a blocker it names what cannot be translated: processes that share something by clone(2) have to have one program and the common signal at their end; a descriptor that only names a terminal (O_PATH) would name another one; a seccomp filter of the program's own that looks at a translated argument would see another one than the program gives; an open file of /proc that shows memory is opened anew when the process has its memory, which several processes could not share. A process that is not dumpable is so in its own eyes only (unless the target's node is root's): that is a warning.\nWay out: allow namespaces on the target (vosrun explain VOS-USERNS); or let the program close what is named.",
     },
     Code {
         code: "VOS-TREE",

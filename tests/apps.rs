@@ -390,6 +390,7 @@ const APPS: &[(&str, App)] = &[
     ("under-script", inside::under_script),
     ("bash-jobs", inside::bash_jobs),
     ("redis-saves", inside::redis_saves),
+    ("redis-serves", inside::redis_serves),
 ];
 
 const SHELL: &[(&str, App)] = &[
@@ -402,6 +403,9 @@ const SHELL: &[(&str, App)] = &[
     ("inner-shell", shell::inner_shell),
     ("typed-while-moving", shell::typed_while_moving),
 ];
+
+/// Those that are also moved to nodes that make no namespaces.
+const TRANSLATED: &[&str] = &["python-terminal", "dev-tty", "under-script", "bash-jobs"];
 
 fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
@@ -430,6 +434,10 @@ fn cells() -> Vec<Cell> {
         for (word, start) in [("native", Start::Native), ("still", Start::Still)] {
             let run = move |w: &mut Worker| app(w.bare_hosts(Who::User)?, start);
             cells.push(Cell::new(format!("{word}/user/{name}"), run).limit(300));
+        }
+        if TRANSLATED.contains(&name) {
+            let run = move |w: &mut Worker| app(w.refusing_hosts()?, Start::Launched);
+            cells.push(Cell::new(format!("translated/user/{name}"), run).limit(300));
         }
         let run = move |w: &mut Worker| app(w.hosts(Who::User)?, Start::Attached);
         cells.push(Cell::new(format!("attached/user/{name}"), run).limit(300));

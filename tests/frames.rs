@@ -71,6 +71,7 @@ fn spawn(members: &[Member]) -> Result<Skeleton> {
         ptys: false,
         user: User::own(),
         bequests: Vec::new(),
+        programs: Vec::new(),
     };
     let skeleton = Skeleton::spawn(&plan, Footing::Namespaces)?;
     if let Err(e) = skeleton.settle() {

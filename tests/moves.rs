@@ -4,7 +4,13 @@
 //! `ten/user/GUEST`, `random/user/GUEST`, `attached/root/GUEST` and so on, and
 //! `placed/root/PLACE`; arguments choose cells by substrings.
 
+#[path = "moves/callers.rs"]
+mod callers;
 mod common;
+#[path = "moves/delayed.rs"]
+mod delayed;
+#[path = "moves/left.rs"]
+mod left;
 #[path = "moves/said.rs"]
 mod said;
 #[path = "moves/soak.rs"]
@@ -60,6 +66,11 @@ const fn built(source: &'static str, flavour: Flavour) -> Guest {
 /// A guest that talks to `tcp_peer` by TCP.
 const fn tcp(source: &'static str, args: &'static [&'static str]) -> Guest {
     Guest { peer: Some("tcp_peer"), ..with(source, args) }
+}
+
+/// A guest whose clients are the guest `peer`.
+const fn called(source: &'static str, args: &'static [&'static str], peer: &'static str) -> Guest {
+    Guest { peer: Some(peer), ..with(source, args) }
 }
 
 const fn launched_only(source: &'static str, by: &'static [Who], why: &'static str) -> Guest {
@@ -150,6 +161,8 @@ const GUESTS: &[Guest] = &[
         args: &["privileged"],
         ..launched_only("seccomp_filter", &[Who::Root, Who::User], UNSEEN)
     },
+    launched_only("seccomp_own_pid", &[Who::Root, Who::User], UNSEEN),
+    launched_only("seccomp_later", &[Who::Root, Who::User], UNSEEN),
     guest("keyrings").proves(&["keyrings"]),
     guest("cpu_timers").proves(&["cpu-timers"]),
     guest("own_ids").proves(&["ids"]),
@@ -159,6 +172,11 @@ const GUESTS: &[Guest] = &[
     guest("deadlines").proves(&["translated", "sleeping"]),
     launched_only(
         "undumpable_child",
+        &[Who::User],
+        "a process that is not dumpable belongs to root",
+    ),
+    launched_only(
+        "undumpable_turns",
         &[Who::User],
         "a process that is not dumpable belongs to root",
     ),
@@ -172,6 +190,9 @@ const GUESTS: &[Guest] = &[
     guest("fd_eventfd").proves(&["eventfd"]),
     guest("fd_timerfd").proves(&["timerfd"]),
     guest("fd_signalfd").proves(&["signalfd"]),
+    guest("signalfd_senders").proves(&["signalfd", "translated"]),
+    guest("signalfd_readers").proves(&["signalfd"]),
+    guest("signalfd_tree").proves(&["signalfd", "translated"]),
     guest("fd_epoll").proves(&["epoll"]),
     with("fd_epoll", &["closed-target"]),
     guest("fd_memfd").proves(&["memfd"]),
@@ -186,11 +207,13 @@ const GUESTS: &[Guest] = &[
     guest("lock_posix").proves(&["lock-posix"]),
     guest("lock_ofd").proves(&["lock-ofd"]),
     guest("lock_lease").proves(&["lease"]),
+    guest("lock_lease_write").proves(&["lease"]),
     guest("lock_waiters"),
     guest("pidfd_self_child").proves(&["pidfd"]),
     guest("pidfd_dead"),
     guest("pidfd_thread").proves(&["pidfd-thread"]),
     guest("fd_proc").proves(&["proc"]),
+    guest("proc_memory").proves(&["proc"]),
     guest("fd_async_owner").proves(&["async-owner"]),
     guest("epoll_nested"),
     guest("epoll_oneshot"),
@@ -222,8 +245,10 @@ const GUESTS: &[Guest] = &[
     guest("unix_listen_backlog").proves(&["unix-backlog"]),
     guest("unix_listen_words"),
     guest("unix_path").proves(&["unix-path"]),
+    guest("unix_ways").proves(&["unix-path"]),
     guest("unix_abstract"),
     guest("unix_creds").proves(&["unix-creds"]),
+    guest("unix_passcred").proves(&["unix-creds"]),
     guest("unix_rights_in_flight").proves(&["unix-rights"]),
     guest("unix_fork_shared"),
     tcp("tcp_stream", &["4"]).proves(&["tcp"]),
@@ -237,6 +262,14 @@ const GUESTS: &[Guest] = &[
     tcp("tcp_blocked", &[]),
     tcp("tcp_reset", &[]),
     tcp("tcp_shared", &[]),
+    tcp("tcp_turns", &[]),
+    called("tcp_server", &[], "tcp_client").proves(&["tcp-listening"]),
+    called("tcp_server", &["blocking"], "tcp_client"),
+    called("tcp_server", &["any4"], "tcp_client"),
+    called("tcp_server", &["v6only", "blocking"], "tcp_client"),
+    called("tcp_server", &["group"], "tcp_client").proves(&["tcp-listening"]),
+    called("tcp_crowd", &[], "tcp_crowders").proves(&["tcp-listening"]),
+    called("tcp_backlog", &[], "tcp_callers").proves(&["tcp-listening"]),
     guest("exec_chain").proves(&["exec"]),
     guest("tree").proves(&["children", "fd-shared", "sessions", "stopped", "zombies"]),
     launched_only(
@@ -251,6 +284,9 @@ const GUESTS: &[Guest] = &[
     guest("clone_sighand").proves(&["clone-shared"]),
     guest("clone_all").proves(&["clone-shared"]),
     guest("clone_sysvsem").proves(&["sysv-sem"]),
+    guest("clone_exe").proves(&["clone-shared", "translated"]),
+    guest("clone_signal").proves(&["clone-shared"]),
+    guest("exit_signal").proves(&["children"]),
     guest("thread_files").proves(&["thread-files"]),
     guest("tree_storm").proves(&["fork-storm"]),
     guest("tree_stops").proves(&["stopped"]),
@@ -258,6 +294,8 @@ const GUESTS: &[Guest] = &[
     guest("subreaper").proves(&["subreaper"]),
     guest("posix_timer_clocks"),
     guest("posix_timer_overrun"),
+    guest("posix_timer_getoverrun"),
+    guest("posix_timer_wall"),
     guest("timer_thread_gone").proves(&["timers-thread"]),
     guest("pty_pair").proves(&["pty"]),
     guest("pty_child").proves(&["pty"]),
@@ -265,8 +303,11 @@ const GUESTS: &[Guest] = &[
     guest("pty_queues").proves(&["pty"]),
     guest("pty_many").proves(&["pty"]),
     guest("pty_devtty").proves(&["pty"]),
+    guest("pty_given_up").proves(&["pty"]),
     guest("pty_hangup").proves(&["pty"]),
     guest("pty_jobs").proves(&["pty"]),
+    guest("pty_names").proves(&["pty", "translated"]),
+    guest("pty_nested").proves(&["pty"]),
     guest("shm_fork"),
     guest("shm_memfd_passed"),
     guest("shm_posix"),
@@ -278,7 +319,9 @@ const GUESTS: &[Guest] = &[
     guest("sysv_sem_undo").proves(&["sysv-sem"]),
     guest("sysv_sem_waiter"),
     guest("sysv_msg").proves(&["sysv-msg"]),
+    guest("sysv_later").proves(&["sysv-shm", "sysv-sem", "sysv-msg", "translated"]),
     guest("posix_mq").proves(&["posix-mq"]),
+    guest("mq_names").proves(&["posix-mq", "translated"]),
     launched_only("mq_notify", &[Who::Root, Who::User], UNSEEN).proves(&["posix-mq-notify"]),
     guest("proc_reader"),
     guest("no_fds"),
@@ -461,50 +504,26 @@ const TRANSLATION: &[(&str, &[Who], Fate)] = &[
     ("tcp_blocked", BOTH, Fate::Refused),
     ("tcp_reset", BOTH, Fate::Refused),
     ("tcp_shared", BOTH, Fate::Refused),
-    ("fd_signalfd", BOTH, Fate::Refused),
-    ("fd_proc", BOTH, Fate::Refused),
-    ("unix_pair", BOTH, Fate::Refused),
-    ("unix_abstract", BOTH, Fate::Refused),
-    ("unix_creds", BOTH, Fate::Refused),
-    ("transfers_out", BOTH, Fate::Refused),
-    ("transfers_in", BOTH, Fate::Refused),
-    ("pty_pair", BOTH, Fate::Refused),
-    ("pty_child", BOTH, Fate::Refused),
-    ("pty_modes", BOTH, Fate::Refused),
-    ("pty_queues", BOTH, Fate::Refused),
-    ("pty_many", BOTH, Fate::Refused),
-    ("pty_devtty", BOTH, Fate::Refused),
-    ("pty_hangup", BOTH, Fate::RefusedAtTimes),
-    ("unix_path", BOTH, Fate::Refused),
-    ("unix_dgram", BOTH, Fate::Refused),
-    ("unix_listen_backlog", BOTH, Fate::Refused),
-    ("unix_listen_words", BOTH, Fate::Refused),
-    ("pty_jobs", BOTH, Fate::Refused),
-    ("sysv_shm", BOTH, Fate::Refused),
-    ("sysv_shm_rmid", BOTH, Fate::Refused),
-    ("sysv_sem_undo", BOTH, Fate::Refused),
-    ("sysv_sem_waiter", BOTH, Fate::Refused),
-    ("sysv_msg", BOTH, Fate::Refused),
-    ("posix_mq", BOTH, Fate::Refused),
-    ("mq_notify", BOTH, Fate::Refused),
-    ("blocked", BOTH, Fate::Refused),
-    ("sig_order", BOTH, Fate::Refused),
-    ("undumpable", &[Who::User], Fate::Refused),
-    ("undumpable_child", &[Who::User], Fate::Refused),
-    ("traps+undumpable", &[Who::User], Fate::Refused),
-    ("seccomp_filter", BOTH, Fate::Refused),
-    ("seccomp_filter+tsync", BOTH, Fate::Refused),
-    ("seccomp_filter+exec", BOTH, Fate::Refused),
-    ("seccomp_filter+privileged", BOTH, Fate::Refused),
-    ("clone_files", BOTH, Fate::Refused),
-    ("clone_fs", BOTH, Fate::Refused),
-    ("clone_vm", BOTH, Fate::Refused),
-    ("clone_sighand", BOTH, Fate::Refused),
-    ("clone_all", BOTH, Fate::Refused),
-    ("clone_sysvsem", BOTH, Fate::Refused),
+    ("tcp_turns", BOTH, Fate::Refused),
+    ("tcp_server", BOTH, Fate::Refused),
+    ("tcp_server+blocking", BOTH, Fate::Refused),
+    ("tcp_server+any4", BOTH, Fate::Refused),
+    ("tcp_server+v6only+blocking", BOTH, Fate::Refused),
+    ("tcp_server+group", BOTH, Fate::Refused),
+    ("tcp_crowd", BOTH, Fate::Refused),
+    ("tcp_backlog", BOTH, Fate::Refused),
+    ("seccomp_own_pid", BOTH, Fate::Refused),
+    ("clone_signal", BOTH, Fate::Refused),
+    ("exit_signal", BOTH, Fate::Refused),
+    ("seccomp_later", BOTH, Fate::RefusedAtTimes),
     ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
+    ("fd_proc", BOTH, Fate::Differs("what is read of `status` has the target's numbers there")),
+    (
+        "sig_order",
+        BOTH,
+        Fate::Differs("the thread that sends is no faster there than those that receive"),
+    ),
     ("pidfd_thread", BOTH, Fate::Differs("fdinfo has the target's numbers there")),
-    ("tree_stops", BOTH, Fate::Differs("a continuation that was not told may be lost there")),
 ];
 
 /// `check` and `migrate` refuse the job, which goes on.
@@ -520,8 +539,7 @@ fn refused_by_name(mut job: Job<'_>, code: &str) -> Result<()> {
 fn refused_at_times(mut job: Job<'_>) -> Result<()> {
     for to in [1, 2, 1, 2] {
         let ended = job.try_migrate(to)?;
-        let named = ["VOS-TRANSLATE", "VOS-PTY-BUSY"].iter().any(|c| ended.stdout.contains(c));
-        let refused = [10, 11].contains(&ended.code()) && named;
+        let refused = [10, 11].contains(&ended.code()) && ended.stdout.contains("VOS-TRANSLATE");
         anyhow::ensure!(ended.code() == 0 || refused, "{}: {}", ended.code(), ended.stdout);
         if ended.code() == 0 {
             job.at = to;
@@ -565,6 +583,32 @@ fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Resu
         }
     }
     job.await_progress(3)?;
+    check_output(guest, &job.finish()?)
+}
+
+/// Is it about what the kernel numbers, names or shares besides processes?
+fn has_objects(guest: &Guest) -> bool {
+    let moves = TRANSLATION.iter().all(|(name, ..)| *name != guest.name());
+    moves
+        && ["sysv_", "posix_mq", "mq_", "clone_", "pty_", "signalfd_"]
+            .iter()
+            .any(|kind| guest.source.starts_with(kind))
+}
+
+/// Moves to nodes with namespaces and to those without, in turns: what is made at one is the same at
+/// the next.
+fn mixed(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
+        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
+    }
+    let Talk { mut job, .. } = Talk::start(worker.hosts(who)?, start, guest)?;
+    job.await_ready()?;
+    let turns = [(1, true), (2, false), (0, true), (1, false), (2, true), (0, false), (1, true)];
+    for (turn, (to, translate)) in turns.into_iter().enumerate() {
+        job.translate = translate;
+        job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;
+        job.await_progress(3).with_context(|| format!("after move {turn}"))?;
+    }
     check_output(guest, &job.finish()?)
 }
 
@@ -779,11 +823,8 @@ fn lost(who: Who, by_person: bool, worker: &mut Worker) -> Result<()> {
         hosts.kill_node(1)?;
     }
     let there = job.ps();
-    let supervisor = procs::descendants(std::process::id() as i32)
-        .into_iter()
-        .find(|pid| procs::command_line(*pid).contains("__receive"));
     // The supervisor first: it would tell how the job ended.
-    let supervisor = supervisor.with_context(|| format!("no supervisor at b: {there:?}"))?;
+    let supervisor = job.supervisor().with_context(|| format!("{there:?}"))?;
     let program = *procs::descendants(supervisor).last().context("no program at b")?;
     for pid in [supervisor, program] {
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
@@ -1189,6 +1230,7 @@ fn cells() -> Vec<Cell> {
     cells.extend(disturbed_cells());
     cells.extend(table::cells());
     cells.extend(said::cells());
+    cells.extend(left::cells());
     cells.push(Cell::new("harness/root/hosts", hosts_differ));
     for who in [Who::Root, Who::User] {
         let run = move |w: &mut Worker| asked_at_home(who, w);
@@ -1225,7 +1267,9 @@ fn cells() -> Vec<Cell> {
         let run = move |_: &mut Worker| cancelled(who);
         cells.push(Cell::new(format!("cancelled/{}/fd_pipe", who.word()), run));
     }
+    cells.extend(delayed::cells());
     cells.push(Cell::new("refused/user/tcp_later", connected_later));
+    cells.push(Cell::new("callers/user/ten-thousand", callers::ten_thousand).limit(240));
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);
         cells.push(Cell::new(format!("other-user/user/{}", of.name()), run).alone(of.hogs()));
@@ -1248,6 +1292,14 @@ fn cells() -> Vec<Cell> {
             let run = move |w: &mut Worker| translated(guest, Start::Launched, who, w);
             let cell = Cell::new(format!("translated/{}/{name}", who.word()), run);
             cells.push(cell.alone(guest.hogs()));
+        }
+        if has_objects(&guest) {
+            for (start, word) in [(Start::Launched, "mixed"), (Start::Attached, "mixed-attached")] {
+                for who in [Who::Root, Who::User] {
+                    let run = move |w: &mut Worker| mixed(guest, start, who, w);
+                    cells.push(Cell::new(format!("{word}/{}/{name}", who.word()), run));
+                }
+            }
         }
         let ways = [
             ("still/user", Start::Launched, Who::User, Way::Still),

@@ -1,10 +1,12 @@
-//! What /proc tells, read by a second thread.
+//! What /proc tells, read by two threads.
 //!
 //! Only the thread that traces a process may ask the process itself (ptrace(2)); anyone may read.
 //! So while the tracer asks one process, or compares it with others, the next ones are read on
-//! another CPU.
+//! another CPU; and the tracer reads as well while it has nothing to take.
 
-use std::sync::mpsc::sync_channel;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::thread;
 
 use super::cpus;
@@ -22,40 +24,92 @@ const FEW: usize = 4;
 /// the next one, and `None` when there is no more. Reading ends with `take`.
 pub fn read_ahead<I: Sync, T: Send, R>(
     items: &[I],
-    read: impl Fn(&I) -> T + Send,
+    read: impl Fn(&I) -> T + Sync,
     take: impl FnOnce(&mut dyn FnMut() -> Option<T>) -> R,
 ) -> R {
     if items.len() < FEW {
         return read_now(items, read, take);
     }
+    let work = Work { items, read: &read, claimed: AtomicUsize::new(0) };
     thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Vec<T>>(AHEAD / AT_ONCE);
+        let (send, receive) = sync_channel(AHEAD / AT_ONCE);
         let numbers = numbers::copied();
-        let (first, rest) = items.split_at(items.len().min(AT_ONCE));
+        let work = &work;
         let reader = scope.spawn(move || {
             numbers.take();
             cpus::remember();
-            for some in first.chunks(1).chain(rest.chunks(AT_ONCE)) {
-                if send.send(some.iter().map(&read).collect()).is_err() {
-                    break;
-                }
-            }
+            work.share(&send);
         });
         let taken = {
-            let mut got = Vec::new().into_iter();
-            let mut next = move || {
-                got.next().or_else(|| {
-                    got = receive.recv().ok()?.into_iter();
-                    got.next()
-                })
-            };
-            take(&mut next)
+            let mut order = Order { work, receive, waiting: BTreeMap::new(), next: 0 };
+            take(&mut || order.next())
         };
         // Not left to the scope, which waits for the end of the closure only: whoever forks after this
         // must be alone, because what the other thread has locked would stay so in the child.
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         taken
     })
+}
+
+/// Items that two threads read, each one once.
+struct Work<'a, I, F> {
+    items: &'a [I],
+    read: &'a F,
+    /// How many have a thread that reads them.
+    claimed: AtomicUsize,
+}
+
+/// Items that have been read, from this place on.
+type Piece<T> = (usize, Vec<T>);
+
+impl<I, T, F: Fn(&I) -> T> Work<'_, I, F> {
+    /// Reads the next ones, `most` at most, that nobody reads yet.
+    fn read_some(&self, most: usize) -> Option<Piece<T>> {
+        let from = self.claimed.fetch_add(most, Ordering::Relaxed);
+        let some = self.items.get(from..)?;
+        let some = &some[..some.len().min(most)];
+        (!some.is_empty()).then(|| (from, some.iter().map(self.read).collect()))
+    }
+
+    /// Reads for another thread, until there is no more or it has ended.
+    fn share(&self, with: &SyncSender<Piece<T>>) {
+        let mut sent = 0;
+        while let Some(piece) = self.read_some(if sent < AT_ONCE { 1 } else { AT_ONCE }) {
+            sent += piece.1.len();
+            if with.send(piece).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Puts what comes from both threads into its order.
+struct Order<'a, I, T, F> {
+    work: &'a Work<'a, I, F>,
+    receive: Receiver<Piece<T>>,
+    /// By place, none before `next`.
+    waiting: BTreeMap<usize, T>,
+    next: usize,
+}
+
+impl<I, T, F: Fn(&I) -> T> Order<'_, I, T, F> {
+    fn next(&mut self) -> Option<T> {
+        loop {
+            if let Some(item) = self.waiting.remove(&self.next) {
+                self.next += 1;
+                return Some(item);
+            }
+            let (from, some) = match self.receive.try_recv() {
+                Ok(piece) => piece,
+                Err(_) if self.waiting.len() >= AHEAD => self.receive.recv().ok()?,
+                Err(_) => match self.work.read_some(1) {
+                    Some(piece) => piece,
+                    None => self.receive.recv().ok()?,
+                },
+            };
+            self.waiting.extend((from..).zip(some));
+        }
+    }
 }
 
 /// The same where nothing may be read before it is asked for.
@@ -70,6 +124,9 @@ pub fn read_now<I, T, R>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{mpsc, Mutex};
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -83,6 +140,30 @@ mod tests {
             assert_eq!(read_ahead(&items, |n| 2 * n, all), doubled);
             assert_eq!(read_now(&items, |n| 2 * n, all), doubled);
         }
+    }
+
+    #[test]
+    fn who_takes_reads_while_the_other_is_slow() {
+        let items: Vec<usize> = (0..10 * AHEAD).collect();
+        let taker = thread::current().id();
+        let (read, others) = mpsc::channel();
+        let others = Mutex::new(Some(others));
+        let read = |n: &usize| {
+            // What the other thread reads first lasts until this one has read something.
+            match thread::current().id() == taker {
+                true => drop(read.send(())),
+                false => {
+                    if let Some(read) = others.lock().unwrap().take() {
+                        read.recv_timeout(Duration::from_secs(60)).unwrap();
+                    }
+                }
+            }
+            *n
+        };
+        let all = |next: &mut dyn FnMut() -> Option<usize>| -> Vec<usize> {
+            std::iter::from_fn(next).collect()
+        };
+        assert_eq!(read_ahead(&items, read, all), items);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!
 //! Asked of a running job before a move, and again of the frozen one.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
@@ -59,8 +60,9 @@ impl Namespaces {
 /// What all threads of a job have.
 #[derive(Debug)]
 pub struct Common {
-    /// Seccomp filters that are vosrun's own.
+    /// Seccomp filters that are vosrun's own: of all processes, and besides those of each.
     filters: u64,
+    more_filters: BTreeMap<i32, u64>,
     namespaces: Namespaces,
     /// What is known of its AIO contexts.
     submitted: Submitted,
@@ -73,9 +75,15 @@ impl Common {
     /// Of a job with so many filters of vosrun's own, in the namespaces of the process `like`.
     #[must_use]
     pub fn new(filters: u64, like: i32) -> Self {
-        let (submitted, submitting, chains) = Default::default();
+        let (more_filters, submitted, submitting, chains) = Default::default();
         let namespaces = Namespaces::of(like, like);
-        Self { filters, namespaces, submitted, submitting, chains }
+        Self { filters, more_filters, namespaces, submitted, submitting, chains }
+    }
+
+    /// With so many more filters of vosrun's own in single processes (host pids).
+    #[must_use]
+    pub fn filtered_more(self, more_filters: BTreeMap<i32, u64>) -> Self {
+        Self { more_filters, ..self }
     }
 
     /// With what is known of its AIO contexts and seccomp filters.
@@ -115,7 +123,8 @@ impl Common {
     /// When kcmp(2) fails otherwise than by not being there; see [`is_apart`].
     pub fn check(&self, view: &View) -> io::Result<Vec<Finding>> {
         let mut found: Vec<Finding> = PARTS.iter().flat_map(|part| part.check(view)).collect();
-        found.extend(filters::check(view, self.filters, self.chain(view.tid)));
+        let own = self.filters + self.more_filters.get(&view.pid).copied().unwrap_or(0);
+        found.extend(filters::check(view, own, self.chain(view.tid)));
         found.extend(self.elsewhere(view));
         found.extend(own_table(view)?);
         Ok(found)

@@ -26,7 +26,8 @@ use super::resource::memory::SharedObject;
 use super::skeleton::{
     io_error, pair, receive, send, Request, Result, SkeletonError, Word, MAX_FDS,
 };
-use crate::syscalls::translate::numbers;
+use crate::syscalls::translate::objects::{self, Objects};
+use crate::syscalls::translate::{numbers, ptys};
 
 /// What a process makes of the image before it loses its old memory. Objects are counted as in
 /// `objects`.
@@ -60,6 +61,8 @@ pub struct Build {
     pub takes_table: bool,
     /// Without namespaces: the job's number of each process, and the one here.
     pub numbers: Vec<(i32, i32)>,
+    /// Without namespaces: names of message queues.
+    pub names: Option<Objects>,
 }
 
 impl Build {
@@ -77,6 +80,8 @@ pub struct Built {
     pub shared: Vec<RawFd>,
     /// Files of sockets that take their places when the job runs.
     pub renames: Renames,
+    /// Without namespaces: the job's number of each pty, and the one here.
+    pub ptys: Vec<(u32, u32)>,
 }
 
 /// The part of one process in making the descriptors of a job.
@@ -179,6 +184,7 @@ pub(super) fn ask(
                 let made: Vec<RawFd> = made.iter().map(AsRawFd::as_raw_fd).collect();
                 tell(Request::Acted(errno), &made)?;
             }
+            (Word::StoodFor(job, host), ..) => numbers::stood_for(job, host),
             (Word::Failed(text), ..) => return Err(SkeletonError::Step(text)),
             _ => return Err(SkeletonError::Step("out of order".into())),
         }
@@ -188,6 +194,7 @@ pub(super) fn ask(
 /// In the new process: makes all descriptors, answers, and waits to be stopped for ever.
 pub(super) fn build_and_wait(build: &Build, control: OwnedFd, fds: Vec<OwnedFd>) -> ! {
     build.numbers.iter().for_each(|(job, host)| numbers::bind(*job, *host));
+    objects::take(build.names.clone());
     let mut keep = [control.into_raw_fd()];
     let making = Making::begin(&build.objects, &build.table, build.given(), &mut keep);
     // Either where it was, or where it has been moved.
@@ -246,7 +253,7 @@ fn make(
         let keep: Vec<RawFd> = kept.chain(build.others.iter().copied()).collect();
         making.close_others(&keep).map_err(text)?;
     }
-    Ok(Built { renames, ..for_mappings(build, &memory)? })
+    Ok(Built { renames, ptys: ptys::all(), ..for_mappings(build, &memory)? })
 }
 
 /// Memory that this process maps and holds no descriptor of, while another one does: places in
@@ -383,16 +390,21 @@ impl RestoreCx for Provided<'_> {
         send(self.control, &Word::Act(by, deed.clone()), &numbers)?;
         match receive::<Request>(self.control)? {
             (Request::Acted(0), _, made) => Ok(made),
-            (Request::Acted(libc::ESRCH), ..) => act_as_the_dead(by, deed, fds),
+            (Request::Acted(libc::ESRCH), ..) => act_as_the_dead(self.control, by, deed, fds),
             (Request::Acted(errno), ..) => Err(io::Error::from_raw_os_error(errno)),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
 
-/// In a process that is there for this only, with the number of one that has ended, or with one
-/// that nobody has in the job.
-fn act_as_the_dead(by: Cred, deed: &Deed, fds: &[BorrowedFd]) -> io::Result<Vec<OwnedFd>> {
+/// In a process that is there for this only, with the number of one that has ended, or that the
+/// supervisor is told to be that one.
+fn act_as_the_dead(
+    control: BorrowedFd,
+    by: Cred,
+    deed: &Deed,
+    fds: &[BorrowedFd],
+) -> io::Result<Vec<OwnedFd>> {
     let (own, theirs) = pair().map_err(io::Error::other)?;
     let child = match raw::fork(Some(by.pid).filter(|_| !numbers::are_own())) {
         // A process that only stands in for one of another job has this number now.
@@ -410,6 +422,9 @@ fn act_as_the_dead(by: Cred, deed: &Deed, fds: &[BorrowedFd]) -> io::Result<Vec<
     drop(theirs);
     let answer = receive::<Request>(own.as_fd());
     nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)?;
+    if numbers::are_own() {
+        send(control, &Word::StoodFor(by.pid, child), &[])?;
+    }
     match answer? {
         (Request::Acted(0), _, made) => Ok(made),
         (Request::Acted(errno), ..) => Err(io::Error::from_raw_os_error(errno)),

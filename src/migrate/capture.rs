@@ -49,6 +49,9 @@ pub struct Capturing<'a> {
     pub sets: &'a [undo::Asked],
     /// Keeps the caller and whom it asks on one CPU, if it lives.
     pub near: Option<&'a Near>,
+    /// The numbers of those that have been captured, each in the pid namespace where it is, by host
+    /// pid.
+    pub numbers: BTreeMap<i32, i32>,
     parents: Parents,
 }
 
@@ -56,8 +59,8 @@ impl<'a> Capturing<'a> {
     /// Without semaphores and anywhere.
     #[must_use]
     pub fn new(scheduler_now: &'a settle::SchedulerClocks, running: &'a Running) -> Self {
-        let parents = Parents::default();
-        Self { scheduler_now, running, sets: &[], near: None, parents }
+        let (numbers, parents) = Default::default();
+        Self { scheduler_now, running, sets: &[], near: None, numbers, parents }
     }
 }
 
@@ -88,13 +91,18 @@ pub fn capture(
         }
     }
     let sets = if of.sets.is_empty() || !may_undo(frozen)? { &[] } else { of.sets };
-    let outcome = ask(&mut threads, insn, of.near, sets);
-    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
+    let mut stub = None;
+    let outcome = ask(&mut threads, (insn, &mut stub), of.near, sets);
+    let mut stub = stub.map(|stub| (stub, insn));
+    // The stub is the first one's.
+    let close = |thread: &mut Asked| thread.close(stub.take());
+    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(close);
     let ((asked, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = asked.brk;
     memory.locks_future = asked.locks_future;
     let leader = &threads[0].view;
+    of.numbers.insert(pid, leader.number_inside());
     let stopped = frozen.threads.iter().find_map(|t| match t.stop {
         Stop::Group(signal) => Some(signal),
         _ => None,
@@ -109,6 +117,7 @@ pub fn capture(
         threads: threads.into_iter().map(|t| t.image).collect(),
         stopped,
         stop_taken: false,
+        no_terminal: false,
         continued: false,
         undo,
     };
@@ -159,8 +168,17 @@ fn ids_below(leader: &View, parent: Option<(usize, i32)>) -> Result<Ids, PartErr
     // PPid is of our namespace; the parent's own status tells its number inside.
     let ppid = parent.filter(|(deep, _)| *deep >= depth(leader)).map_or(0, |(_, number)| number);
     let (mut pgid, mut sid) = (last("NSpgid:")?, last("NSsid:")?);
-    if sid == 0 && has_terminal(leader.number("Pid:") as i32) {
-        (pgid, sid) = (pgid.max(1), 1);
+    if sid == 0 {
+        match has_terminal_in_session(leader) {
+            Some(true) => (pgid, sid) = (pgid.max(1), 1),
+            Some(false) => {}
+            None => {
+                let pid = leader.pid;
+                let now = View::read_process(pid);
+                let now = now.map_err(io_error(format!("status of process {pid}")))?;
+                return ids_below(&now, parent);
+            }
+        }
     }
     let mut ids = Ids { pid: last("NStgid:")?, ppid, pgid, sid };
     if ppid == 0 && !ids.may_come_from_outside() {
@@ -170,9 +188,25 @@ fn ids_below(leader: &View, parent: Option<(usize, i32)>) -> Result<Ids, PartErr
 }
 
 /// Has the process a controlling terminal (proc_pid_stat(5), `tty_nr`)?
-fn has_terminal(pid: i32) -> bool {
-    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat());
-    stat.is_ok_and(|s| s.tty_nr != 0)
+#[must_use]
+pub fn has_terminal(pid: i32) -> bool {
+    session_and_terminal(pid).is_some_and(|(_, terminal)| terminal)
+}
+
+/// The same, in the session that the view shows; `None`: by now it is in another one.
+fn has_terminal_in_session(view: &View) -> Option<bool> {
+    let shown: Option<i32> =
+        view.field("NSsid:").split_whitespace().next().and_then(|word| word.parse().ok());
+    match (shown, session_and_terminal(view.pid)) {
+        (Some(shown), Some((session, _))) if session != 0 && shown != session => None,
+        (_, found) => Some(found.is_some_and(|(_, terminal)| terminal)),
+    }
+}
+
+/// `None`: it is gone.
+fn session_and_terminal(pid: i32) -> Option<(i32, bool)> {
+    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).ok()?;
+    Some((stat.session, stat.tty_nr != 0))
 }
 
 /// A thread while it is being asked.
@@ -285,8 +319,13 @@ impl Asked {
         Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
     }
 
-    fn close(&mut self) -> Result<(), InjectError> {
-        let closed = self.remote.take().map_or(Ok(()), Remote::close);
+    /// Ends the loan, and takes a stub out of the process that was mapped by this thread, at this
+    /// `syscall` instruction.
+    fn close(&mut self, stub: Option<(Stub, u64)>) -> Result<(), InjectError> {
+        let closed = match (self.remote.take(), stub) {
+            (Some(remote), Some((stub, insn))) => remote.close_with(&stub, insn),
+            (remote, _) => remote.map_or(Ok(()), Remote::close),
+        };
         self.fetched = None;
         closed
     }
@@ -362,11 +401,8 @@ fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Res
     Ok(behind.iter().try_for_each(|info| remote.queue(stub, info, true))?)
 }
 
-/// Takes the stub away again.
-///
-/// # Errors
-/// When the call fails.
-pub fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
+/// Takes the stub away again; the thread stays borrowed.
+fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
     let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
     remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
     Ok(())
@@ -394,22 +430,20 @@ fn not_known(pid: i32, cause: &str) -> PartError {
 /// Of the memory, the process's parts, and its timers whose signals are pending.
 type Answers = (Memory, Vec<PartState>, Overdue);
 
-/// Asks all threads. Gives their answers, and what the process is to undo.
+/// Asks all threads. Gives their answers, and what the process is to undo; the stub that is `mapped`
+/// for it stays.
 fn ask(
     threads: &mut [Asked],
-    insn: u64,
+    (insn, mapped): (u64, &mut Option<Stub>),
     near: Option<&Near>,
     sets: &[undo::Asked],
 ) -> Result<(Answers, Vec<Undo>), PartError> {
     threads[0].fetched = near.and_then(|near| near.fetch(threads[0].view.tid));
     let stub = Stub::map(threads[0].remote()?, insn, None)?;
+    *mapped = Some(stub);
     // What expires during these questions is seen by those that follow.
-    let asked = ask_undo(&mut threads[0], &stub, sets)
-        .and_then(|undo| Ok((ask_until_settled(threads, &stub, near)?, undo)));
-    let unmapped = unmap(threads[0].remote()?, insn, &stub);
-    let asked = asked?;
-    unmapped?;
-    Ok(asked)
+    let undo = ask_undo(&mut threads[0], &stub, sets)?;
+    Ok((ask_until_settled(threads, &stub, near)?, undo))
 }
 
 fn ask_undo(leader: &mut Asked, stub: &Stub, sets: &[undo::Asked]) -> Result<Vec<Undo>, PartError> {

@@ -17,6 +17,7 @@ use super::resource::{PartError, View};
 use super::shares::{Shares, Sharing};
 use super::skeleton::Plan;
 use super::tree::Member;
+use crate::tracer::memory::read_record;
 
 /// The members of a job with these host pids, parents before their children. The first pid is
 /// that of the job's first process, which stays the first. `sharing` tells what they share.
@@ -58,7 +59,9 @@ impl Found {
             let own = |member: &Member| Some((*hosts.get(&member.ids.pid)?, member.ids.pid));
             let shares = sharing.shares(&all.iter().filter_map(own).collect::<Vec<_>>());
             for member in &mut all {
+                let exit_signal = member.shares.exit_signal;
                 member.shares = shares.get(&member.ids.pid).copied().unwrap_or_default();
+                member.shares.exit_signal = exit_signal;
             }
         }
         all
@@ -70,14 +73,16 @@ struct Looked {
     pid: i32,
     view: io::Result<View>,
     children: Vec<i32>,
+    exit_signal: Option<i32>,
     /// It has ended by then.
     ended: bool,
 }
 
 impl Looked {
     fn at(pid: i32) -> Self {
-        let (view, children) = (View::read_process(pid), children(pid));
-        Self { pid, view, children, ended: gone::is_ending(pid) }
+        let (view, children, exit_signal) =
+            (View::read_process(pid), children(pid), exit_signal(pid));
+        Self { pid, view, children, exit_signal, ended: gone::is_ending(pid) }
     }
 }
 
@@ -89,7 +94,7 @@ fn found(pids: &[i32]) -> Result<Found, PartError> {
         pids,
         |pid| Looked::at(*pid),
         |next| {
-            while let Some(Looked { pid, view, children, ended }) = next() {
+            while let Some(Looked { pid, view, children, exit_signal, ended }) = next() {
                 // The freeze will find that another one has ended.
                 match ended {
                     true if all.is_empty() => {
@@ -98,7 +103,9 @@ fn found(pids: &[i32]) -> Result<Found, PartError> {
                     true => continue,
                     false => {}
                 }
-                let own = member(&view.map_err(io_error(pid))?, None, &mut parents)?;
+                let mut own = member(&view.map_err(io_error(pid))?, None, &mut parents)?;
+                // The first one's parent is none of the job.
+                own.shares.exit_signal = exit_signal.filter(|_| !all.is_empty());
                 hosts.insert(own.ids.pid, pid);
                 all.push(own);
                 for child in children {
@@ -128,7 +135,10 @@ fn zombie(pid: i32, parents: &mut Parents) -> Result<Option<Member>, PartError> 
     let status = wait_status(pid).map_err(io_error(pid));
     let seen = status.and_then(|status| {
         let view = View::read_process(pid).map_err(io_error(pid))?;
-        member(&view, Some(status), parents)
+        let mut own = member(&view, Some(status), parents)?;
+        // The signal has been sent; what is left of it is by which flags of wait(2) it is found.
+        own.shares.exit_signal = exit_signal(pid).map(|_| 0);
+        Ok(own)
     });
     match seen {
         Err(_) if !is_zombie(pid) => Ok(None),
@@ -168,6 +178,15 @@ fn wait_status(pid: i32) -> io::Result<i32> {
     let stat = procfs::process::Process::new(pid).and_then(|p| p.stat());
     let stat = stat.map_err(io::Error::other)?;
     stat.exit_code.ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// See [`Shares::exit_signal`] (`exit_signal` of proc_pid_stat(5)).
+#[must_use]
+pub fn exit_signal(pid: i32) -> Option<i32> {
+    let text = read_record(&format!("/proc/{pid}/stat")).ok()?;
+    // The name may have blanks; it is the 36th field after it.
+    let word = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(35));
+    word.and_then(|word| word.parse().ok()).filter(|signal| *signal != libc::SIGCHLD)
 }
 
 /// The first member, and then each after its parent.

@@ -10,7 +10,9 @@ use super::gone;
 use super::image::FdImage;
 use super::resource::fd::lock::{self, Lock, LockKind};
 use super::resource::fd::unix::Sockets;
-use super::resource::fd::{self, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Slot, Views};
+use super::resource::fd::{
+    self, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Outside, Slot, Views,
+};
 use crate::control::Finding;
 use crate::tracer::raw;
 
@@ -27,6 +29,8 @@ pub struct Files {
     queues: BTreeMap<pty::PtyId, pty::queues::Snapshot>,
     /// The Unix sockets of the machine, once they have been asked for.
     sockets: OnceCell<Sockets>,
+    /// What others have open, once it has been asked for.
+    outside: OnceCell<Outside>,
     /// Timers that were due have had their time to expire.
     expired: OnceCell<()>,
 }
@@ -63,6 +67,13 @@ impl CaptureCx for Files {
     }
     fn queues(&self, id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
         self.queues.get(&id)
+    }
+    fn outside(&self) -> io::Result<&Outside> {
+        if let Some(known) = self.outside.get() {
+            return Ok(known);
+        }
+        let outside = Outside::read(&self.job_pids())?;
+        Ok(self.outside.get_or_init(|| outside))
     }
     fn sockets(&self) -> io::Result<&Sockets> {
         if let Some(known) = self.sockets.get() {
@@ -115,8 +126,8 @@ impl Files {
         let views = fd::views(&there)?;
         let places = views.objects.iter().map(|v| (v.host_pid, v.fd));
         let annotations = places.filter_map(|at| Some((at, annotate(at.0, at.1)?))).collect();
-        let (queues, sockets, expired) = Default::default();
-        Ok(Self { processes, threads, views, annotations, queues, sockets, expired })
+        let (queues, sockets, outside, expired) = Default::default();
+        Ok(Self { processes, threads, views, annotations, queues, sockets, outside, expired })
     }
 
     /// Looks into the Unix sockets of a frozen job, once: what waits in them, and the descriptions
@@ -302,10 +313,12 @@ impl Files {
 
 /// Does the descriptor still refer to what the view shows, in a process that lives?
 fn holds(view: &FdView) -> bool {
-    let same = |now: &FdView| {
-        (now.dev, now.ino, &now.link, now.flags) == (view.dev, view.ino, &view.link, view.flags)
+    // All masters of ptys are open on one file: their numbers tell them apart.
+    let shown = |of: &FdView| {
+        let number = of.field("tty-index").map(str::to_owned);
+        (of.dev, of.ino, of.link.clone(), of.flags, number)
     };
-    FdView::read(view.host_pid, view.fd).is_ok_and(|now| same(&now))
+    FdView::read(view.host_pid, view.fd).is_ok_and(|now| shown(&now) == shown(view))
         && !gone::is_ending(view.host_pid)
 }
 

@@ -191,7 +191,8 @@ impl Freezing<'_> {
             if !self.waiting.is_empty() {
                 self.collect()?;
             } else if busy.is_empty() {
-                if !self.let_signals_come() {
+                if !self.let_signals_come() && !self.let_faults_come()? {
+                    self.end_stops();
                     return Ok(());
                 }
             } else {
@@ -334,6 +335,47 @@ impl Freezing<'_> {
         !doubled.is_empty()
     }
 
+    /// Threads that were stopped after a fault and before its signal come to its delivery: see
+    /// [`is_repeated`]. False when there is none.
+    fn let_faults_come(&mut self) -> Result<bool> {
+        let has_fault = |thread: &Frozen| thread.stop == Stop::Interrupt && has_fault(thread.tid);
+        let all = self.frozen.values().filter(|(_, thread)| has_fault(thread));
+        let faulted: Vec<(i32, i32)> = all.map(|(pid, thread)| (*pid, thread.tid)).collect();
+        for (pid, tid) in &faulted {
+            // Without an interruption, which would come first again.
+            if raw::cont(*tid, 0).is_ok() {
+                self.frozen.remove(tid);
+                self.waiting.insert(*tid, Asked { pid: *pid, asleep: None });
+            }
+        }
+        if !faulted.is_empty() {
+            self.collect()?;
+        }
+        Ok(!faulted.is_empty())
+    }
+
+    /// Who was frozen in a group-stop, and has got SIGCONT since from one that still ran, is stopped no
+    /// more. That signal waits then: another stop would have taken it away (prepare_signal in
+    /// kernel/signal.c), and nobody ignores it who is traced.
+    fn end_stops(&mut self) {
+        let in_stop = |thread: &Frozen| matches!(thread.stop, Stop::Group(_));
+        let goes_on = |thread: &Frozen| {
+            let view = || View::read(thread.tid, thread.tid);
+            let waits = |view: View| view.hex("SigPnd:") | view.hex("ShdPnd:");
+            thread.stop == Stop::Signal(libc::SIGCONT)
+                || view().is_ok_and(|view| waits(view) & sigbit(libc::SIGCONT) != 0)
+        };
+        let stopped = self.frozen.values().filter(|(_, thread)| in_stop(thread));
+        let mut pids: BTreeSet<i32> = stopped.map(|(pid, _)| *pid).collect();
+        let all = || self.frozen.values();
+        pids.retain(|pid| all().any(|(of, thread)| of == pid && goes_on(thread)));
+        for (pid, thread) in self.frozen.values_mut() {
+            if pids.contains(pid) && in_stop(thread) {
+                thread.stop = Stop::Interrupt;
+            }
+        }
+    }
+
     /// Serves those that cannot be stopped yet, until one more can be.
     fn await_vfork(&mut self, busy: &BTreeSet<i32>) -> Result<()> {
         let mut pause = Pause::new();
@@ -371,13 +413,26 @@ fn is_queued(tid: i32, signal: i32) -> bool {
 /// (force_sig_fault, kernel/signal.c)? It comes again by itself, with all that a handler may ask of
 /// the processor: cr2, error code and trap number, which no queue keeps.
 fn is_repeated(tid: i32, stop: Stop) -> bool {
-    const FAULTS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
     let Stop::Signal(signal) = stop else { return false };
     FAULTS.contains(&signal)
         && raw::siginfo(tid).is_ok_and(|info| raw::code_of(&info) > 0)
-        // Not sent by the thread itself, in a call.
-        && raw::regs(tid).is_ok_and(|regs| (regs.orig_rax as i64) < 0)
+        && is_in_no_call(tid)
 }
+
+/// The same, of a signal that is still in the thread's queue.
+fn has_fault(tid: i32) -> bool {
+    let is_fault =
+        |info: &raw::SigInfo| FAULTS.contains(&raw::number_of(info)) && raw::code_of(info) > 0;
+    raw::queued_signals(tid, false).is_ok_and(|all| all.iter().any(is_fault)) && is_in_no_call(tid)
+}
+
+/// What comes in a call is sent by the thread itself.
+fn is_in_no_call(tid: i32) -> bool {
+    raw::regs(tid).is_ok_and(|regs| (regs.orig_rax as i64) < 0)
+}
+
+/// Signals of faults.
+const FAULTS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
 
 /// Rests between two looks at threads that cannot be waited for.
 struct Pause {
@@ -390,7 +445,7 @@ impl Pause {
     const LONGEST: Duration = Duration::from_secs(10);
 
     fn new() -> Self {
-        Self { since: Instant::now(), backoff: Backoff::new() }
+        Self { since: Instant::now(), backoff: Backoff::default() }
     }
 
     fn rest(&mut self) {

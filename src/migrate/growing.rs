@@ -12,7 +12,9 @@ use super::heritage::gate::{Gate, Place};
 use super::heritage::{
     ancestors, check, joined, lineage, within, without, Bequest, Heirloom, Heritage, Ranges,
 };
+use super::programs::{self, Executes};
 use super::raw::Shared;
+use super::resource::fd::pty::raw::{query, Query};
 use super::resource::memory::FileId;
 use super::resource::raw::write_ranges;
 use super::skeleton::{
@@ -24,7 +26,7 @@ use super::{newborn, raw};
 use crate::migrate::image::Clocks;
 use crate::migrate::skeleton::own_clocks;
 use crate::proxy::PtyPair;
-use crate::syscalls::translate::numbers;
+use crate::syscalls::translate::{numbers, objects, ptys};
 use crate::tracer::inject;
 
 /// The path here of a file that a mapping is made of, if it is known.
@@ -65,6 +67,10 @@ impl Growing {
             return Err(SkeletonError::Step("memory is handed down where none can be".into()));
         }
         let gates = gates(plan, &tree, paths)?;
+        let programs = match footing {
+            Footing::Namespaces => Vec::new(),
+            Footing::Translated => executed(plan, &tree, paths)?,
+        };
         make_room(tree.nodes.len() as u64)?;
         let (control, theirs) = pair()?;
         raw::pass_credentials(control.as_fd()).map_err(io_error("SO_PASSCRED"))?;
@@ -79,7 +85,7 @@ impl Growing {
         }
         let h = raw::fork(None).map_err(io_error("fork"))?;
         if h == 0 {
-            newborn::start(plan, &tree, gates, now, theirs, footing);
+            newborn::start(plan, &tree, (gates, programs), now, theirs, footing);
         }
         drop(theirs);
         let mut growing = Self {
@@ -217,6 +223,16 @@ impl Growing {
                 heritage.push(self.heritage(index));
             }
         }
+        for (place, pair) in &terminals {
+            let terminal = self.plan.terminals.get(*place).ok_or_else(out_of_order)?;
+            let number = query(pair.master.as_fd(), Query::Number);
+            let number = number.map_err(io_error("the number of a terminal"))?;
+            ptys::bind(terminal.number, number.cast_unsigned());
+        }
+        if let (Some(_), Some(pid1)) = (self.ahead, born.get(&0)) {
+            let pid1 = pid1.control.try_clone().map_err(io_error("socket of pid 1"))?;
+            objects::keep_with(pid1);
+        }
         let members = std::mem::take(&mut self.plan.members);
         let frame = Frame { members, tree: self.tree.clone(), rest: born, living };
         Ok(Skeleton {
@@ -273,6 +289,16 @@ fn gates(plan: &Plan, tree: &Tree, paths: &Paths) -> Result<Vec<Gate>> {
     };
     let gates: Option<Vec<Gate>> = plan.bequests.iter().map(gate).collect();
     gates.ok_or_else(|| SkeletonError::Step("a bequest of no process".into()))
+}
+
+/// Which processes of the plan execute what before they fork.
+fn executed(plan: &Plan, tree: &Tree, paths: &Paths) -> Result<Vec<Executes>> {
+    let all = programs::executors(tree, &plan.members, &plan.programs);
+    let all = all.map_err(SkeletonError::Refused)?.into_iter().map(|(node, file)| {
+        let missing = || SkeletonError::Step(format!("{} is not known here", file.path));
+        Ok(Executes { node, path: paths(&file).ok_or_else(missing)? })
+    });
+    all.collect()
 }
 
 /// Writes pages of a process that waits, as far as they lie in `limits`. Gives those.
@@ -358,7 +384,21 @@ impl Found {
                 self.born.insert(node, NewProcess { job_pid: own.pid, pid, control, number });
             }
             Word::Failed(text) => return Err(SkeletonError::Step(text)),
-            Word::Ready | Word::More | Word::Built(_) | Word::Act(..) => return Err(out_of_order()),
+            Word::Execute(node, exe) => {
+                let own = tree.nodes.get(node as usize).ok_or_else(out_of_order)?;
+                let control = fds.into_iter().next().ok_or_else(out_of_order)?;
+                let failed =
+                    |e| SkeletonError::Step(format!("program of process {}: {e}", own.pid));
+                programs::execute(pid, exe).map_err(failed)?;
+                send(control.as_fd(), &Request::Grow, &[])
+                    .map_err(io_error("start of the new processes"))?;
+            }
+            Word::Ready
+            | Word::Made(_)
+            | Word::More
+            | Word::Built(_)
+            | Word::Act(..)
+            | Word::StoodFor(..) => return Err(out_of_order()),
         }
         Ok(())
     }

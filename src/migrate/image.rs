@@ -149,6 +149,8 @@ pub struct ProcessImage {
     pub stopped: Option<i32>,
     /// Its parent has been told of that stop (WUNTRACED of waitpid(2)).
     pub stop_taken: bool,
+    /// It has no controlling terminal, though its session may have one (TIOCNOTTY of ioctl_tty(2)).
+    pub no_terminal: bool,
     /// It goes on after a stop, of which its parent has not been told (WCONTINUED of waitpid(2)).
     pub continued: bool,
     /// What its SEM_UNDO operations have added up to (semop(2)).

@@ -20,6 +20,7 @@ pub mod near;
 pub mod newborn;
 pub mod outside;
 pub mod preflight;
+pub mod programs;
 pub mod raw;
 mod reexec;
 pub mod resource;

@@ -4,6 +4,7 @@
 //! returns to the supervisor's code. Errors are told over the socket that all inherit, then the
 //! process ends.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,6 +18,7 @@ use nix::unistd::{setpgid, setsid, Pid};
 
 use super::heritage::gate::Gate;
 use super::image::Clocks;
+use super::programs::Executes;
 use super::resource::creds::User;
 use super::resource::fd::raw as fd_raw;
 use super::resource::fd::unix::{Cred, Deed};
@@ -24,6 +26,7 @@ use super::resource::ipc::steps;
 use super::skeleton::{coarse_tick, offsets, pair, receive, send, Footing, Plan, Request, Word};
 use super::tree::{parent_is_outside, Role, Step, Tree};
 use super::{building, raw, terminals, turns};
+use crate::syscalls::translate::objects::{self, Note, Objects};
 use crate::tracer::raw::{kill, set_default, wait4};
 
 /// What the new processes inherit.
@@ -39,6 +42,8 @@ struct Ends {
     footing: Footing,
     /// What processes get before they fork.
     gates: Vec<Gate>,
+    /// What they execute before.
+    programs: Vec<Executes>,
 }
 
 impl Ends {
@@ -71,8 +76,8 @@ impl Ends {
         let ttys = self.ttys.iter().map(|(sid, tty)| (*sid, again(tty))).collect();
         let control = again(&self.control);
         // Who has the memory of another one inherits nothing.
-        let gates = Vec::new();
-        Self { control, ttys, held: None, watched: None, footing: self.footing, gates }
+        let (gates, programs) = Default::default();
+        Self { control, ttys, held: None, watched: None, footing: self.footing, gates, programs }
     }
 }
 
@@ -91,13 +96,14 @@ fn lift(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
 pub(super) fn start(
     plan: &Plan,
     tree: &Tree,
-    gates: Vec<Gate>,
+    (gates, programs): (Vec<Gate>, Vec<Executes>),
     now: Clocks,
     control: OwnedFd,
     footing: Footing,
 ) -> ! {
     close_others(&[control.as_raw_fd()]);
-    let mut ends = Ends { control, ttys: Vec::new(), held: None, watched: None, footing, gates };
+    let ttys = Vec::new();
+    let mut ends = Ends { control, ttys, held: None, watched: None, footing, gates, programs };
     ends.must("signals", stay_quiet());
     if footing == Footing::Namespaces {
         make_namespaces(plan, now, &ends);
@@ -135,19 +141,21 @@ fn make_terminals(plan: &Plan, ends: &mut Ends) {
     if plan.terminals.is_empty() && !plan.ptys {
         return;
     }
-    let own = match ends.footing {
-        Footing::Namespaces => terminals::mount_own(),
-        Footing::Translated => Err(io::ErrorKind::Unsupported.into()),
-    };
-    if let (Err(e), true) = (&own, plan.ptys) {
-        ends.fail("a devpts of the job's own", e);
-    }
-    let made = terminals::make(&plan.terminals, own.is_ok(), plan.user);
+    let own = ends.footing == Footing::Namespaces && has_own_devpts(plan, ends);
+    let made = terminals::make(&plan.terminals, own, plan.user);
     let made = ends.must("controlling terminals", made);
     for (place, (terminal, pair)) in (0..).zip(plan.terminals.iter().zip(made)) {
         let fds = [pair.master.as_raw_fd(), pair.slave.as_raw_fd()];
         ends.must("a terminal", send(ends.control.as_fd(), &Word::Terminal(place), &fds));
         ends.ttys.push((terminal.sid, pair.slave));
+    }
+}
+
+/// Gives the job a devpts of its own. A job without ptys can do without.
+fn has_own_devpts(plan: &Plan, ends: &Ends) -> bool {
+    match terminals::mount_own() {
+        Err(e) if plan.ptys => ends.fail("a devpts of the job's own", &e),
+        mounted => mounted.is_ok(),
     }
 }
 
@@ -306,6 +314,10 @@ fn grow(tree: &Tree, ends: &mut Ends, first: usize) -> usize {
 
 /// What the process hands down to those that it forks.
 fn take_heirlooms(tree: &Tree, ends: &Ends, node: usize) {
+    if let Some(program) = ends.programs.iter().find(|program| program.node == node) {
+        let passed = program.pass(ends.control.as_fd());
+        ends.must(&format!("program of process {}", tree.nodes[node].pid), passed);
+    }
     if let Some(gate) = ends.gates.iter().find(|gate| gate.node == node) {
         let passed = gate.pass(ends.control.as_fd());
         ends.must(&format!("memory of process {}", tree.nodes[node].pid), passed);
@@ -396,6 +408,7 @@ fn wait_as(tree: &Tree, mut ends: Ends, node: usize) -> ! {
                 control: Some(control),
                 watched: ends.watched.take(),
                 held,
+                notes: BTreeSet::new(),
             };
             keep_house(&ends, house)
         }
@@ -439,6 +452,8 @@ struct House {
     control: Option<OwnedFd>,
     watched: Option<UnixStream>,
     held: Option<UnixStream>,
+    /// Without namespaces: what pid 1 removes when the job has ended.
+    notes: BTreeSet<Note>,
 }
 
 /// I and L reap and answer. I ends when no process of the job is left, all stand-ins with it.
@@ -466,6 +481,8 @@ fn keep_house(ends: &Ends, mut house: House) -> ! {
             house.held = None;
         }
         if alone && house.init && house.settled && house.watched.is_none() {
+            house.take_notes();
+            objects::remove(house.notes);
             raw::exit_now(0);
         }
         house.wait(&children);
@@ -486,7 +503,7 @@ impl House {
         let asked = self.control.is_some() && ready.next() == Some(true);
         let ended = self.watched.is_some() && ready.next() == Some(true);
         if asked {
-            self.control = self.control.take().filter(serve_one);
+            self.serve_one();
             // The first that is asked of pid 1 is about ghosts, when all else is done.
             self.settled = true;
         }
@@ -495,13 +512,27 @@ impl House {
             self.watched = None;
         }
     }
-}
 
-/// False: the supervisor has closed the socket.
-fn serve_one(control: &OwnedFd) -> bool {
-    let Ok((request, _, fds)) = receive(control.as_fd()) else { return false };
-    answer(control.as_fd(), request, &fds);
-    true
+    /// Does what the supervisor asks for, until that has closed the socket.
+    fn serve_one(&mut self) {
+        let Some(control) = &self.control else { return };
+        match receive(control.as_fd()) {
+            Ok((Request::Keep(note), ..)) => drop(self.notes.insert(note)),
+            Ok((request, _, fds)) => answer(control.as_fd(), request, &fds),
+            Err(_) => self.control = None,
+        }
+    }
+
+    /// What a supervisor that has died has said before.
+    fn take_notes(&mut self) {
+        let says = |control: &OwnedFd| {
+            let mut fd = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fd, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        while self.control.as_ref().is_some_and(says) {
+            self.serve_one();
+        }
+    }
 }
 
 /// A process of the job until it is given its old memory, or a ghost.
@@ -571,11 +602,14 @@ fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
             ("setpgid", joined.map_err(io::Error::from))
         }
         Request::Reap(ghosts) => ("wait for a ghost", reap_ghosts(&ghosts)),
-        Request::Ipc(all) => ("IPC", steps::perform(&all).map_err(io::Error::other)),
+        Request::Ipc(all, objects) => return make_objects(control, &all, objects),
         Request::Act(by, deed) => return act(control, by, &deed, fds),
-        Request::Build(_) | Request::Grow | Request::More | Request::Acted(_) | Request::End(_) => {
-            return
-        }
+        Request::Build(_)
+        | Request::Grow
+        | Request::More
+        | Request::Acted(_)
+        | Request::End(_)
+        | Request::Keep(_) => return,
     };
     let word = match done {
         Ok(()) => Word::Ready,
@@ -583,6 +617,17 @@ fn answer(control: BorrowedFd, request: Request, fds: &[OwnedFd]) {
     };
     let fds: Vec<RawFd> = opened.iter().map(AsRawFd::as_raw_fd).collect();
     let _ = send(control, &word, &fds);
+}
+
+fn make_objects(control: BorrowedFd, steps: &[steps::Step], objects: Option<Objects>) {
+    objects::take(objects);
+    let done = steps::perform(steps);
+    let word = match (done, objects::copied()) {
+        (Err(text), _) => Word::Failed(format!("IPC: {text}")),
+        (Ok(()), Some(objects)) => Word::Made(objects),
+        (Ok(()), None) => Word::Ready,
+    };
+    let _ = send(control, &word, &[]);
 }
 
 fn open_terminal(flags: i32) -> io::Result<OwnedFd> {

@@ -58,7 +58,7 @@ impl Outside {
 fn view(subject: &Subject, tid: i32, common: &Common) -> Result<View, PartError> {
     let failed = || move |source| PartError::Io { what: format!("status of thread {tid}"), source };
     let mut view = View::read(subject.pid, tid).map_err(failed())?;
-    (view.opened, view.keys) = (subject.opened, subject.keys);
+    (view.opened, view.keys) = (view.opened || subject.opened, subject.keys);
     // What hinders it, which the look before the move has not seen yet.
     let found = common.check(&view).map_err(failed())?;
     let blocker = found.into_iter().find(|finding| finding.severity == Severity::Blocker);

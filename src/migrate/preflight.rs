@@ -24,7 +24,7 @@ use super::resource::fd::{self, CaptureCx, FdView};
 use super::resource::memory::FileId;
 use super::resource::{blocker, directory, schedule, PartError, View};
 use super::shares::Sharing;
-use super::tree;
+use super::{programs, tree};
 use crate::boot;
 use crate::control::{Finding, Severity};
 use crate::ids::{Epoch, MoveId, NodeId};
@@ -57,8 +57,8 @@ pub struct Open {
     pub connections: u32,
 }
 
-/// Terminals, TCP connections, and pipes with an end outside of the job. A pipe whose other end is with a process
-/// that is just being made seems to be one: see [`still_forwarded`].
+/// Terminals, TCP connections, and pipes with an end outside of the job. A pipe whose other end is
+/// with a process that is just being made seems to be one: see [`still_forwarded`].
 ///
 /// # Errors
 /// When /proc cannot be read.
@@ -116,7 +116,7 @@ pub fn still_forwarded(
 /// TCP connections, which may have been made since the last look.
 fn connections(files: &Files) -> impl Iterator<Item = (u64, u64)> + '_ {
     let all = files.views.objects.iter();
-    all.filter(|view| fd::tcp::is_connection(view, files)).map(identity)
+    all.filter(|view| fd::tcp::is_kept(view, files)).map(identity)
 }
 
 fn identity(view: &FdView) -> (u64, u64) {
@@ -259,7 +259,8 @@ pub fn is_zombie(pid: i32) -> bool {
     stat.is_ok_and(|s| s.state == 'Z')
 }
 
-/// What processes share by clone(2) and cannot share at any target, and at one without namespaces.
+/// What processes share by clone(2), or tell their parents at their end, and cannot at any target, and
+/// at one without namespaces.
 /// `settled` are those of `pids` that are not in the middle of vfork(2).
 ///
 /// # Errors
@@ -269,11 +270,13 @@ pub fn shared_tasks(
     settled: &[i32],
 ) -> Result<(Option<Finding>, Option<Finding>), PartError> {
     let sharing = Sharing::of(settled);
-    if sharing.is_empty() {
+    if sharing.is_empty() && pids.iter().all(|pid| family::exit_signal(*pid).is_none()) {
         return Ok((None, None));
     }
     let members = family::members(pids, &sharing)?;
-    Ok((tree::unshareable(&members), tree::untranslated(&members)))
+    let programs = programs::of(pids, &members);
+    let programs = programs.map_err(|source| PartError::Io { what: "programs".into(), source })?;
+    Ok((tree::unshareable(&members), programs::untranslated(&members, &programs)))
 }
 
 /// Pids of the children of all threads, zombies included.
@@ -457,7 +460,7 @@ pub fn judge(hello: &Hello) -> Verdict {
     if !verdict.mapped.is_empty() {
         verdict.ok.push(format!("{} to compare", verdict.mapped.len()));
     }
-    verdict.findings.extend(judge_sockets(&hello.sockets));
+    verdict.findings.extend(judge_sockets(&hello.sockets, verdict.translated));
     for cwd in &hello.cwds {
         judge_directory(cwd, &mut verdict);
     }
@@ -586,14 +589,15 @@ fn judge_connections(connections: u32) -> Option<Finding> {
     })
 }
 
-/// A process that is not dumpable cannot be where numbers are translated.
+/// A process that is not dumpable is so only in its own eyes where numbers are translated.
 #[must_use]
 pub fn undumpable(pid: i32) -> Finding {
     let own = View::read_process(pid).map_or(pid, |view| view.job_pid);
-    blocker(
+    warning(
         "VOS-TRANSLATE",
         format!("process {own}"),
-        "it is not dumpable (PR_SET_DUMPABLE): an ordinary user may not read what its calls carry",
+        "it is not dumpable (PR_SET_DUMPABLE), and seems so to itself only: other programs of its \
+         user may read its memory there, and it may leave a core file",
         "allow user namespaces on the target, or run its node as root",
     )
 }

@@ -16,8 +16,8 @@ use super::building::Built;
 use super::heritage::{joined, without, Heritage};
 use super::image::{ProcessImage, Restart, ThreadImage};
 use super::near::Near;
-use super::reexec;
 use super::resource::aio;
+use super::resource::ipc::Kind;
 use super::resource::memory::{read_common, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
@@ -25,7 +25,8 @@ use super::resource::signals::traps_matter;
 use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
 use super::thread_files;
 use super::vdso::Vdso;
-use crate::syscalls::translate::numbers;
+use super::{programs, reexec};
+use crate::syscalls::translate::{numbers, objects};
 use crate::tracer::inject::{self, Arg, InjectError, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::memory::{self, VmFlags, PAGE};
 use crate::tracer::raw;
@@ -67,14 +68,14 @@ pub struct Restoring {
 }
 
 /// Runs calls in as many batches as they need, and insists that each succeeds.
-struct Runner<'a> {
+pub(super) struct Runner<'a> {
     remote: &'a mut Remote,
     stub: &'a Stub,
     program: Program,
 }
 
 impl<'a> Runner<'a> {
-    fn new(remote: &'a mut Remote, stub: &'a Stub) -> Self {
+    pub(super) fn new(remote: &'a mut Remote, stub: &'a Stub) -> Self {
         Self { remote, stub, program: Program::default() }
     }
 
@@ -86,7 +87,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
+    pub(super) fn call(&mut self, nr: i64, what: &'static str, args: &[u64]) -> Result<()> {
         self.reserve(0)?;
         let args: Vec<Arg> = args.iter().map(|&a| Arg::Num(a)).collect();
         self.program.call(nr, what, &args);
@@ -106,19 +107,19 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
+    pub(super) fn flush(&mut self) -> Result<()> {
         let program = std::mem::take(&mut self.program);
         Ok(self.remote.run(self.stub, program)?.all_ok()?)
     }
 }
 
 /// Free addresses: neither in the new process now nor in the image.
-struct Free {
+pub(super) struct Free {
     taken: Vec<(u64, u64)>,
 }
 
 impl Free {
-    fn new(now: &[memory::Vma], image: &MmImage) -> Self {
+    pub(super) fn new(now: &[memory::Vma], image: &MmImage) -> Self {
         let mut taken: Vec<(u64, u64)> = now.iter().map(|v| (v.start, v.end)).collect();
         taken.extend(image.mappings.iter().map(|m| (m.start, m.end)));
         taken.sort_unstable();
@@ -126,7 +127,7 @@ impl Free {
     }
 
     /// Takes `len` bytes, with a page around them free.
-    fn take(&mut self, len: u64) -> Result<u64> {
+    pub(super) fn take(&mut self, len: u64) -> Result<u64> {
         const FIRST: u64 = 0x1000_0000;
         const LAST: u64 = 0x7fff_f000_0000;
         let mut at = FIRST;
@@ -194,7 +195,10 @@ impl Restoring {
         let apart;
         let vdso = match numbers::are_own() {
             true => {
-                reexec::become_program(pid, insn, built.exe)?;
+                // What is shared would be left.
+                if !programs::inherits(&image.shares) {
+                    reexec::become_program(pid, insn, built.exe)?;
+                }
                 apart = io_error("vdso", Vdso::apart(pid))?;
                 &apart
             }
@@ -210,7 +214,7 @@ impl Restoring {
         let kept = heritage.kept(&image.memory);
         let ends = image.memory.mappings.iter().zip(&kept);
         let keep = joined(ends.filter_map(|(m, end)| Some((m.start, (*end)?))).collect());
-        clear(&mut runner, &now, rseq, &keep, image, vdso, &mut free)?;
+        clear(&mut runner, &now, rseq, &keep, &image.memory, vdso, &mut free)?;
         make_mappings(&mut runner, &image.memory, built, (heritage, &kept), &mut free)?;
         // It has the program already where it was executed.
         let exe = if numbers::are_own() { -1 } else { built.exe };
@@ -388,12 +392,12 @@ impl Restoring {
 
 /// Takes away what the process has of the supervisor, and what of its heritage it does not `keep`,
 /// and puts the vdso in its place.
-fn clear(
+pub(super) fn clear(
     runner: &mut Runner,
     now: &[memory::Vma],
     rseq: (u64, u32, u32, u32),
     keep: &[(u64, u64)],
-    image: &ProcessImage,
+    image: &MmImage,
     vdso: &Vdso,
     free: &mut Free,
 ) -> Result<()> {
@@ -411,7 +415,7 @@ fn clear(
         }
     }
     vdso.place(
-        &image.memory,
+        image,
         now,
         |len| free.take(len),
         |old, len, new| {
@@ -422,7 +426,7 @@ fn clear(
 }
 
 /// The old vdso's text at its old address, with jumps into the new one.
-fn redirect(runner: &mut Runner, pid: i32, image: &MmImage, vdso: &Vdso) -> Result<()> {
+pub(super) fn redirect(runner: &mut Runner, pid: i32, image: &MmImage, vdso: &Vdso) -> Result<()> {
     let special = |m: &&Mapping| matches!(&m.backing, Backing::Special(n) if n == "[vdso]");
     let Some(old) = image.mappings.iter().find(special) else { return Ok(()) };
     let now = io_error(format!("maps of process {pid}"), memory::maps(pid))?;
@@ -449,7 +453,7 @@ fn first_prot(m: &Mapping) -> i32 {
     }
 }
 
-fn make_mappings(
+pub(super) fn make_mappings(
     runner: &mut Runner,
     image: &MmImage,
     built: &Built,
@@ -546,6 +550,7 @@ fn attach_segments(
         }
         let at = free.take(object.size)?;
         let flags = if place.1 { 0 } else { libc::SHM_RDONLY };
+        let id = objects::to_host(Kind::Memory, id);
         runner.call(libc::SYS_shmat, "shmat", &[id as u64, at, flags as u64])?;
         bases.insert(place, (at, object.size));
     }
@@ -626,7 +631,7 @@ fn advise(runner: &mut Runner, m: &Mapping) -> Result<()> {
 }
 
 /// After the pages: final protection, guard regions, locks.
-fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
+pub(super) fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
     const MADV_GUARD_INSTALL: u64 = 102;
     const MLOCK_ONFAULT: u64 = 1;
     for m in image.mappings.iter().filter(|m| !matches!(m.backing, Backing::Special(_))) {
@@ -648,7 +653,7 @@ fn protect(runner: &mut Runner, image: &MmImage) -> Result<()> {
 }
 
 /// PR_SET_MM_MAP (prctl(2), `struct prctl_mm_map`): brk, arguments, environment, auxv, exe.
-fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
+pub(super) fn set_layout(runner: &mut Runner, image: &MmImage, exe: RawFd) -> Result<()> {
     const PR_SET_MM: u64 = 35;
     const PR_SET_MM_MAP: u64 = 14;
     const STRUCT_LEN: u64 = 104;
@@ -774,7 +779,7 @@ fn told<'a>(image: &ProcessImage, view: &'a View, missed: &'a Missed) -> Told<'a
     Told { pid, tid, job_pid: image.ids.pid, job_tid: view.job_tid, view, missed }
 }
 
-fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {
+pub(super) fn set_registers(mut remote: Remote, wanted: &Registers) -> Result<()> {
     let words = wanted.general.as_slice().try_into();
     let words = words.map_err(|_| RestoreError::Image("registers"))?;
     io_error(

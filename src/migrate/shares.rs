@@ -138,7 +138,7 @@ impl Sharing {
         self.groups.is_empty()
     }
 
-    /// What each of these processes shares. They are given by host pid and number in the job, in
+    /// What each of these processes shares, if it shares anything. They are given by host pid and number in the job, in
     /// the order in which the job has them.
     #[must_use]
     pub fn shares(&self, processes: &[(i32, i32)]) -> BTreeMap<i32, Shares> {
@@ -146,7 +146,7 @@ impl Sharing {
         let mut all = BTreeMap::new();
         for (host, pid) in processes {
             let Some(groups) = self.groups.get(host) else { continue };
-            let mut own = Shares { exit_signal: exit_signal(*host), ..Shares::default() };
+            let mut own = Shares::default();
             for (kind, group) in groups.iter().enumerate() {
                 own.first[kind] = group.map(|group| *first.entry((kind, group)).or_insert(*pid));
             }
@@ -165,12 +165,6 @@ fn above(pid: i32) -> i32 {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let numbers = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     numbers.max().map_or(STEP, |last| (last / STEP + 1).saturating_mul(STEP))
-}
-
-/// See [`Shares::exit_signal`] (proc_pid_stat(5)).
-fn exit_signal(pid: i32) -> Option<i32> {
-    let stat = procfs::process::Process::new(pid).and_then(|p| p.stat()).ok()?;
-    stat.exit_signal.filter(|signal| *signal != libc::SIGCHLD)
 }
 
 #[cfg(test)]

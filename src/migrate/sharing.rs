@@ -205,6 +205,7 @@ mod tests {
             threads: Vec::new(),
             stopped: None,
             stop_taken: false,
+            no_terminal: false,
             continued: false,
             undo: Vec::new(),
             locks: Default::default(),

@@ -35,17 +35,19 @@ use super::building::{self, Build, Built};
 pub use super::growing::Growing;
 use super::heritage::{Bequest, Heritage};
 use super::image::{Clocks, Ids, ProcessImage};
+use super::programs::Programs;
 use super::resource::creds::User;
 use super::resource::fd::unix::{Cred, Deed};
 use super::resource::ipc::steps::{self, Step};
 use super::resource::ipc::undo::Undo;
-use super::resource::ipc::IpcImage;
+use super::resource::ipc::{IpcImage, Kind};
 use super::terminals::Terminal;
 use super::tree::{Member, Tree};
 use super::{newborn, raw, turns};
 use crate::control::Finding;
 use crate::proxy::PtyPair;
 use crate::syscalls::translate::numbers;
+use crate::syscalls::translate::objects::{self, Note, Objects};
 
 /// What the frame of a job needs before its image arrives.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +66,8 @@ pub struct Plan {
     pub user: User,
     /// What processes hand down to those below them, the upper ones first.
     pub bequests: Vec<Bequest>,
+    /// Without namespaces: programs of processes that share more than execve(2) keeps.
+    pub programs: Programs,
 }
 
 impl Plan {
@@ -169,8 +173,12 @@ pub(super) enum Word {
     /// From a process of the plan, by its place there, that waits for what it hands down over the
     /// socket that comes along. These mappings (by their places) could not be made.
     Gate(u32, Vec<u32>),
+    /// The same of one that is to execute what it has open as this.
+    Execute(u32, RawFd),
     /// What was asked is done.
     Ready,
+    /// The same, and what the job has here now.
+    Made(Objects),
     /// From a stand-in that is asked for nothing, by its place in the plan.
     StandIn(u32),
     /// From P: some of the descriptors that it hands out, or it wants more of those it is given.
@@ -179,6 +187,9 @@ pub(super) enum Word {
     Failed(String),
     /// From P: this process is to do this with what comes along, which leaves its credentials.
     Act(Cred, Deed),
+    /// From P, without namespaces: the process with the second number was the first of the job, and has
+    /// ended.
+    StoodFor(i32, i32),
 }
 
 /// What the supervisor asks of the new processes.
@@ -196,8 +207,10 @@ pub(super) enum Request {
     Reap(Vec<i32>),
     /// End with this wait status.
     End(i32),
-    /// Make objects of System V IPC.
-    Ipc(Vec<Step>),
+    /// Make objects of System V IPC. Without namespaces: what the job has here so far.
+    Ipc(Vec<Step>, Option<Objects>),
+    /// Pid 1 removes this at its end.
+    Keep(Note),
     Build(Box<Build>),
     /// As [`Word::Act`].
     Act(Cred, Deed),
@@ -428,6 +441,8 @@ impl Skeleton {
     /// # Errors
     /// The object that could not be made, in words.
     pub fn make_ipc(&self, ipc: &IpcImage, processes: &[ProcessImage]) -> Result<()> {
+        let own = objects::are_own().then(|| with_keys(ipc)).transpose()?;
+        let ipc = own.as_ref().unwrap_or(ipc);
         let undo: Vec<(i32, Undo)> =
             processes.iter().flat_map(|p| p.undo.iter().map(|undo| (p.ids.pid, *undo))).collect();
         let find = |pid: i32| self.processes.iter().find(|process| process.job_pid == pid);
@@ -438,7 +453,7 @@ impl Skeleton {
             };
             let process = process
                 .ok_or_else(|| SkeletonError::Step("no process that makes IPC objects".into()))?;
-            ask(process, &Request::Ipc(all), &[])?;
+            make_objects(process, all)?;
         }
         Ok(())
     }
@@ -451,7 +466,7 @@ impl Skeleton {
         let removed = ipc.segments.iter().filter(|segment| segment.is_removed());
         let steps: Vec<Step> = removed.map(|segment| Step::Remove(segment.perm.id)).collect();
         let init = self.at(0).filter(|_| !steps.is_empty());
-        init.map_or(Ok(()), |init| ask(init, &Request::Ipc(steps), &[]))
+        init.map_or(Ok(()), |init| make_objects(init, steps))
     }
 
     /// A process of the tree that has a socket.
@@ -466,10 +481,50 @@ impl Skeleton {
             let rest = self.frame.rest.values();
             let known = self.processes.iter().chain(rest).map(|process| process.pid);
             known.chain(self.standins.iter().copied()).for_each(kill);
-            numbers::end();
         }
         kill(self.init);
+        if self.ahead.is_some() {
+            objects::remove_all();
+            numbers::end();
+        }
     }
+}
+
+/// The objects with the keys that they have here.
+fn with_keys(ipc: &IpcImage) -> Result<IpcImage> {
+    let mut own = ipc.clone();
+    let segments = own.segments.iter_mut().map(|o| (Kind::Memory, &mut o.perm));
+    let sets = own.sets.iter_mut().map(|o| (Kind::Semaphores, &mut o.perm));
+    let queues = own.queues.iter_mut().map(|o| (Kind::Queue, &mut o.perm));
+    for (kind, perm) in segments.chain(sets).chain(queues) {
+        perm.key = objects::new_key(kind, perm.key).map_err(io_error("keys of IPC objects"))?;
+    }
+    Ok(own)
+}
+
+/// Has a process make objects, and takes down what they are here.
+fn make_objects(process: &NewProcess, steps: Vec<Step>) -> Result<()> {
+    let failed = |why: String| SkeletonError::Step(format!("process {}: {why}", process.job_pid));
+    let control = process.control.as_fd();
+    let request = Request::Ipc(steps, objects::copied());
+    send(control, &request, &[]).map_err(|e| failed(e.to_string()))?;
+    match receive::<Word>(control).map_err(|e| failed(e.to_string()))? {
+        (Word::Ready, ..) => Ok(()),
+        (Word::Made(all), ..) => {
+            objects::take(Some(all));
+            Ok(())
+        }
+        (Word::Failed(text), ..) => Err(failed(text)),
+        _ => Err(failed("out of order".into())),
+    }
+}
+
+/// Tells pid 1, at the other end of `control`, what it is to remove at its end.
+///
+/// # Errors
+/// When it is gone.
+pub fn keep(control: BorrowedFd, note: Note) -> io::Result<()> {
+    send(control, &Request::Keep(note), &[])
 }
 
 /// By how much the clocks of the plan are ahead of those here, and one tick more, as with a time

@@ -5,14 +5,16 @@
 //! source  frozen ─► note_taken: of which stops does the parent know, of which continuations not?
 //! target  hush the parents ─► the children stop ─► the parents take what they know, and hear again
 //! ```
-//! A continuation of which the parent does not know is made again by a stop and SIGCONT.
+//! A continuation of which the parent does not know is made again by a stop and SIGCONT. Stop signals
+//! that wait meanwhile are taken out before, and queued again.
 
 use std::collections::BTreeMap;
 
 use super::image::ProcessImage;
-use super::late::run;
-use super::resource::{PartError, View};
+use super::late::{borrow, run};
+use super::resource::{timers, PartError, View};
 use crate::tracer::inject::{sigbit, Arg, Data, Program};
+use crate::tracer::raw::{self, SigInfo};
 
 type Result<T> = std::result::Result<T, PartError>;
 
@@ -20,6 +22,8 @@ type Result<T> = std::result::Result<T, PartError>;
 const ACTION_LEN: usize = 32;
 /// What waitid(2) fills of a `siginfo_t`.
 const INFO_LEN: usize = 24;
+/// Signals that stop a process and can be blocked.
+const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 /// Children that a parent is asked for at once.
 const AT_ONCE: usize = 200;
 
@@ -45,23 +49,31 @@ pub fn by_parent<'a>(
 }
 
 /// Notes of which stops of frozen processes (host pids) their parents have been told, and of which
-/// continuations not.
+/// continuations not. `numbers` are what the processes have in the pid namespaces where they are, by
+/// host pid.
 ///
 /// # Errors
 /// When a parent cannot be asked.
-pub fn note_taken(pids: &[i32], images: &mut [ProcessImage]) -> Result<()> {
+pub fn note_taken(
+    pids: &[i32],
+    numbers: &BTreeMap<i32, i32>,
+    images: &mut [ProcessImage],
+) -> Result<()> {
+    let inside = |pid: &i32| (*pid, numbers.get(pid).copied().unwrap_or(*pid));
+    let processes: Vec<(i32, i32)> = pids.iter().map(inside).collect();
     for (parent, children) in by_parent(images.iter(), |_| true) {
         for children in children.chunks(AT_ONCE) {
-            note_children(parent, children, pids, images)?;
+            note_children(parent, children, &processes, images)?;
         }
     }
     Ok(())
 }
 
+/// `processes` are host pids, each with its number as [`note_taken`] gets it.
 fn note_children(
     parent: usize,
     children: &[usize],
-    pids: &[i32],
+    processes: &[(i32, i32)],
     images: &mut [ProcessImage],
 ) -> Result<()> {
     let mut program = Program::default();
@@ -71,10 +83,10 @@ fn note_children(
         let news = if images[child].stopped.is_some() { libc::WSTOPPED } else { libc::WCONTINUED };
         // Children of clone(2) that tell their end by no SIGCHLD are asked for as well.
         let options = news | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-        wait(&mut program, number_at_parent(pids[child])?, Some(info), options);
+        wait(&mut program, processes[child].1, Some(info), options);
         infos.push(info);
     }
-    let outcome = run(pids[parent], &images[parent], program)?;
+    let outcome = run(processes[parent].0, &images[parent], program)?;
     outcome.all_ok()?;
     for (&child, info) in children.iter().zip(infos) {
         let is_news = outcome.data(info)[..4] != [0; 4];
@@ -131,12 +143,61 @@ pub fn forget_cont(pid: i32, image: &ProcessImage) -> Result<()> {
     run(pid, image, program).map(drop)
 }
 
+/// Stop signals that waited in a process, each with the thread that takes it (host tid) and whether
+/// it is that thread's own.
+#[derive(Debug, Default)]
+pub struct Waiting(Vec<(i32, SigInfo, bool)>);
+
+/// Takes the stop signals away that wait in a stopped process (host pid, and host tids), so that
+/// SIGCONT does not.
+///
+/// # Errors
+/// When no call can be run in it.
+pub fn take_waiting(pid: i32, image: &ProcessImage, tids: &[i32]) -> Result<Waiting> {
+    let mut taken = Waiting::default();
+    for &tid in tids {
+        let what = |source| PartError::Io { what: format!("signals of thread {tid}"), source };
+        let view = View::read(pid, tid).map_err(what)?;
+        let waits = |signal: &i32| waits(&view, *signal);
+        for signal in STOPS.into_iter().filter(waits) {
+            let own = raw::queued_signals(tid, false).map_err(what)?;
+            let own = own.iter().filter(|info| raw::number_of(&info[..]) == signal).count();
+            let infos = borrow(pid, tid, image, |remote, stub| {
+                let mut infos = Vec::new();
+                while let Some(info) = timers::dequeue(remote, stub, signal)? {
+                    infos.push(info);
+                }
+                Ok(infos)
+            })?;
+            taken.0.extend(infos.into_iter().enumerate().map(|(n, info)| (tid, info, n < own)));
+        }
+    }
+    Ok(taken)
+}
+
+impl Waiting {
+    /// Lets them wait again.
+    ///
+    /// # Errors
+    /// When no call can be run in the process.
+    pub fn put_back(&self, pid: i32, image: &ProcessImage) -> Result<()> {
+        self.0.iter().try_for_each(|(tid, info, own)| {
+            borrow(pid, *tid, image, |remote, stub| Ok(remote.queue(stub, info, *own)?))
+        })
+    }
+}
+
+/// Does this signal wait for the thread, or for its process?
+#[must_use]
+pub fn waits(view: &View, signal: i32) -> bool {
+    (view.hex("SigPnd:") | view.hex("ShdPnd:")) & sigbit(signal) != 0
+}
+
 /// The number of a process in its own pid namespace, which is its parent's.
 fn number_at_parent(pid: i32) -> Result<i32> {
     let view = View::read_process(pid)
         .map_err(|source| PartError::Io { what: format!("status of process {pid}"), source })?;
-    let number = view.field("NStgid:").split_whitespace().last().and_then(|n| n.parse().ok());
-    Ok(number.unwrap_or(pid))
+    Ok(view.number_inside())
 }
 
 fn wait(program: &mut Program, pid: i32, info: Option<Data>, options: i32) {

@@ -8,7 +8,8 @@
 //! source: of() ─► Plan ─► H: make() ─► leaders of sessions
 //!                            └► supervisor: the relay's ends, masters of the job
 //! ```
-//! All have the numbers that they had, in a devpts of the job's own.
+//! All have the numbers that they had, in a devpts of the job's own, or by translation
+//! ([`ptys`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,15 +20,17 @@ use nix::mount::{mount, MsFlags};
 use nix::unistd::{getpgid, Pid};
 use serde::{Deserialize, Serialize};
 
+use super::capture::has_terminal;
 use super::files::Files;
 use super::gone;
+use super::image::ProcessImage;
 use super::resource::creds::User;
 use super::resource::fd::pty::raw::{query, Query};
 use super::resource::fd::{is_terminal, pty, CaptureCx, FdError, FdView};
 use super::resource::View;
 use crate::proxy::term::WindowSize;
 use crate::proxy::PtyPair;
-use crate::syscalls::translate::numbers;
+use crate::syscalls::translate::{numbers, ptys};
 
 /// The controlling terminal of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +61,8 @@ impl Terminal {
 /// # Errors
 /// [`FdError::Refused`] for one that cannot move, [`FdError::Io`] for what was tried.
 pub fn of(files: &Files, root: i32) -> Result<Vec<Terminal>, FdError> {
+    let processes = || files.job_pids().into_iter().collect();
+    pty::all_numbers(&files.views.objects).for_each(|number| ptys::born(number, &processes));
     let mut found = Vec::new();
     for (object, view, (_, number)) in pty::masters(&files.views.objects) {
         let tried = |source| FdError::Io { what: format!("ask {}", view.object()), source };
@@ -73,7 +78,7 @@ pub fn of(files: &Files, root: i32) -> Result<Vec<Terminal>, FdError> {
         let foreground = query(master.as_fd(), Query::Foreground).unwrap_or(0);
         found.push(Terminal {
             sid: number_in_job(files, session).ok_or_else(|| not_ours(view))?,
-            number,
+            number: ptys::to_job(number),
             master: Some(object),
             foreground: group_in_job(files, foreground),
             size: WindowSize::of(master.as_fd()).map_err(tried)?,
@@ -108,8 +113,9 @@ fn relayed(files: &Files, root: i32, inside: &[Terminal]) -> Option<Terminal> {
     }
     let view = all.iter().find(is_it)?;
     let size = files.dup(view).and_then(|tty| WindowSize::of(tty.as_fd())).unwrap_or_default();
-    let used: BTreeSet<u32> = pty::masters(all).map(|(.., (_, number))| number).collect();
-    let number = pty::slave_number(major, minor).filter(|number| !used.contains(number));
+    let used: BTreeSet<u32> = pty::all_numbers(all).map(ptys::to_job).collect();
+    let number = pty::slave_number(major, minor).map(ptys::to_job);
+    let number = number.filter(|number| !used.contains(number));
     let free = || (0..).find(|number| !used.contains(number));
     let foreground = group_in_job(files, stat.tpgid);
     Some(Terminal { sid, number: number.or_else(free)?, master: None, foreground, size })
@@ -135,6 +141,20 @@ fn group_in_job(files: &Files, group: i32) -> Option<i32> {
     Some(numbers::to_job(number))
 }
 
+/// Notes which of these processes (host pids) have no controlling terminal.
+pub fn note_without(pids: &[i32], images: &mut [ProcessImage]) {
+    for (pid, image) in pids.iter().zip(images) {
+        image.no_terminal = !has_terminal(*pid);
+    }
+}
+
+/// Has a new process (host pid) a terminal that it is not to have? The leader of a session has that
+/// of all.
+#[must_use]
+pub fn is_too_much(pid: i32, image: &ProcessImage) -> bool {
+    image.no_terminal && image.ids.sid != image.ids.pid && has_terminal(pid)
+}
+
 /// Gives this mount namespace a devpts of its own, if it may have one.
 pub(super) fn mount_own() -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
@@ -154,7 +174,8 @@ const TTY_GROUP: u32 = 5;
 /// Makes the ptys of these terminals, in the same order.
 ///
 /// # Errors
-/// What was tried; with `own` false a number may be taken.
+/// What was tried. Without a devpts of its own (`own`) the job's numbers are translated, or a number
+/// may be taken.
 pub(super) fn make(terminals: &[Terminal], own: bool, user: User) -> Result<Vec<PtyPair>, FdError> {
     let mut spare = BTreeMap::new();
     terminals.iter().map(|t| make_one(t, own, user, &mut spare)).collect()

@@ -44,7 +44,11 @@ impl Vdso {
         Ok(Self { apart: true, ..Self::of(pid)? })
     }
 
-    fn of(pid: i32) -> io::Result<Self> {
+    /// As a process has it.
+    ///
+    /// # Errors
+    /// When its /proc or memory cannot be read.
+    pub fn of(pid: i32) -> io::Result<Self> {
         let vmas = memory::maps(pid)?;
         let parts: Vec<_> = vmas
             .iter()

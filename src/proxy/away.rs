@@ -15,6 +15,7 @@ use nix::unistd::{pipe2, read};
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::{Endpoint, Role};
+use super::listener::{self, ListenerState};
 use super::local::Local;
 use super::raw;
 use super::socket::{self, TcpState};
@@ -42,6 +43,8 @@ pub enum AwayEnd {
     Pty(Box<PtyState>),
     /// The job's TCP connection.
     Tcp(Box<TcpState>),
+    /// The job's listening socket.
+    Listener(ListenerState),
 }
 
 /// State of the job's terminal.
@@ -58,11 +61,14 @@ pub struct PtyState {
 }
 
 impl AwayState {
-    /// Is it a connection of which the job has a socket, to which [`super::Relays::rebuild_socket`]
-    /// needs the other end?
+    /// Is it a TCP socket that the job has, and that is made beforehand?
     #[must_use]
     pub fn wants_socket(&self) -> bool {
-        matches!(&self.end, AwayEnd::Tcp(state) if socket::is_open(state))
+        match &self.end {
+            AwayEnd::Tcp(state) => socket::is_open(state),
+            AwayEnd::Listener(state) => listener::is_open(state),
+            _ => false,
+        }
     }
 }
 
@@ -157,7 +163,7 @@ pub(super) fn freeze(
         Role::Socket(ref socket) if socket.away => {
             AwayEnd::Tcp(Box::new(socket::freeze(half, job_end)?))
         }
-        Role::HomePipe | Role::HomeTty(_) | Role::Socket(_) => {
+        _ => {
             return Err(io::ErrorKind::InvalidInput.into());
         }
     };
@@ -280,10 +286,23 @@ pub(super) fn type_ahead(half: &mut Endpoint) -> io::Result<()> {
 /// The job has ended: its last bytes, the modes it leaves, eof.
 pub(super) fn finish(half: &mut Endpoint) {
     half.frozen = false;
-    if let Role::Socket(socket) = &mut half.role {
+    let waits = half.local.is_none() && half.dial().is_some();
+    match &mut half.role {
+        Role::AwayListener(listener) => {
+            // The last one that has it open: what was not accepted is reset.
+            listener.close();
+            half.local = None;
+            half.announce = true;
+            return;
+        }
         // Its end of file comes behind what is under way.
-        socket.ending = true;
-        return;
+        Role::Socket(socket) if half.local.is_some() => {
+            socket.ending = true;
+            return;
+        }
+        Role::Socket(_) if waits => return half.refuse(),
+        Role::Socket(_) => return,
+        _ => {}
     }
     half.take_all();
     if let (Role::AwayPty(pty), Some(master)) = (&mut half.role, &half.local) {
@@ -320,7 +339,7 @@ pub(super) fn rebuild(
         }
         AwayEnd::Pty(state) => rebuild_pty(id, *state, pty.map_or_else(PtyPair::open, Ok)?),
         // Both of its ends are made beforehand.
-        AwayEnd::Tcp(_) => Err(io::ErrorKind::InvalidInput.into()),
+        AwayEnd::Tcp(_) | AwayEnd::Listener(_) => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 

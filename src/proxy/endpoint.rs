@@ -16,6 +16,7 @@ use mio::{Interest, Registry, Token};
 
 use super::away::Pty;
 use super::home::HomeTty;
+use super::listener::{AwayListener, HomeListener};
 use super::local::{Got, Local, Put};
 use super::socket::Socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
@@ -32,11 +33,16 @@ pub(super) enum Role {
     /// The real terminal.
     HomeTty(HomeTty),
     /// The other end of the job's pipe; its capacity, bytes.
-    AwayPipe { capacity: u32 },
+    AwayPipe {
+        capacity: u32,
+    },
     /// The master of the job's terminal.
     AwayPty(Pty),
     /// A TCP socket of either side.
     Socket(Box<Socket>),
+    /// The real listening socket, and the job's.
+    HomeListener(HomeListener),
+    AwayListener(AwayListener),
 }
 
 /// See the module.
@@ -55,8 +61,12 @@ pub(super) struct Endpoint {
     pub writable: bool,
     /// The peer does not know yet what [`Endpoint::notices`] says.
     pub announce: bool,
+    /// Of the local object's events.
+    pub token: Option<Token>,
     /// Offset of the last acknowledgement on this link.
     acknowledged: u64,
+    /// It was said on this link that the connection is over.
+    over_told: bool,
 }
 
 impl Endpoint {
@@ -73,7 +83,9 @@ impl Endpoint {
             readable: true,
             writable: true,
             announce: false,
+            token: None,
             acknowledged: 0,
+            over_told: false,
         }
     }
 
@@ -85,14 +97,15 @@ impl Endpoint {
         token: Token,
     ) -> Result<(), RelayError> {
         let interest = match (&self.tx, &self.rx) {
-            (Some(_), None) => Interest::READABLE,
-            (None, _) => Interest::WRITABLE,
+            (Some(_), None) | (None, None) => Interest::READABLE,
+            (None, Some(_)) => Interest::WRITABLE,
             (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
         };
         local
             .register(registry, token, interest)
             .map_err(|e| RelayError::io(self.id, "watch the local object", e))?;
         self.local = Some(local);
+        self.token = Some(token);
         Ok(())
     }
 
@@ -106,6 +119,10 @@ impl Endpoint {
     /// Takes the local object into use.
     pub fn thaw(&mut self) {
         self.frozen = false;
+        if let Role::AwayListener(listener) = &mut self.role {
+            listener.captured = false;
+            self.announce = true;
+        }
         if let Some(tx) = &mut self.tx {
             tx.hold(false);
         }
@@ -133,7 +150,7 @@ impl Endpoint {
             Role::HomePipe | Role::AwayPipe { .. } => self.break_reader(),
             Role::Socket(_) => self.socket_failed(),
             // No slave is open just now; the job may open it again by /dev/tty.
-            Role::AwayPty(_) => {}
+            Role::AwayPty(_) | Role::HomeListener(_) | Role::AwayListener(_) => {}
         }
     }
 
@@ -170,7 +187,11 @@ impl Endpoint {
         let mut buf = [0; CHUNK];
         while self.readable && self.may_read() {
             let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
-            let room = tx.room().min(buf.len());
+            let known = match &self.role {
+                Role::Socket(socket) => socket.skip,
+                _ => 0,
+            };
+            let room = tx.room().max(known).min(buf.len());
             if room == 0 {
                 return;
             }
@@ -233,6 +254,11 @@ impl Endpoint {
             let (Some(rx), Some(local)) = (&mut self.rx, &self.local) else { return };
             let backlog = self.backlog.as_slices().0;
             let bytes = if backlog.is_empty() { rx.pending() } else { backlog };
+            let room = match &self.role {
+                Role::Socket(socket) => socket.room(),
+                _ => usize::MAX,
+            };
+            let bytes = bytes.get(..room).unwrap_or(bytes);
             if bytes.is_empty() {
                 return;
             }
@@ -258,8 +284,10 @@ impl Endpoint {
     }
 
     fn close_if_done(&mut self, registry: &Registry) {
-        if matches!(self.role, Role::Socket(_)) {
-            return self.end_socket(registry);
+        match self.role {
+            Role::Socket(_) => return self.end_socket(registry),
+            Role::HomeListener(_) | Role::AwayListener(_) => return,
+            _ => {}
         }
         if let Role::AwayPty(pty) = &self.role {
             if pty.hung_up() {
@@ -292,6 +320,7 @@ impl Endpoint {
             out(RelayMsg::Ack { stream, offset, window }, &[]);
         }
         self.announce = true;
+        self.over_told = false;
     }
 
     fn send(&mut self, out: Out<'_>) {
@@ -311,6 +340,12 @@ impl Endpoint {
         while let Some((offset, bytes, eof)) = self.tx.as_mut().and_then(Sender::poll) {
             out(RelayMsg::Data { stream, offset, eof }, &bytes);
         }
+        // Behind everything that the home half must know to be through as well. A copy of a frozen one
+        // may know less, and needs the home half yet.
+        if !self.over_told && !self.frozen && self.is_over_away() {
+            self.over_told = true;
+            out(RelayMsg::Over { stream }, &[]);
+        }
     }
 
     /// What the peer must know besides the bytes. Repeating it does no harm.
@@ -319,6 +354,8 @@ impl Endpoint {
             Role::HomeTty(tty) => tty.notices(self.id),
             Role::AwayPty(pty) => pty.notices(self.id),
             Role::Socket(socket) => socket.notices(self.id),
+            Role::HomeListener(listener) => listener.notices(self.id),
+            Role::AwayListener(listener) => listener.notices(self.id),
             Role::HomePipe | Role::AwayPipe { .. } => Vec::new(),
         };
         if self.rx.as_ref().is_some_and(Receiver::broken) {
@@ -337,6 +374,9 @@ impl Endpoint {
             (RelayMsg::Typed { until, .. }, Role::AwayPty(pty)) => pty.typed(*until),
             (RelayMsg::Settings { termios, .. }, Role::HomeTty(tty)) => tty.leave_with(termios),
             (RelayMsg::Reset { .. }, Role::Socket(socket)) => socket.reset_there = true,
+            (RelayMsg::Over { .. }, Role::Socket(socket)) if !socket.away => {
+                socket.over_there = true;
+            }
             (&RelayMsg::Data { offset, eof, .. }, _) => {
                 let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
                 // A writer that goes on has not heard yet.

@@ -16,6 +16,7 @@ use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::away::{AwayEnd, AwayState, PtyState};
 use super::endpoint::{Endpoint, Role};
+use super::listener;
 use super::local::Local;
 use super::socket;
 use super::stream::{Receiver, RelayMsg, Sender, StreamId};
@@ -35,6 +36,8 @@ pub enum HomeEnd {
     Terminal(OwnedFd, JobControl),
     /// A connected TCP socket.
     Socket(OwnedFd),
+    /// A listening one.
+    Listener(OwnedFd),
 }
 
 /// Whose process group tells whether the terminal may be used.
@@ -232,6 +235,7 @@ pub(super) fn build(id: StreamId, end: HomeEnd) -> io::Result<(Endpoint, Local, 
         }
         HomeEnd::Terminal(fd, control) => terminal(id, fd, control),
         HomeEnd::Socket(fd) => socket::home(id, fd),
+        HomeEnd::Listener(fd) => listener::home(id, fd),
     }
 }
 

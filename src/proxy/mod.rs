@@ -1,5 +1,5 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
-//! of the home, the terminal, and TCP connections (`socket`).
+//! of the home, the terminal, TCP connections (`socket`) and listening sockets (`listener`).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
@@ -52,6 +52,7 @@ use mio::{Registry, Token};
 mod away;
 mod endpoint;
 mod home;
+mod listener;
 mod local;
 mod raw;
 mod socket;
@@ -61,6 +62,7 @@ pub mod term;
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
+pub use listener::{Dial, ListenerState};
 pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
 
@@ -106,17 +108,34 @@ impl RelayError {
 pub struct Relays {
     registry: Registry,
     tokens: Range<usize>,
+    /// Tokens of halves that are gone.
+    free: Vec<Token>,
     by_token: BTreeMap<Token, StreamId>,
     halves: BTreeMap<StreamId, Endpoint>,
     linked: bool,
+    /// Connections to be made to listening sockets of the job.
+    wanted: VecDeque<Dial>,
+    /// Streams that are listening sockets.
+    listeners: Vec<StreamId>,
+    /// The highest number that was ever used.
+    last_stream: StreamId,
 }
 
 impl Relays {
-    /// An empty set. Events come with tokens in `tokens`, one per stream ever added.
+    /// An empty set. Events come with tokens in `tokens`, one for each stream.
     #[must_use]
     pub fn new(registry: Registry, tokens: Range<usize>) -> Self {
-        let (by_token, halves) = (BTreeMap::new(), BTreeMap::new());
-        Self { registry, tokens, by_token, halves, linked: false }
+        Self {
+            registry,
+            tokens,
+            free: Vec::new(),
+            by_token: BTreeMap::new(),
+            halves: BTreeMap::new(),
+            linked: false,
+            wanted: VecDeque::new(),
+            listeners: Vec::new(),
+            last_stream: 0,
+        }
     }
 
     /// Adds the home half of `stream`, frozen: until [`Relays::thaw`] it leaves `end` alone.
@@ -133,10 +152,13 @@ impl Relays {
 
     /// Undoes [`Relays::add_home`] of a move that failed.
     pub fn remove(&mut self, stream: StreamId) {
-        if let Some(mut half) = self.halves.remove(&stream) {
-            half.close(&self.registry);
-            self.by_token.retain(|_, id| *id != stream);
+        let Some(mut half) = self.halves.remove(&stream) else { return };
+        half.close(&self.registry);
+        if let Some(token) = half.token {
+            self.by_token.remove(&token);
+            self.free.push(token);
         }
+        self.listeners.retain(|id| *id != stream);
     }
 
     /// Adds an away half, frozen until [`Relays::thaw`]. Returns the job's end: the read end
@@ -184,8 +206,7 @@ impl Relays {
         let half = socket::rebuild(id, *tcp, job_end).map_err(failed)?;
         match far {
             Some(far) => self.insert(half, local::Local::socket(far))?,
-            None if self.halves.contains_key(&id) => return Err(RelayError::Full(id)),
-            None => drop(self.halves.insert(id, half)),
+            None => self.keep(half)?,
         }
         if let Some(half) = self.halves.get_mut(&id) {
             half.prefill(&self.registry);
@@ -194,12 +215,30 @@ impl Relays {
     }
 
     fn insert(&mut self, mut half: Endpoint, local: local::Local) -> Result<(), RelayError> {
+        self.attach(&mut half, local)?;
+        self.keep(half)
+    }
+
+    /// Gives a half its local object.
+    fn attach(&mut self, half: &mut Endpoint, local: local::Local) -> Result<(), RelayError> {
         if self.halves.contains_key(&half.id) {
             return Err(RelayError::Full(half.id));
         }
-        let token = Token(self.tokens.next().ok_or(RelayError::Full(half.id))?);
+        let token = self.free.pop().or_else(|| self.tokens.next().map(Token));
+        let token = token.ok_or(RelayError::Full(half.id))?;
         half.attach(local, &self.registry, token)?;
         self.by_token.insert(token, half.id);
+        Ok(())
+    }
+
+    fn keep(&mut self, half: Endpoint) -> Result<(), RelayError> {
+        if self.halves.contains_key(&half.id) {
+            return Err(RelayError::Full(half.id));
+        }
+        if matches!(half.role, Role::HomeListener(_) | Role::AwayListener(_)) {
+            self.listeners.push(half.id);
+        }
+        self.last_stream = self.last_stream.max(half.id);
         self.halves.insert(half.id, half);
         Ok(())
     }
@@ -217,7 +256,12 @@ impl Relays {
         half.ready();
         // Keys typed after a change of the window's size shall not arrive before it.
         measure(half);
+        let id = half.id;
         half.pump(&self.registry, self.linked, out);
+        if self.is_listener(id) {
+            self.accept_all(id, out);
+        }
+        self.find_accepted(out);
         true
     }
 
@@ -231,10 +275,39 @@ impl Relays {
         payload: &[u8],
         out: Out<'_>,
     ) -> Result<(), RelayError> {
-        let half = self.halves.get_mut(&msg.stream()).ok_or_else(|| RelayError::unexpected(msg))?;
+        if self.hear_listener(msg, out)? {
+            return Ok(());
+        }
+        let stream = msg.stream();
+        let Some(half) = self.halves.get_mut(&stream) else { return self.hear_of_none(msg, out) };
+        if matches!(msg, RelayMsg::Forgotten { .. }) && half.is_over_away() {
+            self.remove(stream);
+            return Ok(());
+        }
         half.message(msg, payload)?;
         half.pump(&self.registry, self.linked, out);
+        if half.is_over_everywhere() {
+            self.remove(stream);
+            out(RelayMsg::Forgotten { stream }, &[]);
+        }
+        self.find_accepted(out);
         Ok(())
+    }
+
+    /// A message about a stream of which this side has no half.
+    fn hear_of_none(&self, msg: &RelayMsg, out: Out<'_>) -> Result<(), RelayError> {
+        let stream = msg.stream();
+        match msg {
+            // It is forgotten here, and the word of that was lost with a link.
+            RelayMsg::Over { .. } if stream <= self.last_stream => {
+                out(RelayMsg::Forgotten { stream }, &[]);
+                Ok(())
+            }
+            _ if stream <= self.last_stream => Ok(()),
+            // A connection that the home has accepted, and that has to be told again.
+            _ if !self.listeners.is_empty() => Ok(()),
+            _ => Err(RelayError::unexpected(msg)),
+        }
     }
 
     /// The link is up: says where this side stands. To be called on both sides.
@@ -266,8 +339,12 @@ impl Relays {
         stream: StreamId,
         job_end: Option<BorrowedFd<'_>>,
     ) -> Result<AwayState, RelayError> {
+        let failed = |e| RelayError::io(stream, "freeze", e);
+        if self.is_listener(stream) {
+            return self.freeze_listener(stream, job_end).map_err(failed);
+        }
         let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
-        away::freeze(half, job_end).map_err(|e| RelayError::io(stream, "freeze", e))
+        away::freeze(half, job_end).map_err(failed)
     }
 
     /// Undoes [`Relays::freeze`] of a move that failed, before the job is thawed.
@@ -276,16 +353,21 @@ impl Relays {
     /// [`RelayError::Io`] when unread input could not be put back; the half runs on.
     pub fn unfreeze(&mut self, state: &AwayState, out: Out<'_>) -> Result<(), RelayError> {
         let stream = state.stream;
-        let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
+        // A connection that was over may have been forgotten meanwhile.
+        let Some(half) = self.halves.get_mut(&stream) else { return Ok(()) };
         let result = away::put_back(half, state).and_then(|()| away::type_ahead(half));
         half.thaw();
         half.pump(&self.registry, self.linked, out);
+        if self.linked && self.is_listener(stream) {
+            out(RelayMsg::Resync { stream, next: 0 }, &[]);
+        }
         result.map_err(|e| RelayError::io(stream, "put back unread input", e))
     }
 
     /// Sets every frozen half going: at home after the commit, away just before the job is
     /// thawed.
     pub fn thaw(&mut self, out: Out<'_>) {
+        self.dial_again();
         for half in self.halves.values_mut().filter(|half| half.frozen) {
             if let Err(error) = away::type_ahead(half) {
                 tracing::warn!(stream = half.id, %error, "type-ahead is processed a second time");
@@ -295,11 +377,15 @@ impl Relays {
             activate(half);
             half.pump(&self.registry, self.linked, out);
         }
+        for listener in self.listeners.clone() {
+            self.accept_all(listener, out);
+        }
     }
 
     /// The job has ended (away side): everything it wrote goes home, then eof and the modes
     /// it left its terminal with.
     pub fn job_ended(&mut self, out: Out<'_>) {
+        self.wanted.clear();
         for half in self.halves.values_mut().filter(|half| is_away(half)) {
             away::finish(half);
             half.pump(&self.registry, self.linked, out);
@@ -312,6 +398,9 @@ impl Relays {
         for half in self.halves.values_mut().filter(|half| !is_away(half)) {
             if let Some(rx) = &mut half.rx {
                 rx.end_here();
+            }
+            if matches!(half.role, Role::HomeListener(_)) {
+                half.close(&self.registry);
             }
             half.pump(&self.registry, self.linked, out);
         }
@@ -362,18 +451,21 @@ impl Relays {
         }
     }
 
-    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground.
+    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground, or a
+    /// connection to be accepted.
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
         let waits = |half: &Endpoint| match &half.role {
             Role::HomeTty(tty) => half.local.is_some() && tty.wants_tick(),
             _ => false,
         };
-        self.halves.values().any(waits).then_some(TICK)
+        (self.looks_again() || self.halves.values().any(waits)).then_some(TICK)
     }
 
-    /// Looks whether this process came to the foreground.
+    /// Looks whether this process came to the foreground, and what the job has accepted.
     pub fn on_tick(&mut self, out: Out<'_>) {
+        self.find_accepted(out);
+        self.accept_again(out);
         for half in self.halves.values_mut() {
             if activate(half) {
                 measure(half);
@@ -399,9 +491,9 @@ fn unknown(stream: StreamId) -> RelayError {
 
 fn is_away(half: &Endpoint) -> bool {
     match &half.role {
-        Role::AwayPipe { .. } | Role::AwayPty(_) => true,
+        Role::AwayPipe { .. } | Role::AwayPty(_) | Role::AwayListener(_) => true,
         Role::Socket(socket) => socket.away,
-        Role::HomePipe | Role::HomeTty(_) => false,
+        Role::HomePipe | Role::HomeTty(_) | Role::HomeListener(_) => false,
     }
 }
 

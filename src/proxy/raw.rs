@@ -114,8 +114,45 @@ pub fn unsent_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// `EOPNOTSUPP` on a kernel that does not tell (before Linux 4.1).
 pub fn received_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     const AT: usize = 128;
-    let mut info = [0_u8; AT + 8];
-    let mut len = info.len() as libc::socklen_t;
+    let info: [u8; AT + 8] = tcp_info(fd)?;
+    let told = info.get(AT..).and_then(|bytes| bytes.try_into().ok());
+    told.map(u64::from_ne_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+}
+
+/// Has the peer of a TCP socket sent its end of file, and all bytes before it have come? (`tcpi_state`
+/// of `struct tcp_info`.)
+///
+/// # Errors
+/// `ENOPROTOOPT` for what is no TCP socket.
+pub fn peer_has_ended(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // include/net/tcp_states.h.
+    const CLOSE_WAIT: u8 = 8;
+    const LAST_ACK: u8 = 9;
+    const CLOSING: u8 = 11;
+    let [state] = tcp_info(fd)?;
+    Ok([CLOSE_WAIT, LAST_ACK, CLOSING].contains(&state))
+}
+
+/// How many connections wait in a listening TCP socket to be accepted, and its backlog
+/// (`tcpi_unacked` and `tcpi_sacked` of `struct tcp_info`, see tcp_get_info of net/ipv4/tcp.c).
+///
+/// # Errors
+/// `ENOPROTOOPT` for what is no TCP socket.
+pub fn accept_queue(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    const AT: usize = 24;
+    let info: [u8; AT + 8] = tcp_info(fd)?;
+    match info.get(AT..) {
+        Some(&[a, b, c, d, e, f, g, h]) => {
+            Ok((u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])))
+        }
+        _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+    }
+}
+
+/// The beginning of `struct tcp_info` (TCP_INFO of tcp(7)).
+fn tcp_info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u8; N]> {
+    let mut info = [0_u8; N];
+    let mut len = N as libc::socklen_t;
     // SAFETY: info and len live through the call, and len is the size of info.
     check(unsafe {
         libc::getsockopt(
@@ -126,8 +163,23 @@ pub fn received_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut len,
         )
     })?;
-    let told = info.get(AT..len as usize).and_then(|bytes| bytes.try_into().ok());
-    told.map(u64::from_ne_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    match len as usize == N {
+        true => Ok(info),
+        false => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+    }
+}
+
+/// accept4(2), with close-on-exec.
+///
+/// # Errors
+/// Those of accept4(2).
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (nowhere, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: no address is asked for.
+    let fd =
+        check(unsafe { libc::accept4(listener.as_raw_fd(), nowhere, none, libc::SOCK_CLOEXEC) })?;
+    // SAFETY: the kernel has just made it for this process, and nobody else has its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// TCP_QUICKACK: an acknowledgement that is being delayed is sent now. Does nothing else.

@@ -16,6 +16,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -27,9 +28,10 @@ use serde::{Deserialize, Serialize};
 
 use super::away::{AwayEnd, AwayState};
 use super::endpoint::{Endpoint, Role};
+use super::listener::Dial;
 use super::local::Local;
 use super::raw;
-use super::stream::{Receiver, RelayMsg, Sender, StreamId};
+use super::stream::{Receiver, RelayMsg, Sender, StreamId, WINDOW};
 use super::term::wait_for;
 
 /// So long the bytes of a frozen job may be on their way between two sockets of one machine.
@@ -52,6 +54,8 @@ pub struct TcpState {
     unsent: Vec<u8>,
     /// The job has a socket of it still, and that is connected to the relay.
     open: bool,
+    /// It is to be dialed: the job has not accepted it.
+    dial: Option<Dial>,
     reset_here: bool,
     reset_there: bool,
 }
@@ -61,7 +65,11 @@ pub struct TcpState {
 pub(super) struct Socket {
     pub away: bool,
     /// Bytes that the job has got already, and that are still in the real socket.
-    skip: usize,
+    pub skip: usize,
+    /// The job has not accepted it.
+    dial: Option<Dial>,
+    /// It was dialed here.
+    dialed: Option<Dial>,
     /// Bytes that come behind so many more of those that the far end gives.
     late: Option<(usize, Vec<u8>)>,
     /// The last bytes written to the far end, those that are under way among them.
@@ -72,6 +80,8 @@ pub(super) struct Socket {
     pub reset_here: bool,
     /// The other side was reset.
     pub reset_there: bool,
+    /// The away half is through.
+    pub over_there: bool,
     /// The local socket was told that nothing follows.
     shut: bool,
     /// The job has ended, and its sockets with it.
@@ -104,11 +114,20 @@ impl Socket {
 
     /// Forgets what the other socket has acknowledged.
     pub fn trim(&mut self, local: BorrowedFd<'_>) {
-        if self.sent.is_empty() {
+        if self.sent.is_empty() || self.dial.is_some() {
             return;
         }
         if let Ok(under_way) = raw::unsent_bytes(local) {
             self.sent.drain(..self.sent.len().saturating_sub(under_way));
+        }
+    }
+
+    /// How many bytes may be written: a connection that the job has not accepted takes a window's
+    /// worth.
+    pub fn room(&self) -> usize {
+        match self.dial {
+            Some(_) => WINDOW.saturating_sub(self.sent.len()),
+            None => usize::MAX,
         }
     }
 
@@ -124,16 +143,49 @@ impl Socket {
 
 /// The home half of a connection: frozen, its socket, and what its away half begins with.
 pub(super) fn home(id: StreamId, fd: OwnedFd) -> io::Result<(Endpoint, Local, AwayState)> {
+    // Then nothing follows what waits now, and the job is not to wait for that word.
+    let ended = raw::peer_has_ended(fd.as_fd())?;
     let unread = peek(fd.as_fd())?;
     let socket = Socket { skip: unread.len(), ..Socket::default() };
-    let (tx, rx) = Default::default();
-    let unsent = Vec::new();
-    let state =
-        TcpState { tx, rx, unread, unsent, open: true, reset_here: false, reset_there: false };
+    let (mut own_tx, tx) = (Sender::default(), Sender::default());
+    let mut rx = Receiver::default();
+    if ended {
+        own_tx.close();
+        rx.end_here();
+    }
+    let state = TcpState {
+        tx,
+        rx,
+        unread,
+        unsent: Vec::new(),
+        open: true,
+        dial: None,
+        reset_here: false,
+        reset_there: false,
+    };
     let role = Role::Socket(Box::new(socket));
-    let half = Endpoint::new(id, role, Some(Sender::default()), Some(Receiver::default()));
+    let half = Endpoint::new(id, role, Some(own_tx), Some(Receiver::default()));
     let away = AwayState { stream: id, end: AwayEnd::Tcp(Box::new(state)) };
     Ok((half, Local::socket(fd), away))
+}
+
+/// The home half of a connection that was just accepted, frozen.
+pub(super) fn home_accepted(id: StreamId, fd: OwnedFd) -> (Endpoint, Local) {
+    let (role, streams) = (Role::Socket(Box::default()), Default::default());
+    let (tx, rx): (Sender, Receiver) = streams;
+    (Endpoint::new(id, role, Some(tx), Some(rx)), Local::socket(fd))
+}
+
+/// The away half of a connection that is to be dialed. It is not frozen.
+pub(super) fn to_be_dialed(dial: Dial) -> Endpoint {
+    let stream = dial.stream;
+    let (dial, dialed) = (Some(dial), Some(dial));
+    let socket = Socket { away: true, dial, dialed, ..Socket::default() };
+    let role = Role::Socket(Box::new(socket));
+    let (tx, rx) = Default::default();
+    let mut half = Endpoint::new(stream, role, Some(tx), Some(rx));
+    half.frozen = false;
+    half
 }
 
 /// The away half, frozen. `job_end` is the job's socket, if it has one still: it gets what the job
@@ -146,14 +198,16 @@ pub(super) fn rebuild(
     state: TcpState,
     job_end: Option<BorrowedFd<'_>>,
 ) -> io::Result<Endpoint> {
-    let TcpState { tx, rx, unread, unsent, reset_here, reset_there, .. } = state;
-    let socket = Socket { away: true, reset_here, reset_there, ..Socket::default() };
+    let TcpState { tx, rx, unread, unsent, dial, reset_here, reset_there, .. } = state;
+    let dialed = dial;
+    let socket = Socket { away: true, dial, dialed, reset_here, reset_there, ..Socket::default() };
     let mut half = Endpoint::new(id, Role::Socket(Box::new(socket)), Some(tx), Some(rx));
     match job_end {
         Some(job_end) => {
             half.backlog = unread.into();
             half.write_again(job_end, unsent)?;
         }
+        None if dial.is_some() => half.backlog = unread.into(),
         // It was closed, or nobody is there to read.
         None => half.close_streams(),
     }
@@ -167,6 +221,11 @@ pub(super) fn is_open(state: &TcpState) -> bool {
 
 /// Freezes an away half; see [`super::away::freeze`].
 pub(super) fn freeze(half: &mut Endpoint, job_end: Option<BorrowedFd<'_>>) -> io::Result<TcpState> {
+    if job_end.is_some() {
+        half.note_accepted();
+    } else if let Some(state) = half.undialed() {
+        return Ok(state);
+    }
     read_to_the_last(half, job_end)?;
     if job_end.is_none() {
         half.close_streams();
@@ -190,6 +249,7 @@ pub(super) fn freeze(half: &mut Endpoint, job_end: Option<BorrowedFd<'_>>) -> io
         unread,
         unsent,
         open,
+        dial: None,
         reset_here: socket.reset_here,
         reset_there: socket.reset_there,
     })
@@ -255,6 +315,78 @@ fn peek(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 }
 
 impl Endpoint {
+    /// The state of a connection that the job has not accepted: it has neither read nor written.
+    fn undialed(&self) -> Option<TcpState> {
+        let Role::Socket(socket) = &self.role else { return None };
+        let dial = Some(socket.dial?);
+        Some(TcpState {
+            tx: self.tx.clone()?,
+            rx: self.rx.clone()?,
+            unread: socket.sent.iter().chain(&self.backlog).copied().collect(),
+            unsent: Vec::new(),
+            open: false,
+            dial,
+            reset_here: socket.reset_here,
+            reset_there: socket.reset_there,
+        })
+    }
+
+    /// What it is to be dialed as.
+    pub(super) fn dial(&self) -> Option<Dial> {
+        match &self.role {
+            Role::Socket(socket) => socket.dial,
+            _ => None,
+        }
+    }
+
+    /// Nothing is left to be done for this half of a connection.
+    fn is_over(&self) -> bool {
+        let (Some(tx), Some(rx)) = (&self.tx, &self.rx) else { return false };
+        self.local.is_none()
+            && self.dial().is_none()
+            && tx.closed()
+            && tx.drained()
+            && rx.finished()
+    }
+
+    /// The away half is through, and the home half has told all that it did.
+    pub(super) fn is_over_away(&self) -> bool {
+        matches!(&self.role, Role::Socket(socket) if socket.away) && self.is_over()
+    }
+
+    /// Both halves are through (home side).
+    pub(super) fn is_over_everywhere(&self) -> bool {
+        matches!(&self.role, Role::Socket(socket) if socket.over_there) && self.is_over()
+    }
+
+    /// Was it dialed with these addresses of the job and the client?
+    pub(super) fn was_dialed(&self, own: SocketAddr, peer: SocketAddr) -> bool {
+        let same = |a: SocketAddr, b: SocketAddr| (a.ip(), a.port()) == (b.ip(), b.port());
+        let Role::Socket(socket) = &self.role else { return false };
+        socket.dialed.is_some_and(|dial| same(dial.own, own) && same(dial.peer, peer))
+            && self.local.is_some()
+    }
+
+    /// The job has accepted it.
+    pub(super) fn note_accepted(&mut self) {
+        let Role::Socket(socket) = &mut self.role else { return };
+        socket.dial = None;
+        if let Some(local) = &self.local {
+            socket.trim(local.as_fd());
+        }
+    }
+
+    /// Nobody listens: the client's connection is reset.
+    pub(super) fn refuse(&mut self) {
+        if let Role::Socket(socket) = &mut self.role {
+            socket.dial = None;
+        }
+        self.socket_reset();
+        if let Some(tx) = &mut self.tx {
+            tx.close();
+        }
+    }
+
     /// The job has no socket of this connection any more.
     fn close_streams(&mut self) {
         self.break_reader();

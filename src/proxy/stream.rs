@@ -16,6 +16,7 @@
 //! As in TCP the eof takes one offset of its own: it is acknowledged like a byte.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,16 @@ pub enum RelayMsg {
     Hangup { stream: StreamId },
     /// The job ended and left its terminal with these modes.
     Settings { stream: StreamId, termios: Box<Termios> },
+    /// The home's listening socket has accepted a connection, which is the stream `new`: the job's
+    /// address of it, and the client's.
+    Accepted { stream: StreamId, new: StreamId, own: SocketAddr, peer: SocketAddr },
+    /// So many connections of the job's listening socket wait no more, since it is relayed: the job
+    /// has accepted them, or nobody will.
+    Taken { stream: StreamId, count: u64 },
+    /// The away half of a connection has nothing to do any more, and knows all that the home half did.
+    Over { stream: StreamId },
+    /// The home half has nothing to do either, and is gone.
+    Forgotten { stream: StreamId },
     /// The connection was reset on this side.
     Reset { stream: StreamId },
     /// Keys below this offset were typed, edited and echoed at home before the relay took
@@ -69,6 +80,10 @@ impl RelayMsg {
             | Self::Hangup { stream }
             | Self::Settings { stream, .. }
             | Self::Reset { stream }
+            | Self::Accepted { stream, .. }
+            | Self::Taken { stream, .. }
+            | Self::Over { stream }
+            | Self::Forgotten { stream }
             | Self::Typed { stream, .. } => stream,
         }
     }

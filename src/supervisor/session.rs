@@ -23,7 +23,8 @@ use crate::migrate::resource::aio::Submitting;
 use crate::migrate::settle::{self, SchedulerClocks};
 use crate::migrate::transfer;
 use crate::syscalls::handles::Handles;
-use crate::syscalls::translate::{self, Translation};
+use crate::syscalls::translate::signalfd::Signalfds;
+use crate::syscalls::translate::{self, numbers, Translation};
 use crate::syscalls::{self, AtExit};
 use crate::tracer::{filter, raw, stop, Exit, Stop, Wait};
 
@@ -62,6 +63,8 @@ pub struct Session {
     pub handles: Handles,
     /// The job has no namespaces here.
     pub translation: Option<Translation>,
+    /// Signalfds of a translated job.
+    pub signalfds: Signalfds,
     /// How the first process ended.
     pub ended: Option<Exit>,
     /// The first process has come to a group-stop by this signal since this was last taken.
@@ -86,6 +89,7 @@ impl Session {
             insns: BTreeMap::new(),
             handles,
             translation: None,
+            signalfds: Signalfds::default(),
             ended: None,
             root_stopped: None,
             in_flight: BTreeMap::new(),
@@ -113,7 +117,7 @@ impl Session {
     /// The code of a process is another one than before.
     fn has_new_code(&mut self, pid: i32) {
         self.insns.remove(&pid);
-        self.handles.forget_contexts(pid);
+        self.handles.forget_own(pid);
         match vdso(pid) {
             Some(at) => self.vdsos.insert(pid, at),
             None => self.vdsos.remove(&pid),
@@ -221,6 +225,7 @@ impl Session {
         self.in_flight.clear();
         self.births.clear();
         self.translation = None;
+        self.signalfds.clear();
         self.vdsos.clear();
         self.insns.clear();
         self.root = 0;
@@ -283,11 +288,13 @@ impl Session {
             self.add(new, if is_thread { parent } else { new }, true);
         }
         if self.tasks.get(&new).is_some_and(|task| task.pid == new) {
+            numbers::hide(new, numbers::is_hidden(parent));
             for known in [&mut self.vdsos, &mut self.insns] {
                 if let Some(inherited) = known.get(&parent).copied() {
                     known.entry(new).or_insert(inherited);
                 }
             }
+            self.signalfds.inherit(parent, new);
         }
     }
 
@@ -304,6 +311,7 @@ impl Session {
         self.in_flight.retain(|tid, _| *tid != pid && self.tasks.contains_key(tid));
         self.add(pid, pid, true);
         self.has_new_code(pid);
+        numbers::hide(pid, false);
         if self.translation.is_some() && translate::hide_vdso(pid).is_none() {
             tracing::warn!("process {pid} reads the clocks of this machine (vdso(7))");
         }
@@ -314,8 +322,10 @@ impl Session {
         self.births.remove(&tid);
         self.vdsos.remove(&tid);
         self.insns.remove(&tid);
-        self.handles.forget_contexts(tid);
+        self.signalfds.forget(tid);
+        self.handles.forget_own(tid);
         self.handles.forget_filters(tid, None);
+        numbers::hide(tid, false);
         if tid == self.root {
             self.ended = Some(exit);
         }
@@ -388,6 +398,13 @@ impl Session {
             Some(call) => Some(AtExit::Translated(call)),
             None => syscalls::at_entry(tid)?,
         };
+        if let (Some(AtExit::Install(filter)), true) = (&at_exit, self.translation.is_some()) {
+            if let Some(cause) = filter.sees_translated() {
+                tracing::warn!("seccomp(2) of thread {tid} answers EINVAL: {cause}");
+                syscalls::answer(tid, libc::EINVAL)?;
+                return raw::cont(tid, 0);
+            }
+        }
         // A call that was started again with other arguments is seen to its return.
         let ours = self.in_flight.get(&tid).is_some_and(|call| call.stage != Stage::ByKernel);
         if at_exit.is_none() && !ours {
@@ -402,7 +419,12 @@ impl Session {
     fn leave_syscall(&mut self, tid: i32) -> io::Result<()> {
         if let Some(task) = self.tasks.get_mut(&tid) {
             if let Some(at_exit) = task.at_exit.take() {
+                let signalfd =
+                    matches!(&at_exit, AtExit::Translated(call) if call.makes_signalfd());
                 at_exit.finish(tid, task.pid, &mut self.handles)?;
+                if signalfd {
+                    self.signalfds.add(task.pid, tid).map_err(io::Error::other)?;
+                }
             }
         }
         self.step_restarted(tid)

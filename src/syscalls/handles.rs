@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::migrate::resource::aio::Submitted;
 use crate::migrate::resource::filters::{Chains, Filter};
 use crate::migrate::resource::ipc::Id;
+use crate::migrate::resource::timers::{Absolute, SeenAbsolute};
 use crate::state;
 
 /// One inotify watch.
@@ -103,6 +104,8 @@ pub struct Handles {
     submitted: Submitted,
     /// The last registration with each message queue, by device and inode; not kept either.
     notifications: BTreeMap<(u64, u64), Notification>,
+    /// Timers that were set to absolute times; not kept either.
+    timers: SeenAbsolute,
     /// Seccomp filters of the job's threads, and the number of the next one; not kept either.
     filters: Chains,
     next_filter: u64,
@@ -131,6 +134,7 @@ impl Handles {
             keys: false,
             submitted,
             notifications,
+            timers: SeenAbsolute::new(),
             filters: Chains::new(),
             next_filter: 1,
             entries: 0,
@@ -216,6 +220,7 @@ impl Handles {
     pub fn forget_seen(&mut self) {
         self.submitted.clear();
         self.notifications.clear();
+        self.timers.clear();
         self.filters.clear();
     }
 
@@ -250,11 +255,25 @@ impl Handles {
         }
     }
 
-    /// The contexts of a process have gone: it has ended, or executes another program.
-    pub fn forget_contexts(&mut self, pid: i32) {
+    /// The contexts and timers of a process have gone: it has ended, or executes another program.
+    pub fn forget_own(&mut self, pid: i32) {
         if !self.submitted.is_empty() {
             self.submitted.retain(|(of, _), _| *of != pid);
         }
+        if !self.timers.is_empty() {
+            self.timers.retain(|(of, _), _| *of != pid);
+        }
+    }
+
+    /// A timer of process `pid` is set to an absolute time.
+    pub fn add_timer(&mut self, pid: i32, id: i32, to: Absolute) {
+        self.timers.insert((pid, id), to);
+    }
+
+    /// The timers that were set to absolute times; some may be gone, or set anew.
+    #[must_use]
+    pub fn timers(&self) -> &SeenAbsolute {
+        &self.timers
     }
 
     /// What is known of AIO contexts; some may be gone.

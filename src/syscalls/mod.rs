@@ -13,6 +13,7 @@ use std::io;
 
 use crate::migrate::resource::filters::Filter;
 use crate::migrate::resource::ipc::Kind;
+use crate::migrate::resource::timers::Absolute;
 use crate::tracer::inject::{read_exact, word};
 use crate::tracer::raw;
 use handles::{Handles, Notification, Watch};
@@ -43,6 +44,8 @@ pub enum AtExit {
     Notify { fd: i32, notification: Notification },
     /// seccomp(2) or prctl(2) that installs a filter; the number is given later.
     Install(Filter),
+    /// timer_settime(2) with TIMER_ABSTIME.
+    SetTimer { id: i32, to: Absolute },
 }
 
 /// A thread stopped at the entry of an observed call. `Some` when the supervisor wants to
@@ -74,6 +77,7 @@ pub fn at_entry(tid: i32) -> io::Result<Option<AtExit>> {
         Some("mq_notify") => {
             notification(tid, regs.rsi).map(|notification| AtExit::Notify { fd, notification })
         }
+        Some("timer_settime") => timer(tid, regs.rdx).map(|to| AtExit::SetTimer { id: fd, to }),
         Some("io_setup") => Some(AtExit::Setup { at: regs.rsi }),
         Some("io_submit") => Some(AtExit::Submit { context: regs.rdi }),
         Some("keyctl") if makes_keyring(&regs) => Some(AtExit::Keys),
@@ -122,6 +126,15 @@ fn notification(tid: i32, at: u64) -> Option<Notification> {
     Some(Notification { value: word(&event, 0), signal: int(8)?, kind: int(12)? })
 }
 
+/// A `struct itimerspec`; none when it cannot be read: the kernel will refuse the call as well.
+fn timer(tid: i32, at: u64) -> Option<Absolute> {
+    const SECOND: u64 = 1_000_000_000;
+    let mut spec = [0; 32];
+    read_exact(tid, at, &mut spec).ok()?;
+    let time = |at| word(&spec, at).checked_mul(SECOND)?.checked_add(word(&spec, at + 8));
+    Some(Absolute { first: time(16)?, interval: time(0)? })
+}
+
 /// None when the path cannot be read: the kernel will refuse the call as well.
 fn add_watch(tid: i32, fd: i32, path: u64, mask: u32) -> Option<AtExit> {
     let path = handles::resolve(tid, &read_path(tid, path)?);
@@ -161,6 +174,7 @@ impl AtExit {
             Self::Notify { fd, notification } if result == 0 => {
                 handles.add_notification(pid, fd, notification);
             }
+            Self::SetTimer { id, to } if result == 0 => handles.add_timer(pid, id, to),
             Self::Submit { context } if result > 0 => {
                 handles.add_submitted(pid, context, result.unsigned_abs());
             }

@@ -1,7 +1,7 @@
 //! Every system call of x86-64 and what vosrun does with it: the one place that decides.
 //!
 //! The filter (`tracer::filter`) is made from this table. A policy depends on the number
-//! alone and, but for prctl(2), never on an argument, so that the kernel's bitmap of constant
+//! alone and, but for prctl(2) and timer_settime(2), never on an argument, so that the kernel's bitmap of constant
 //! actions answers for the calls that are let through. A trapped call fails with ENOSYS when its tracer is
 //! gone (seccomp(2), SECCOMP_RET_TRACE): observe as few as possible.
 
@@ -16,6 +16,8 @@ pub enum Policy {
     Observe,
     /// As `Observe`, if its first argument is this number (its low 32 bits).
     ObserveIf(u32),
+    /// As `Observe`, if its second argument has one of these bits.
+    ObserveWith(u32),
     /// Fails with this errno without a stop.
     Refuse(i32),
 }
@@ -40,7 +42,7 @@ pub fn find(nr: u64) -> Option<&'static Row> {
     TABLE.binary_search_by_key(&nr, |row| row.nr.into()).ok().map(|at| &TABLE[at])
 }
 
-use Policy::{Native, Observe, ObserveIf, Refuse};
+use Policy::{Native, Observe, ObserveIf, ObserveWith, Refuse};
 
 /// All calls, ascending by number.
 #[rustfmt::skip]
@@ -268,7 +270,7 @@ pub const TABLE: &[Row] = &[
     row(220, "semtimedop",              Native,          ""),
     row(221, "fadvise64",               Native,          ""),
     row(222, "timer_create",            Native,          ""),
-    row(223, "timer_settime",           Native,          ""),
+    row(223, "timer_settime",           ObserveWith(1),  "TIMER_ABSTIME: the kernel does not tell which timers have it"),
     row(224, "timer_gettime",           Native,          ""),
     row(225, "timer_getoverrun",        Native,          ""),
     row(226, "timer_delete",            Native,          ""),

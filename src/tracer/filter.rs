@@ -4,7 +4,7 @@
 //! ld  arch        other than x86-64 (i386)             ─► ALLOW
 //! ld  nr
 //! jeq each call that is not native                     ─► TRACE or ERRNO
-//!     some with one first argument only                ─► TRACE, else ALLOW
+//!     some with certain arguments only                 ─► TRACE, else ALLOW
 //!     all others, x32 among them (bit 30 of nr is set) ─► ALLOW
 //! ```
 
@@ -77,6 +77,31 @@ pub fn with_stops(
     code
 }
 
+/// A low word of an argument that has this value.
+#[derive(Debug, Clone, Copy)]
+pub struct If {
+    pub arg: u8,
+    pub value: u32,
+}
+
+/// Stops this call where all of these hold, besides what a program made by [`program`] stops.
+#[must_use]
+pub fn with_stop(mut code: Vec<sock_filter>, nr: u32, all: &[If]) -> Vec<sock_filter> {
+    let mut body = Vec::new();
+    for (n, one) in all.iter().enumerate() {
+        // Over the comparisons that follow, and the answer.
+        let over = 2 * (all.len() - n - 1) + 1;
+        body.push(load(ARGS + 8 * u32::from(one.arg)));
+        body.push(sock_filter { jf: over as u8, ..if_equal(one.value) });
+    }
+    body.extend([give(STOP), load(NR)]);
+    code.pop();
+    code.push(sock_filter { jf: body.len() as u8, ..if_equal(nr) });
+    code.extend(body);
+    code.push(give(SECCOMP_RET_ALLOW));
+    code
+}
+
 fn stop_when(when: When) -> Vec<sock_filter> {
     let mut code = vec![load(ARGS + 8 * u32::from(when.arg))];
     code.push(statement(BPF_ALU | BPF_AND | BPF_K, when.mask));
@@ -95,6 +120,10 @@ fn answer(policy: Policy) -> Vec<sock_filter> {
         Policy::Observe => vec![give(STOP)],
         Policy::ObserveIf(first) => {
             vec![load(ARGS), if_equal(first), give(STOP), load(NR)]
+        }
+        Policy::ObserveWith(bits) => {
+            let load_bits = [load(ARGS + 8), statement(BPF_ALU | BPF_AND | BPF_K, bits)];
+            [&load_bits[..], &[if_other(0), give(STOP), load(NR)]].concat()
         }
         Policy::Refuse(errno) => vec![give(SECCOMP_RET_ERRNO | errno as u32)],
     }
@@ -134,9 +163,12 @@ mod tests {
     use crate::syscalls::translate;
     use crate::tracer::bpf::answers;
 
-    fn run(code: &[sock_filter], nr: u32, arch: u32, first: u32) -> u32 {
-        let known =
-            |at| [(NR, nr), (ARCH, arch), (ARGS, first)].iter().find(|w| w.0 == at).map(|w| w.1);
+    /// `word`: the first and the second argument.
+    fn run(code: &[sock_filter], nr: u32, arch: u32, word: u32) -> u32 {
+        let known = |at| {
+            let all = [(NR, nr), (ARCH, arch), (ARGS, word), (ARGS + 8, word)];
+            all.iter().find(|w| w.0 == at).map(|w| w.1)
+        };
         let all = answers(code, known).expect("answers");
         assert_eq!(all.len(), 1, "call {nr}");
         all.into_iter().next().expect("an answer")
@@ -151,12 +183,16 @@ mod tests {
                 Policy::Native => (SECCOMP_RET_ALLOW, 22),
                 Policy::Observe => (STOP, 0),
                 Policy::ObserveIf(first) => (STOP, first),
+                Policy::ObserveWith(bits) => (STOP, bits | 1 << 31),
                 Policy::Refuse(errno) => (SECCOMP_RET_ERRNO | errno as u32, 0),
             };
             assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, with), want, "call {nr}");
-            if let Policy::ObserveIf(first) = policy {
-                assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, first + 1), SECCOMP_RET_ALLOW);
-            }
+            let other = match policy {
+                Policy::ObserveIf(first) => first + 1,
+                Policy::ObserveWith(bits) => !bits,
+                _ => continue,
+            };
+            assert_eq!(run(&code, nr, AUDIT_ARCH_X86_64, other), SECCOMP_RET_ALLOW);
         }
     }
 

@@ -116,7 +116,7 @@ pub fn await_status(tid: i32) -> io::Result<Wait> {
 /// # Errors
 /// As [`await_status`].
 pub fn await_status_of(tid: i32, blindly: bool) -> io::Result<Wait> {
-    let mut pause = Backoff::new();
+    let mut pause = Backoff::default();
     loop {
         if let Some(wait) = wait(tid, blindly)? {
             return Ok(wait);
@@ -137,15 +137,15 @@ pub fn await_status_of(tid: i32, blindly: bool) -> io::Result<Wait> {
 #[derive(Debug)]
 pub struct Backoff(Duration);
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Self::FIRST)
+    }
+}
+
 impl Backoff {
     const FIRST: Duration = Duration::from_micros(2);
     const LONGEST: Duration = Duration::from_micros(256);
-
-    #[must_use]
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> Self {
-        Self(Self::FIRST)
-    }
 
     /// Rests, longer than the last time.
     pub fn rest(&mut self) {

@@ -2,13 +2,16 @@
 //! a shell with job control, a database that writes its file by a child. Each is run unmoved, too.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 
 use super::common::hosts::Hosts;
 use super::common::job::{needs, Job, Program, Start};
+use super::common::procs;
 use super::common::pty::Terminal;
+use super::common::until;
 use super::trees::{like_unmoved, lines, script};
 use super::{in_steps, move_on, numbers, source, When, LONG};
 
@@ -129,6 +132,57 @@ pub fn bash_jobs(hosts: &Hosts, start: Start) -> Result<()> {
     say(&mut job, "exit 7\r", &[])?;
     let code = job.end(LONG)?;
     ensure!(code == 7, "exit code {code}: {}", tty.shown());
+    job.await_nothing_left()
+}
+
+/// A redis-server that is asked from outside of the job, over a new connection for each question.
+pub fn redis_serves(hosts: &Hosts, start: Start) -> Result<()> {
+    const ASKING: &str = "cd \"$1\"; n=0
+        client=$2 port=$3
+        ask() { \"$client\" -p \"$port\" \"$@\" 2>&1; }
+        until [ \"$(ask ping)\" = PONG ]; do sleep 0.05; done
+        while [ ! -e stop ]; do
+            n=$((n + 1))
+            a=$(ask incr turns) b=$(ask append log \"$n,\") c=$(ask getrange log -$((${#n} + 1)) -1)
+            length=$((length + ${#n} + 1))
+            [ \"$a $b $c\" = \"$n $length $n,\" ] || { echo \"turn $n: $a $b $c\"; exit 1; }
+            echo \"turn $n\"
+        done";
+    let (bash, server, client) = (needs("bash")?, needs("redis-server")?, needs("redis-cli")?);
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let dir = hosts.fresh_dir("redis")?;
+    hosts.give(&dir)?;
+    let words = ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--loglevel", "warning"];
+    let mut job = Job::start_early(hosts, start, Program::new(server).args(words))?;
+    let asking = Program::new(bash).args(["-c", ASKING, "asking"]);
+    let asking = asking.args([dir.display(), client.display()]).args([&port]);
+    let mut asking = Job::start_early(hosts, Start::Native, asking)?;
+    let mut await_turns = |more: usize| {
+        let turns = |job: &Job<'_>| job.stdout.text().lines().count();
+        let wanted = turns(&asking) + more;
+        until(LONG, "answers", || {
+            let over = asking.child.try_wait()?.is_some();
+            ensure!(!over, "{}", asking.said());
+            Ok((turns(&asking) >= wanted).then_some(()))
+        })
+    };
+    await_turns(3)?;
+    if start == Start::Attached {
+        job.attach()?;
+    }
+    for turn in 0..5 {
+        // Wherever in a turn that is.
+        await_turns(1 + turn * 7 % 4)?;
+        move_on(&mut job)?;
+    }
+    await_turns(20)?;
+    fs::write(dir.join("stop"), "")?;
+    let code = asking.end(LONG)?;
+    ensure!(code == 0, "exit code {code}: {}", asking.said());
+    let mut shutdown = hosts.command(0, &client);
+    procs::run(shutdown.args(["-p", &port, "shutdown", "nosave"]), LONG)?.good("shutdown")?;
+    let code = job.end(LONG)?;
+    ensure!(code == 0, "exit code {code}: {}", job.said());
     job.await_nothing_left()
 }
 

@@ -352,6 +352,13 @@ impl<'h> Job<'h> {
         Ok(procs::exit_code(status))
     }
 
+    /// The supervisor of a job that is away, as seen from here.
+    pub fn supervisor(&self) -> Result<i32> {
+        let all = procs::descendants(std::process::id() as i32);
+        let away = all.into_iter().find(|pid| procs::command_line(*pid).contains("__receive"));
+        away.context("no supervisor away from home")
+    }
+
     /// Waits until all output of an ended program is read; false when a pipe stays open.
     fn await_outputs(&self) -> bool {
         let all = || self.readers.iter().all(JoinHandle::is_finished);

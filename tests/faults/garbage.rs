@@ -42,6 +42,7 @@ fn garbage_messages() -> Vec<(&'static str, Said)> {
         ptys: false,
         user: User::own(),
         bequests: Vec::new(),
+        programs: Vec::new(),
     };
     let id = BulkId { dev: 1, ino: 2 };
     let heirs =

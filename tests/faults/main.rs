@@ -30,12 +30,13 @@ const SOURCE_POINTS: [&str; 7] =
 /// Cells that are the same with hosts of both kinds.
 fn cells_as(who: Who) -> Vec<Cell> {
     type Run = fn(Who) -> Result<()>;
-    let plain: [(&str, Run); 12] = [
+    let plain: [(&str, Run); 13] = [
         ("rest/source-killed", killed::killed_at_rest),
         ("rest/target-killed", killed::killed_at_rest_away),
         ("refused/no-such-node", refused::no_such_node),
         ("refused/node-down", refused::node_down),
         ("refused/unmovable", refused::unmovable),
+        ("refused/lease-broken", refused::lease_broken),
         ("refused/no-namespaces", refused::no_namespaces),
         ("source-killed/heirs", killed::source_killed_handing_down),
         ("target-killed/behind-heirs", killed::target_killed_handing_down),

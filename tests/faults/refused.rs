@@ -1,11 +1,13 @@
 //! What the target does not have, and what cannot move: the job stays where it is.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 
+use crate::common::gate::Gate;
 use crate::common::hosts::Hosts;
 use crate::common::procs;
 use crate::common::{self, Who, SOON};
@@ -68,6 +70,26 @@ pub fn no_namespaces(who: Who) -> Result<()> {
     let done = scene.ended(scene.migrate("b")?)?;
     expect(&done, &[REFUSED])?;
     ensure!(done.stdout.contains("VOS-USERNS"), "migrate does not tell: {}", done.stdout);
+    scene.await_running()?;
+    scene.finish()
+}
+
+/// Another program opens a leased file while the job is frozen: the move is given up, and the job
+/// is told as if nothing had been tried.
+pub fn lease_broken(who: Who) -> Result<()> {
+    let mut gate = Gate::new("image-sent")?;
+    let hosts = two_hosts(who, None)?;
+    let scene = Scene::start(&hosts, "lease_broken", Some(&gate))?;
+    let moving = scene.migrate("b")?;
+    gate.reached()?;
+    let leased = scene.job.dir.join("status.leased");
+    let opened = fs::File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&leased);
+    let kind = opened.err().map(|e| e.kind());
+    ensure!(kind == Some(std::io::ErrorKind::WouldBlock), "{}: {kind:?}", leased.display());
+    gate.release()?;
+    let done = scene.ended(moving)?;
+    expect(&done, &[ABORTED])?;
+    ensure!(done.stdout.contains("VOS-LEASE-BREAK"), "migrate does not tell: {}", done.stdout);
     scene.await_running()?;
     scene.finish()
 }

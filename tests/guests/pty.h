@@ -31,24 +31,41 @@ static inline void pty_raw(int fd)
     SYS(tcsetattr(fd, TCSANOW, &modes));
 }
 
-/* The slave has the name that its number says, and it is its own. The device of a file system is
- * another one after a move, which ttyname(3) finds out when it is in the middle of it. */
+/* Does the name lead to this slave? Its device may be another one after a move: it is asked before and
+ * after that of the name. */
+static inline int pty_has_name(int slave, int dir, const char *name)
+{
+    struct stat named, before, after;
+    do {
+        SYS(fstat(slave, &before));
+        if (fstatat(dir, name, &named, 0) == -1)
+            return 0;
+        SYS(fstat(slave, &after));
+    } while (before.st_rdev != after.st_rdev || before.st_ino != after.st_ino);
+    return named.st_ino == after.st_ino && named.st_rdev == after.st_rdev;
+}
+
+/* ttyname(3). The device of a file system is another one after a move, which it finds out when it is
+ * in the middle of it. */
+static inline void pty_name(int fd, char *name, size_t size)
+{
+    int tries = 3, error;
+    while ((error = ttyname_r(fd, name, size)) == ENODEV && --tries)
+        ;
+    CHECK(!error, "ttyname: %s", strerror(error));
+}
+
+/* The slave has the name that its number says, and it is its own. */
 static inline void pty_check_name(const struct pty *pty)
 {
     char want[64], got[64];
     int number = -1;
-    struct stat named, own;
     SYS(ioctl(pty->master, TIOCGPTN, &number));
     CHECK_EQ(number, pty->number, "number of the pty");
     snprintf(want, sizeof(want), "/dev/pts/%d", pty->number);
-    int tries = 3, error;
-    while ((error = ttyname_r(pty->slave, got, sizeof(got))) == ENODEV && --tries)
-        ;
-    CHECK(!error, "ttyname: %s", strerror(error));
+    pty_name(pty->slave, got, sizeof(got));
     CHECK(!strcmp(got, want), "the slave's name is %s, not %s", got, want);
-    SYS(stat(want, &named));
-    SYS(fstat(pty->slave, &own));
-    CHECK(named.st_ino == own.st_ino && named.st_rdev == own.st_rdev, "%s is another one", want);
+    CHECK(pty_has_name(pty->slave, AT_FDCWD, want), "%s is another one", want);
 }
 
 /* Reads exactly these bytes. */

@@ -6,7 +6,7 @@
 
 __attribute__((noreturn)) static void serve(void)
 {
-    char line[256], answer[512];
+    char line[256], answer[512], name[64];
     int named = SYS(open("/dev/tty", O_RDWR));
     for (;;) {
         ssize_t n = SYS(read(0, line, sizeof(line)));
@@ -15,8 +15,9 @@ __attribute__((noreturn)) static void serve(void)
         CHECK_EQ(tcgetpgrp(0), getpgrp(), "foreground group");
         CHECK_EQ(tcgetsid(named), getsid(0), "session of /dev/tty");
         int again = SYS(open("/dev/tty", O_RDWR));
-        int len = snprintf(answer, sizeof(answer), "%d %d %s %.*s", getpid(), getsid(0), ttyname(0),
-                           (int)n, line);
+        pty_name(0, name, sizeof(name));
+        int len = snprintf(answer, sizeof(answer), "%d %d %s %.*s", getpid(), getsid(0), name, (int)n,
+                           line);
         CHECK_EQ(write(line[0] % 2 ? named : again, answer, (size_t)len), len, "answer");
         SYS(close(again));
     }

@@ -4,7 +4,16 @@
 #include "guest.h"
 #include <sys/wait.h>
 
-enum { TOLD_STOP, NEW_STOP, NESTED, CONTINUED, NEWLY_CONTINUED, CONT_BLOCKED, KINDS };
+enum {
+    TOLD_STOP,
+    NEW_STOP,
+    NESTED,
+    CONTINUED,
+    NEWLY_CONTINUED,
+    CONT_BLOCKED,
+    STOPS_BLOCKED,
+    KINDS
+};
 
 static volatile int chlds;
 
@@ -28,7 +37,12 @@ static pid_t start(int kind)
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCONT);
-    if (kind == CONT_BLOCKED)
+    if (kind == STOPS_BLOCKED) {
+        sigemptyset(&set);
+        sigaddset(&set, SIGTSTP);
+        sigaddset(&set, SIGTTIN);
+    }
+    if (kind == CONT_BLOCKED || kind == STOPS_BLOCKED)
         SYS(sigprocmask(SIG_BLOCK, &set, NULL));
     pid_t pid = SYS(fork());
     while (pid == 0)
@@ -77,6 +91,18 @@ __attribute__((noreturn)) static void stop_with_child(void)
     _exit(status == SIGKILL ? 7 : 1);
 }
 
+/* One of them was sent to the process, the other to its thread. */
+static void check_waiting(pid_t pid)
+{
+    char path[64], text[8192];
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    guest_slurp(path, text, sizeof(text));
+    const char *own = strstr(text, "SigPnd:"), *shared = strstr(text, "ShdPnd:");
+    CHECK(own && shared, "no signals in %s", path);
+    CHECK_EQ(strtoull(own + 7, NULL, 16), 1ULL << (SIGTTIN - 1), "SIGTTIN waits");
+    CHECK_EQ(strtoull(shared + 7, NULL, 16), 1ULL << (SIGTSTP - 1), "SIGTSTP waits");
+}
+
 static void check(const pid_t *pids)
 {
     static const int STOPS[KINDS] = {0, CLD_STOPPED};
@@ -84,11 +110,12 @@ static void check(const pid_t *pids)
         int status;
         CHECK(news(pids[n], WSTOPPED, &status) == STOPS[n], "child %d: stop %d", n, status);
         CHECK(!STOPS[n] || status == SIGTSTP, "child %d: stopped by %d", n, status);
-        int goes_on = n == NEWLY_CONTINUED || n == CONT_BLOCKED;
+        int goes_on = n >= NEWLY_CONTINUED;
         CHECK_EQ(news(pids[n], WCONTINUED, &status), goes_on ? CLD_CONTINUED : 0, "a continuation");
         CHECK(!goes_on || status == SIGCONT, "child %d: continued by %d", n, status);
         CHECK_EQ(news(pids[n], WEXITED, &status), 0, "an end");
     }
+    check_waiting(pids[STOPS_BLOCKED]);
 }
 
 int main(void)
@@ -123,15 +150,20 @@ int main(void)
         }
         if (n == CONTINUED)
             take(pids[n], WCONTINUED);
+        if (n == STOPS_BLOCKED) {
+            /* They would take SIGCONT away. */
+            while (*conts < 3)
+                usleep(100);
+            SYS(kill(pids[n], SIGTSTP));
+            SYS(syscall(SYS_tgkill, pids[n], pids[n], SIGTTIN));
+        }
     }
-    while (*conts < 2)
-        usleep(100);
     guest_ready();
     do {
         check(pids);
         /* One for each stop and each continuation. */
-        CHECK_EQ(chlds, KINDS + 3, "SIGCHLD");
-        CHECK_EQ(*conts, 2, "SIGCONT handled");
+        CHECK_EQ(chlds, KINDS + (KINDS - CONTINUED), "SIGCHLD");
+        CHECK_EQ(*conts, 3, "SIGCONT handled");
     } while (guest_running());
     for (int n = 0; n < KINDS; n++) {
         int status;

@@ -4,6 +4,7 @@
  * first byte says:
  *
  *   e  sends back whatever comes
+ *   i  the same with all bits inverted
  *   s  sends a pattern for ever, and checks the same pattern in what comes
  *   q  sends 1000 bytes of the pattern for each byte that comes
  *   w  reads nothing until GUEST_MEET.go is there, then as `s` without sending
@@ -105,6 +106,21 @@ static inline socklen_t tcp_loopback(union tcp_address *to, const char *family, 
     const char *text = strcmp(family, "6") ? "::ffff:127.0.0.1" : "::1";
     CHECK(inet_pton(AF_INET6, text, &to->v6.sin6_addr) == 1, "inet_pton");
     return sizeof(to->v6);
+}
+
+/* An address and its port in words, v4 as v4-mapped; TO has 64 bytes. */
+static inline const char *tcp_name(const union tcp_address *of, char *to)
+{
+    struct in6_addr address = of->v6.sin6_addr;
+    if (of->any.sa_family == AF_INET) {
+        memset(&address, 0, sizeof(address));
+        address.s6_addr[10] = address.s6_addr[11] = 0xff;
+        memcpy(&address.s6_addr[12], &of->v4.sin_addr, 4);
+    }
+    CHECK(inet_ntop(AF_INET6, &address, to, 48), "inet_ntop");
+    /* The port is at the same place in both. */
+    snprintf(to + strlen(to), 16, " %u", ntohs(of->v4.sin_port));
+    return to;
 }
 
 /* A connection to the peer that does what WHAT says. */

@@ -21,12 +21,15 @@ static void check_all(int fd)
     }
 }
 
-static void echo(int fd)
+static void echo(int fd, unsigned char change)
 {
     static unsigned char buf[65536];
     ssize_t n;
-    while ((n = SYS(recv(fd, buf, sizeof(buf), 0))) > 0)
+    while ((n = SYS(recv(fd, buf, sizeof(buf), 0))) > 0) {
+        for (ssize_t i = 0; i < n; i++)
+            buf[i] ^= change;
         tcp_write_all(fd, buf, (size_t)n);
+    }
 }
 
 static void answer(int fd)
@@ -94,7 +97,8 @@ static void serve(int fd)
     if (SYS(recv(fd, &what, 1, 0)) == 0)
         return;
     switch (what) {
-    case 'e': echo(fd); break;
+    case 'e': echo(fd, 0); break;
+    case 'i': echo(fd, 0xff); break;
     case 's': stream(fd); break;
     case 'q': answer(fd); break;
     case 'w': await_go(); check_all(fd); break;

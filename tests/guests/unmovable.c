@@ -88,7 +88,13 @@ static void landlock(void)
     uint64_t attr = 1;
     may_lack(syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0), "no landlock");
 }
-static void lease(void) { SYS(fcntl(new_file("lease"), F_SETLEASE, F_WRLCK)); }
+static void lease(void)
+{
+    int fd = new_file("lease");
+    SYS(ftruncate(fd, 4096));
+    CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED, "mmap");
+    SYS(fcntl(fd, F_SETLEASE, F_WRLCK));
+}
 static void async_owner(void)
 {
     int ends[2];

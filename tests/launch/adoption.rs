@@ -200,6 +200,39 @@ fn an_undumpable_process_is_refused() {
     assert_eq!(job.code(), Some(0));
 }
 
+#[test]
+fn an_undumpable_child_is_named() {
+    let host = Host::new(*everyone().last().unwrap());
+    if host.user == As::Self_ {
+        return println!("skipped: root may trace everything");
+    }
+    let script = "import ctypes, os, signal, sys\n\
+                  from_child, to_parent = os.pipe()\n\
+                  child = os.fork()\n\
+                  if child == 0:\n\
+                  \tctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n\
+                  \tos.write(to_parent, b'.')\n\
+                  \tsignal.pause()\n\
+                  os.read(from_child, 1)\n\
+                  print(1, flush=True)\n\
+                  sys.stdin.read()\n\
+                  os.kill(child, signal.SIGKILL)\n\
+                  os.wait()";
+    let mut command = host.command("/usr/bin/python3");
+    if !std::path::Path::new("/usr/bin/python3").exists() {
+        return println!("skipped: python3 is not installed");
+    }
+    let mut job = Talk::start(command.args(["-c", script]));
+    assert_eq!(job.line(), "1");
+    let pid = job.pid().to_string();
+    let adopted = output(&mut host.vosrun(&["--attach", &pid, "--detach", "--name", "mine"]));
+    assert_eq!(adopted.status.code(), Some(0), "{}", stderr(&adopted));
+    let checked = output(&mut host.vosrun(&["check", "mine"]));
+    assert_eq!(checked.status.code(), Some(10), "{}", stderr(&checked));
+    assert!(stdout(&checked).contains("VOS-CHILDREN"), "{}", stdout(&checked));
+    assert_eq!(job.code(), Some(0));
+}
+
 /// `/proc/PID/maps`.
 fn maps(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap()

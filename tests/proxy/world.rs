@@ -1,13 +1,14 @@
 //! Two sides of a job's relays in one thread, joined by a link in memory that can be cut.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
-use vosrun::proxy::{AwayState, HomeEnd, RelayMsg, Relays, StreamId};
+use vosrun::proxy::{AwayEnd, AwayState, HomeEnd, RelayMsg, Relays, StreamId};
 
 /// Longest that any wait of these tests may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,8 +39,10 @@ pub struct World {
     to_home: Queue,
     to_away: Queue,
     next_token: usize,
-    /// The job's ends of its pipes and terminals.
+    /// The job's ends of its pipes, terminals and sockets.
     pub ends: BTreeMap<StreamId, OwnedFd>,
+    /// Connections in the queues of the job's listening sockets, oldest first.
+    pub queued: VecDeque<StreamId>,
     pub seed: Seeded,
     /// One in so many messages meets a cut link; 0: none.
     pub cut_every: u64,
@@ -71,6 +74,7 @@ impl World {
             to_away: Queue::new(),
             next_token: 2000,
             ends: BTreeMap::new(),
+            queued: VecDeque::new(),
             seed: Seeded(88_172_645_463_325_252),
             cut_every: 0,
             cuts: 0,
@@ -92,8 +96,59 @@ impl World {
             let wire = postcard::to_stdvec(&state).unwrap();
             let state: AwayState = postcard::from_bytes(&wire).unwrap();
             let stream = state.stream;
-            self.ends.insert(stream, self.away.rebuild(state).unwrap());
+            let end = match state.end {
+                AwayEnd::Listener(_) => self.listen(state),
+                AwayEnd::Tcp(_) => self.join(state),
+                _ => Some(self.away.rebuild(state).unwrap()),
+            };
+            self.ends.extend(end.map(|end| (stream, end)));
         }
+    }
+
+    /// The job's listening socket, which has another address here than the real one.
+    fn listen(&mut self, state: AwayState) -> Option<OwnedFd> {
+        let open = state.wants_socket();
+        let end = open.then(|| OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap()));
+        let again = end.as_ref().map(|end| end.try_clone().unwrap());
+        self.away.rebuild_listener(state, again).unwrap();
+        end
+    }
+
+    /// The job's end of a connection, if it has one still.
+    fn join(&mut self, state: AwayState) -> Option<OwnedFd> {
+        let both = state.wants_socket().then(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let job = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (OwnedFd::from(job), OwnedFd::from(listener.accept().unwrap().0))
+        });
+        let (job, far) = both.map_or((None, None), |(job, far)| (Some(job), Some(far)));
+        self.away.rebuild_socket(state, job.as_ref().map(AsFd::as_fd).zip(far)).unwrap();
+        job
+    }
+
+    /// Makes the connections to the job's listening sockets that are wanted.
+    fn dial(&mut self) {
+        while let Some(dial) = self.away.next_dial() {
+            let far = self.ends.get(&dial.listener).map(|end| {
+                let listener = TcpListener::from(end.try_clone().unwrap());
+                TcpStream::connect(listener.local_addr().unwrap()).unwrap()
+            });
+            match far {
+                Some(_) => self.queued.push_back(dial.stream),
+                None => self.away.close_listener(dial.listener, &mut into(&mut self.to_home)),
+            }
+            self.away.dialed(dial, far.map(OwnedFd::from), &mut into(&mut self.to_home));
+        }
+    }
+
+    /// The job accepts the oldest connection of a listening socket.
+    pub fn job_accepts(&mut self, listener: StreamId) -> Option<StreamId> {
+        nonblocking(&self.ends[&listener]);
+        let listener = TcpListener::from(self.ends[&listener].try_clone().unwrap());
+        let accepted = listener.accept().ok()?.0;
+        let stream = self.queued.pop_front().unwrap();
+        self.ends.insert(stream, accepted.into());
+        Some(stream)
     }
 
     /// A new link: whatever was on the old one is lost.
@@ -109,19 +164,27 @@ impl World {
 
     fn freeze(&mut self) -> Vec<AwayState> {
         let ends = &self.ends;
-        let streams: Vec<_> = self.away.streams().collect();
+        let mut streams: Vec<_> = self.away.streams().collect();
+        streams.sort_by_key(|stream| !self.away.is_listener(*stream));
         let freeze = |id| self.away.freeze(id, ends.get(&id).map(AsFd::as_fd)).unwrap();
         streams.into_iter().map(freeze).collect()
     }
 
     /// The job moves on to a third node.
     pub fn relocate(&mut self) {
+        self.relocate_after(|_| {});
+    }
+
+    /// The same, with something that happens while it is frozen.
+    pub fn relocate_after(&mut self, meanwhile: impl FnOnce(&mut Self)) {
         let states = self.freeze();
+        meanwhile(self);
         let tokens = self.next_token..self.next_token + 1000;
         self.next_token += 1000;
         self.away = Relays::new(self.poll.registry().try_clone().unwrap(), tokens);
         let had: Vec<_> = self.ends.keys().copied().collect();
         self.ends.clear();
+        self.queued.clear();
         self.arrive(states);
         // A stream whose end the job had closed is not given back to it.
         self.ends.retain(|id, _| had.contains(id));
@@ -132,10 +195,17 @@ impl World {
 
     /// A move that fails after the freeze, while the link goes on.
     pub fn abort_move(&mut self) {
+        self.abort_move_after(|w| {
+            for _ in 0..w.seed.below(10) {
+                w.deliver();
+            }
+        });
+    }
+
+    /// The same, with something else that happens while the job is frozen.
+    pub fn abort_move_after(&mut self, meanwhile: impl FnOnce(&mut Self)) {
         let states = self.freeze();
-        for _ in 0..self.seed.below(10) {
-            self.deliver();
-        }
+        meanwhile(self);
         for state in &states {
             self.away.unfreeze(state, &mut into(&mut self.to_home)).unwrap();
         }
@@ -180,6 +250,9 @@ impl World {
                 break;
             }
         }
+        self.dial();
+        self.home.on_tick(&mut into(&mut self.to_away));
+        self.away.on_tick(&mut into(&mut self.to_home));
     }
 
     /// Turns until `done`, which also does the job's and the person's part.
@@ -189,6 +262,11 @@ impl World {
             assert!(Instant::now() < deadline, "waited too long for: {what}");
             self.turn(Duration::from_millis(2));
         }
+    }
+
+    /// Calls an away method that wants the link.
+    pub fn at_away(&mut self, act: impl FnOnce(&mut Relays, vosrun::proxy::Out<'_>)) {
+        act(&mut self.away, &mut into(&mut self.to_home));
     }
 
     /// Calls a home method that wants the link.

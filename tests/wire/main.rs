@@ -142,6 +142,7 @@ fn parcel() -> Parcel {
         threads: vec![thread(4711), thread(4712)],
         stopped: None,
         stop_taken: false,
+        no_terminal: false,
         continued: false,
         undo: vec![Undo { id: 4, number: 1, amount: -3 }],
     };
@@ -245,6 +246,7 @@ fn messages() -> Vec<Msg> {
         ptys: true,
         user: User { uid: 1000, gid: 1000 },
         bequests: Vec::new(),
+        programs: Vec::new(),
     };
     vec![
         Msg::Hello(PROTOCOL, postcard::to_stdvec(&hello()).unwrap()),

@@ -46,15 +46,8 @@ pub struct Heirloom {
 
 impl Heirloom {
     /// Bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
+    fn len(&self) -> u64 {
         self.end - self.start
-    }
-
-    /// Never true for one that [`check`] lets pass.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.start == self.end
     }
 
     /// Is a mapping that begins at `start`, within this one, memory of the same kind?

@@ -10,6 +10,7 @@
 //! would fail later. From then on the calls that vosrun makes in the place of a thread are subject to
 //! its filters: whether each lets all of them pass is computed beforehand ([`bpf`]).
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{blocker, PartError, View};
 use crate::control::Finding;
 use crate::migrate::image::ProcessImage;
+use crate::syscalls::translate::table::{Row, TABLE};
 use crate::syscalls::translate::REMEDY;
 use crate::tracer::bpf;
 use crate::tracer::filter::AUDIT_ARCH_X86_64;
@@ -31,6 +33,7 @@ const MOST_INSTRUCTIONS: usize = 4096;
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
 const ARCH: u32 = 4;
+const ARGS: u32 = 16;
 
 /// The refusal of a thread whose filters have not all been seen. One that is just installing a filter
 /// seems to be one until its call has returned: a move waits.
@@ -66,8 +69,19 @@ const MADE: &[i64] = &[
     libc::SYS_setfsgid,
     libc::SYS_setfsuid,
     libc::SYS_sigaltstack,
+    libc::SYS_timer_getoverrun,
     libc::SYS_timer_gettime,
+    libc::SYS_timer_settime,
     libc::SYS_waitid,
+];
+
+/// What the functions of the vdso are where the job's clocks are not the kernel's (vdso(7)).
+const OF_VDSO: &[i64] = &[
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_getcpu,
+    libc::SYS_gettimeofday,
+    libc::SYS_time,
 ];
 
 /// One filter.
@@ -92,10 +106,8 @@ pub type Chains = BTreeMap<i32, Chain>;
 /// What hinders a job with these filters from going where its calls are translated.
 #[must_use]
 pub fn untranslated(chains: &Chains) -> Option<Finding> {
-    chains.values().any(|chain| !chain.is_empty()).then(|| {
-        let cause = "its seccomp filters would see other numbers than the program's";
-        blocker("VOS-TRANSLATE", "the job".to_owned(), cause, REMEDY)
-    })
+    let cause = chains.values().flatten().find_map(|filter| filter.sees_translated())?;
+    Some(blocker("VOS-TRANSLATE", "the job".to_owned(), &cause, REMEDY))
 }
 
 /// What hinders a thread with these filters from moving, besides `own` ones of vosrun.
@@ -139,8 +151,61 @@ impl Filter {
             return Some("a seccomp filter of its own asks another process (a listener)".into());
         }
         let stopped = MADE.iter().find(|nr| !lets_pass(&code, **nr))?;
-        let name = crate::syscalls::table::find(*stopped as u64).map_or("a call", |row| row.name);
-        Some(format!("a seccomp filter of its own may not let {name} pass, which a move needs"))
+        Some(format!(
+            "a seccomp filter of its own may not let {} pass, which a move needs",
+            name_of(*stopped)
+        ))
+    }
+
+    /// Why a process with this filter cannot be where calls are translated, if so: the kernel asks it
+    /// once more when a call has been changed (seccomp(2), SECCOMP_RET_TRACE), and the program's
+    /// functions of the vdso are calls there.
+    #[must_use]
+    pub fn sees_translated(&self) -> Option<String> {
+        let code = bpf::program(&self.program);
+        if let Some(nr) = OF_VDSO.iter().find(|nr| !lets_pass(&code, **nr)) {
+            let name = name_of(*nr);
+            return Some(format!(
+                "a seccomp filter of its own may not let {name} pass, which vdso(7) has to ask there"
+            ));
+        }
+        let row = TABLE.iter().find(|row| looks_at_changed(&code, row))?;
+        Some(format!(
+            "a seccomp filter of its own looks at an argument of {} that is another one there",
+            name_of(row.nr)
+        ))
+    }
+}
+
+fn name_of(nr: i64) -> &'static str {
+    crate::syscalls::table::find(nr as u64).map_or("a call", |row| row.name)
+}
+
+/// Does the program look at an argument that is changed when this call is translated?
+fn looks_at_changed(code: &[libc::sock_filter], row: &Row) -> bool {
+    let place = |arg: u8| ARGS + 8 * u32::from(arg);
+    let changed: Vec<u32> = row.work.changes().into_iter().map(place).collect();
+    if changed.is_empty() {
+        return false;
+    }
+    let looks = |first: Option<(u32, u32)>| {
+        let looked = Cell::new(false);
+        let known = |at: u32| {
+            looked.set(looked.get() || changed.contains(&(at & !7)));
+            match at {
+                NR => Some(row.nr as u32),
+                ARCH => Some(AUDIT_ARCH_X86_64),
+                _ => first.filter(|(place, _)| *place == at).map(|(_, value)| value),
+            }
+        };
+        bpf::answers(code, known).is_none() || looked.get()
+    };
+    match row.when {
+        // It is changed only then.
+        Some(when) if when.mask == u32::MAX => {
+            when.values.iter().any(|value| looks(Some((place(when.arg), *value))))
+        }
+        _ => looks(None),
     }
 }
 
@@ -275,6 +340,58 @@ mod tests {
         let kills = filter(&[(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS)]);
         assert!(kills.hinders().is_some());
         assert!(Filter { program: Vec::new(), ..kills }.hinders().is_some());
+    }
+
+    /// Answers one call with an error where the low word of an argument has a value.
+    fn looks(nr: i64, arg: u32, value: u32) -> Filter {
+        filter(&[
+            (BPF_LD | BPF_W | BPF_ABS, 0, 0, NR),
+            (BPF_JMP | BPF_JEQ | BPF_K, 0, 3, nr as u32),
+            (BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGS + 8 * arg),
+            (BPF_JMP | BPF_JEQ | BPF_K, 0, 1, value),
+            (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO),
+            (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+        ])
+    }
+
+    #[test]
+    fn filters_that_see_what_is_translated() {
+        let errno = libc::SECCOMP_RET_ERRNO;
+        for harmless in [
+            denies(libc::SYS_kill, errno),
+            denies(libc::SYS_getpid, errno),
+            looks(libc::SYS_kill, 1, 9),
+            looks(libc::SYS_tgkill, 2, 9),
+            looks(libc::SYS_socket, 0, 3),
+            looks(libc::SYS_openat, 2, 1),
+            looks(libc::SYS_recvmsg, 1, 1),
+            looks(libc::SYS_fcntl, 1, libc::F_SETOWN as u32),
+        ] {
+            assert_eq!(harmless.sees_translated(), None);
+        }
+        for seeing in [
+            looks(libc::SYS_kill, 0, 9),
+            looks(libc::SYS_tgkill, 0, 9),
+            looks(libc::SYS_openat, 1, 1),
+            looks(libc::SYS_sendmsg, 1, 1),
+            denies(libc::SYS_gettimeofday, errno),
+        ] {
+            assert!(seeing.sees_translated().is_some());
+        }
+        // An argument is changed with some commands only.
+        let both = |command| {
+            filter(&[
+                (BPF_LD | BPF_W | BPF_ABS, 0, 0, NR),
+                (BPF_JMP | BPF_JEQ | BPF_K, 0, 4, libc::SYS_fcntl as u32),
+                (BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGS + 8),
+                (BPF_JMP | BPF_JEQ | BPF_K, 0, 2, command),
+                (BPF_LD | BPF_W | BPF_ABS, 0, 0, ARGS + 16),
+                (BPF_RET | BPF_K, 0, 0, errno),
+                (BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+            ])
+        };
+        assert_eq!(both(libc::F_SETFL as u32).sees_translated(), None);
+        assert!(both(libc::F_SETOWN as u32).sees_translated().is_some());
     }
 
     #[test]

@@ -661,7 +661,14 @@ pub fn read_pages(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result
 /// # Errors
 /// When the kernel refuses.
 pub fn read_common(pid: i32, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
-    let mem = File::open(format!("/proc/{pid}/mem"))?;
+    read_mem(&File::open(format!("/proc/{pid}/mem"))?, ranges, buf)
+}
+
+/// As [`read_common`], by an open `/proc/PID/mem`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn read_mem(mem: &File, ranges: &[(u64, u64)], buf: &mut [u8]) -> io::Result<()> {
     let mut at = 0;
     for &(start, end) in ranges {
         let len = (end - start) as usize;

@@ -57,7 +57,8 @@ pub struct View {
     /// Pid and tid as the job sees them.
     pub job_pid: i32,
     pub job_tid: i32,
-    /// The process is dumpable only because it is frozen; see `FrozenProcess`.
+    /// The process is dumpable only because it is frozen, see `FrozenProcess`; or only in truth
+    /// ([`numbers::hide`]).
     pub opened: bool,
     /// It may have keyrings of its own; see `FrozenProcess`.
     pub keys: bool,
@@ -83,7 +84,7 @@ impl View {
             tid,
             job_pid: pid,
             job_tid: tid,
-            opened: false,
+            opened: numbers::is_hidden(pid),
             keys: true,
             dispatch: None,
             parts: Vec::new(),
@@ -93,7 +94,7 @@ impl View {
         if numbers::are_own() {
             (view.job_pid, view.job_tid) = (numbers::to_job(pid), numbers::to_job(tid));
         } else {
-            view.job_pid = view.last_number("NStgid:").unwrap_or(pid);
+            view.job_pid = view.number_inside();
             view.job_tid = view.last_number("NSpid:").unwrap_or(tid);
         }
         Ok(view)
@@ -137,6 +138,12 @@ impl View {
     #[must_use]
     pub fn number(&self, name: &str) -> u64 {
         self.field(name).split_whitespace().next().and_then(|w| w.parse().ok()).unwrap_or(0)
+    }
+
+    /// The number of its process in the pid namespace where it is.
+    #[must_use]
+    pub fn number_inside(&self) -> i32 {
+        self.last_number("NStgid:").unwrap_or(self.pid)
     }
 
     fn last_number(&self, name: &str) -> Option<i32> {

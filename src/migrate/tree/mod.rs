@@ -27,7 +27,6 @@ use super::image::Ids;
 use super::resource::blocker;
 use super::shares::Shares;
 use crate::control::Finding;
-use crate::syscalls::translate::REMEDY;
 
 /// Most processes of one job.
 pub const MAX_MEMBERS: usize = 5000;
@@ -185,16 +184,6 @@ pub fn plan(members: &[Member]) -> Plan<Tree> {
 pub fn unshareable(members: &[Member]) -> Option<Finding> {
     let finding = plan(members).err()?;
     (finding.code == common::CODE).then_some(*finding)
-}
-
-/// What processes share, for a target without namespaces: they execute their programs anew there,
-/// which leaves everything that is shared (execve(2)).
-#[must_use]
-pub fn untranslated(members: &[Member]) -> Option<Finding> {
-    let member = members.iter().find(|member| member.shares.any())?;
-    let cause = "processes share it by the flags of clone(2), and cannot without namespaces";
-    let object = format!("what process {} shares", member.ids.pid);
-    Some(blocker("VOS-TRANSLATE", object, cause, REMEDY))
 }
 
 /// Is the process's parent outside of its pid namespace, and so H?

@@ -94,8 +94,11 @@ impl Mover {
 
     /// Relay messages and signals are taken at once, whatever else goes on.
     pub(super) fn take_relayed(&mut self, key: LinkKey) {
-        // Between commit and confirmation the source has no away half any more.
-        let side = if self.away.is_none() { Side::Home } else { Side::Away };
+        // A home agent hears the job's host, also while the job is coming home and its away halves are
+        // here already, which that host still has in use. Between commit and confirmation the source
+        // has no away half any more.
+        let at_home = self.agent.is_some() || self.away.is_none();
+        let side = if at_home { Side::Home } else { Side::Away };
         let Some(peer) = self.links.get_mut(&key) else { return };
         let (taken, rest): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut peer.inbox).into_iter().partition(|(msg, _)| is_relayed(msg));

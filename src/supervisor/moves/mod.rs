@@ -10,6 +10,7 @@
 
 mod agent;
 mod decisions;
+mod dialing;
 mod dumpable;
 mod end;
 mod hook;
@@ -40,6 +41,7 @@ use crate::migrate::vdso::Vdso;
 use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
 use agent::{Agent, Seeker};
+use dialing::Dialing;
 use signals::Forward;
 use standin::StandIn;
 use status::{Asked, Looked};
@@ -163,6 +165,8 @@ pub struct Mover {
     early: VecDeque<(Msg, Vec<u8>)>,
     /// The job's controlling terminal, which no description leads to any more.
     idle_terminal: Option<PtyPair>,
+    /// None of the job's sockets listens for the home without it.
+    dialing: Option<Dialing>,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -213,6 +217,7 @@ impl Mover {
             left: false,
             early: VecDeque::new(),
             idle_terminal: None,
+            dialing: None,
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,
@@ -259,7 +264,7 @@ impl Mover {
         if self.agent.as_ref().is_some_and(Agent::has_lost) {
             return Some(Duration::ZERO);
         }
-        let tick = self.home.as_ref().and_then(Relays::tick);
+        let tick = self.home.iter().chain(&self.away).filter_map(Relays::tick).min();
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
         [tick, retry, seek].into_iter().flatten().min()
@@ -267,10 +272,12 @@ impl Mover {
 
     /// One round of events: the supervisor's, the relays', the links'.
     fn pump(&mut self, timeout: Option<Duration>) -> Result<()> {
+        // What a move has left to be dialed is waited for by no event.
+        self.dial_wanted();
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
         let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
-        let at_once = !settled || self.links.values().any(held_back);
+        let at_once = !settled || self.has_to_dial() || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             for side in [Side::Home, Side::Away] {
@@ -282,6 +289,8 @@ impl Mover {
             self.drive(key);
         }
         self.relay(Side::Home, |relays, out| relays.on_tick(out));
+        self.relay(Side::Away, |relays, out| relays.on_tick(out));
+        self.dial_wanted();
         self.serve_standin();
         Ok(())
     }
@@ -340,6 +349,7 @@ impl Mover {
 
     /// Tokens for one more set of relays.
     fn new_relays(&mut self) -> Result<Relays> {
+        use_all_descriptors();
         let first = self.next_tokens;
         self.next_tokens += 1 << 20;
         Ok(Relays::new(self.sup.registry()?, first..self.next_tokens))
@@ -362,4 +372,15 @@ fn namespace_init(pid: i32) -> Option<i32> {
     let all = procfs::process::all_processes().ok()?.flatten().map(|p| p.pid);
     let leads = |pid: &i32| View::read_process(*pid).is_ok_and(|view| view.job_pid == 1);
     all.filter(|pid| space(*pid).as_ref() == Some(&of_process)).find(leads)
+}
+
+/// A relayed connection takes a descriptor here: as many as may be (RLIMIT_NOFILE, getrlimit(2)). The
+/// job's processes have limits of their own.
+fn use_all_descriptors() {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource::RLIMIT_NOFILE};
+    let raised =
+        getrlimit(RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "RLIMIT_NOFILE");
+    }
 }

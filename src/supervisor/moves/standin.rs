@@ -127,8 +127,9 @@ impl StandIn {
             return raw::cont(self.pid, signal);
         }
         // A timer of the program that expired here has gone on with the job.
-        // So have its children; theirs are the ends of their copies.
-        let of_child = signal == libc::SIGCHLD && raw::code_of(&info) > 0;
+        // So have its children; theirs are the ends of their copies, by whatever signal they tell
+        // them (clone(2)). It has no descriptors whose signals could look so.
+        let of_child = (libc::CLD_EXITED..=libc::CLD_CONTINUED).contains(&raw::code_of(&info));
         if !forget(&mut self.known, &info) && !is_of_timer(&info) && !of_child {
             signals.push(signal);
         }

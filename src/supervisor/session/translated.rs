@@ -74,7 +74,7 @@ impl Session {
     /// A stop that may be the first of a new thread, of which its creator has to tell before it
     /// goes on.
     pub(super) fn first_stop(&mut self, tid: i32) -> io::Result<()> {
-        let mut pause = stop::Backoff::new();
+        let mut pause = stop::Backoff::default();
         while self.tasks.get(&tid).is_some_and(|task| !task.announced) {
             let creators: Vec<i32> =
                 self.tasks.keys().copied().filter(|task| self.birth(*task).is_some()).collect();

@@ -14,9 +14,14 @@
 mod clocks;
 mod exec;
 mod filter;
+mod ipc;
+mod messages;
 pub mod numbers;
+pub mod objects;
 mod paths;
+pub mod ptys;
 mod robust;
+pub mod signalfd;
 mod signals;
 pub mod table;
 mod work;
@@ -31,6 +36,7 @@ pub use robust::leave;
 pub use signals::{deliver, to_host as signal_to_host, to_job as signal_to_job};
 
 use crate::migrate::image::Clocks;
+use crate::migrate::resource::ipc::Kind;
 use crate::tracer::inject::{read_exact, write_all};
 use crate::tracer::raw::{self, Regs};
 
@@ -91,15 +97,33 @@ enum Then {
     Owner,
     /// At this address is a number; below -1 a group's.
     Word(u64),
-    /// At these addresses are numbers of processes.
-    Words([u64; 2]),
+    /// There is the number of a pty.
+    Pty(u64),
+    /// The result is the identifier of an object, found by this key (the job's and the one here).
+    Got(Kind, (i32, i32)),
+    /// What is told of objects.
+    Ipc(ipc::Told),
     /// There is a siginfo, or what waitid(2) makes like one.
     SigInfo(u64),
     Waited(u64),
+    /// The result is a signalfd.
+    SignalFd,
+    /// At these places is what was read of a signalfd.
+    Signals(Vec<(u64, u64)>),
     /// There is a `struct flock`.
     Lock(u64),
     /// There is a `struct sysinfo`, whose uptime is ahead by so many seconds.
     Uptime(u64, i64),
+    /// There are control messages of one or many messages.
+    Received {
+        at: u64,
+        many: bool,
+    },
+    /// Lengths of messages were written there, and belong there.
+    Lengths {
+        from: u64,
+        to: u64,
+    },
     /// These bytes go there.
     Put(Vec<(u64, Vec<u8>)>),
     /// Where the new thread's number was written in the caller's memory and in its own; 0: not.
@@ -171,13 +195,24 @@ impl Making<'_> {
         read_exact(self.caller.tid, at, &mut bytes).ok().map(|()| bytes)
     }
 
-    /// Points an argument to other content than the program's. None: there is no room; the
-    /// kernel would find none either for a signal handler.
-    fn point(&mut self, index: u8, content: &[u8]) -> Option<()> {
+    fn bytes(&self, at: u64, len: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        read_exact(self.caller.tid, at, &mut bytes).ok().map(|()| bytes)
+    }
+
+    /// Puts content below the stack, for the kernel. None: there is no room; the kernel would find
+    /// none either for a signal handler.
+    fn place(&mut self, content: &[u8]) -> Option<u64> {
         let len = (content.len() as u64).next_multiple_of(16);
         self.scratch += len;
         let at = self.regs.rsp.checked_sub(RED_ZONE + self.scratch)? & !15;
         write_all(self.caller.tid, at, content).ok()?;
+        Some(at)
+    }
+
+    /// Points an argument to other content than the program's, as [`Making::place`].
+    fn point(&mut self, index: u8, content: &[u8]) -> Option<()> {
+        let at = self.place(content)?;
         self.set(index, at);
         Some(())
     }
@@ -207,17 +242,30 @@ impl Call {
             }
         } else if result >= 0 {
             // Memory that cannot be written: the kernel has written it just now.
-            if let Err(e) = answer(tid, &self.then) {
+            let answered = match &self.then {
+                Then::Signals(places) => signalfd::to_job(tid, places, result.unsigned_abs()),
+                then => answer(tid, then, result.unsigned_abs()),
+            };
+            if let Err(e) = answered {
                 tracing::debug!("the answer of a call of thread {tid}: {e}");
             }
             if let Then::Number | Then::Owner | Then::Born { .. } = self.then {
                 regs.rax = i64::from(numbers::to_job(result as i32)) as u64;
+            }
+            if let Some(object) = object(&self.then, result as i32) {
+                regs.rax = i64::from(object) as u64;
             }
         }
         if (arguments(&now), now.rax) != (arguments(&regs), regs.rax) {
             raw::set_regs(tid, &regs)?;
         }
         Ok(())
+    }
+
+    /// Is the result a signalfd, which is to be watched ([`signalfd::Signalfds`])?
+    #[must_use]
+    pub fn makes_signalfd(&self) -> bool {
+        matches!(self.then, Then::SignalFd)
     }
 
     /// Where the number of a thread that this call makes is written; `None`: it makes none.
@@ -228,6 +276,20 @@ impl Call {
             _ => None,
         }
     }
+}
+
+/// The result of a call that answers with an object, if it is another one than the kernel's.
+fn object(then: &Then, result: i32) -> Option<i32> {
+    match then {
+        Then::Got(kind, keys) => Some(objects::found(*kind, result, *keys)),
+        Then::Ipc(told) => told.result(),
+        _ => None,
+    }
+}
+
+/// Gives a number of a process in memory the job's meaning.
+fn number_at(tid: i32, at: u64) -> io::Result<()> {
+    write_number(tid, at, read_word(tid, at)?)
 }
 
 fn read_word(tid: i32, at: u64) -> io::Result<i32> {
@@ -247,22 +309,23 @@ pub fn write_number(tid: i32, at: u64, host: i32) -> io::Result<()> {
     }
 }
 
-/// Gives numbers in memory the job's meaning.
-fn answer(tid: i32, then: &Then) -> io::Result<()> {
+/// Gives numbers in memory the job's meaning, after this result.
+fn answer(tid: i32, then: &Then, result: u64) -> io::Result<()> {
     const F_UNLCK: u8 = 2;
     match then {
-        Then::Nothing | Then::Number | Then::Owner | Then::Born { .. } => Ok(()),
+        Then::Nothing | Then::Number | Then::Owner | Then::Born { .. } | Then::Got(..) => Ok(()),
+        Then::SignalFd | Then::Signals(_) => Ok(()),
         Then::Word(at) => {
             let word = numbers::to_job_signed(read_word(tid, *at)?);
             write_all(tid, *at, &word.to_le_bytes())
         }
-        Then::Words(all) => {
-            all.iter().try_for_each(|at| write_number(tid, *at, read_word(tid, *at)?))
+        Then::Pty(at) => {
+            let number = ptys::to_job(read_word(tid, *at)?.cast_unsigned());
+            write_all(tid, *at, &number.to_le_bytes())
         }
+        Then::Ipc(told) => told.answer(tid),
         Then::Waited(0) | Then::SigInfo(0) => Ok(()),
-        Then::Waited(at) => {
-            write_number(tid, at + signals::PID, read_word(tid, at + signals::PID)?)
-        }
+        Then::Waited(at) => number_at(tid, at + signals::PID),
         Then::SigInfo(at) => {
             let mut info = [0; 128];
             read_exact(tid, *at, &mut info)?;
@@ -286,6 +349,8 @@ fn answer(tid: i32, then: &Then) -> io::Result<()> {
             let seconds = i64::from_le_bytes(seconds).saturating_add(*ahead);
             write_all(tid, *at, &seconds.to_le_bytes())
         }
+        Then::Received { at, many } => messages::answer(tid, *at, if *many { result } else { 1 }),
+        Then::Lengths { from, to } => messages::tell_lengths(tid, *from, *to, result),
         Then::Put(all) => all.iter().try_for_each(|(at, bytes)| write_all(tid, *at, bytes)),
     }
 }

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::ptys::Ptys;
 use crate::migrate::image::Clocks;
 
 /// No process has this number: it is above every `kernel.pid_max`.
@@ -32,6 +33,9 @@ struct Numbers {
     ahead: Clocks,
     /// At this size the table is looked through for numbers that are nobody's any more.
     sweep_at: usize,
+    /// The kernel's numbers of processes that are not dumpable in their own eyes.
+    hidden: BTreeSet<i32>,
+    ptys: Ptys,
 }
 
 thread_local! {
@@ -49,7 +53,9 @@ impl Numbers {
 
     fn forget(&mut self, host: i32) {
         if let Some(job) = self.to_job.remove(&host) {
-            self.to_host.remove(&job);
+            if self.to_host.get(&job) == Some(&host) {
+                self.to_host.remove(&job);
+            }
         }
     }
 
@@ -74,11 +80,13 @@ impl Numbers {
 pub fn begin(ahead: Clocks) {
     let numbers = Numbers { sweep_at: 1000, ahead, ..Numbers::default() };
     TABLE.set(Some(numbers));
+    super::objects::begin();
 }
 
 /// The job is not here any more.
 pub fn end() {
     TABLE.set(None);
+    super::objects::end();
 }
 
 /// Has the job of this supervisor numbers of its own?
@@ -111,6 +119,44 @@ pub fn bind(job: i32, host: i32) {
             numbers.bind(job, host);
         }
     });
+}
+
+/// Notes that `host`, which has ended, stood for process `job`, which has ended too: what it has left
+/// behind tells of it (SO_PEERCRED of unix(7)).
+pub fn stood_for(job: i32, host: i32) {
+    TABLE.with_borrow_mut(|table| {
+        if let Some(numbers) = table {
+            numbers.forget(host);
+            numbers.to_job.insert(host, job);
+        }
+    });
+}
+
+/// Notes whether process `host` is dumpable in its own eyes (PR_SET_DUMPABLE of prctl(2)). It is in
+/// truth, because an ordinary user could not read what its calls carry otherwise.
+pub fn hide(host: i32, hidden: bool) {
+    TABLE.with_borrow_mut(|table| {
+        if let Some(numbers) = table {
+            if hidden {
+                numbers.hidden.insert(host);
+            } else {
+                numbers.hidden.remove(&host);
+            }
+        }
+    });
+}
+
+/// Do processes of this job that are not dumpable only [seem so](hide)? A privileged tracer may look
+/// into any.
+#[must_use]
+pub fn only_seem_hidden() -> bool {
+    are_own() && !nix::unistd::geteuid().is_root()
+}
+
+/// Is process `host` dumpable only in truth ([`hide`])?
+#[must_use]
+pub fn is_hidden(host: i32) -> bool {
+    TABLE.with_borrow(|table| table.as_ref().is_some_and(|n| n.hidden.contains(&host)))
 }
 
 /// A new process or thread gets a number.
@@ -165,6 +211,11 @@ pub fn to_job_signed(host: i32) -> i32 {
 pub fn clock_ahead(clock: i32) -> i64 {
     let ahead = TABLE.with_borrow(|table| table.as_ref()?.ahead.of(clock));
     i64::try_from(ahead.unwrap_or(0)).unwrap_or(0)
+}
+
+/// Asks the table of the job's ptys. `None`: their numbers are the kernel's.
+pub(super) fn with_ptys<R>(ask: impl FnOnce(&mut Ptys) -> R) -> Option<R> {
+    TABLE.with_borrow_mut(|table| table.as_mut().map(|numbers| ask(&mut numbers.ptys)))
 }
 
 /// The table: the job's numbers and the kernel's.
@@ -238,6 +289,36 @@ mod tests {
         born(6000);
         assert_eq!((to_job(6000), to_host(6000), to_host(5000)), (6000, 6000, NOBODY));
         end();
+    }
+
+    #[test]
+    fn the_dead_are_told_of_and_not_reached() {
+        begin(Clocks::default());
+        bind(10, 5000);
+        for host in [6000, 7000] {
+            stood_for(20, host);
+        }
+        assert_eq!((to_job(6000), to_job(7000), to_host(20)), (20, 20, NOBODY));
+        // The kernel has given one of the numbers to another process.
+        bind(11, 6000);
+        assert_eq!((to_job(6000), to_host(11), to_job(7000)), (11, 6000, 20));
+        sweep(&BTreeSet::from([5000, 6000]));
+        assert_eq!((to_job(7000), to_job(5000)), (0, 10));
+        end();
+    }
+
+    #[test]
+    fn who_hides_is_known_as_long_as_there_is_a_table() {
+        begin(Clocks::default());
+        hide(5000, true);
+        hide(6000, true);
+        hide(6000, false);
+        assert_eq!((is_hidden(5000), is_hidden(6000)), (true, false));
+        begin(Clocks::default());
+        assert!(!is_hidden(5000));
+        end();
+        hide(5000, true);
+        assert!(!is_hidden(5000));
     }
 
     #[test]

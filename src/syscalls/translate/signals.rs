@@ -27,18 +27,38 @@ fn change(info: &mut [u8], number: impl FnOnce(i32) -> i32) {
     }
 }
 
-/// A siginfo as the job shall see it.
-pub fn to_job(info: &mut [u8]) {
-    change(info, numbers::to_job);
+/// What is read of a signalfd (`struct signalfd_siginfo`), with the sender at `sender`, as the job
+/// shall see it.
+pub(super) fn of_signalfd_to_job(read: &mut [u8], sender: usize) {
+    let mut info = [0; 128];
+    let own = PID as usize..PID as usize + 4;
+    let Some(place) = read.get(sender..sender + 4) else { return };
+    info[own.clone()].copy_from_slice(place);
+    // Signal, errno and code come first in both, all of them whole words.
+    info[..12].copy_from_slice(&read[..12]);
+    to_job(&mut info);
+    read[sender..sender + 4].copy_from_slice(&info[own]);
 }
 
-/// A siginfo of the job's as the kernel would have it here; a sender who is gone is nobody.
+/// A siginfo as the job shall see it.
+pub fn to_job(info: &mut [u8]) {
+    change(info, |host| match host {
+        GONE.. => host - GONE,
+        _ => numbers::to_job(host),
+    });
+}
+
+/// A siginfo of the job's as the kernel would have it here. A sender who is gone has no number here:
+/// it is told by one that no process has.
 pub fn to_host(info: &mut [u8]) {
     change(info, |job| match numbers::to_host(job) {
-        numbers::NOBODY => 0,
+        numbers::NOBODY => job.saturating_add(GONE),
         host => host,
     });
 }
+
+/// Above every `kernel.pid_max`: senders who are gone, by their number in the job.
+const GONE: i32 = 1 << 30;
 
 /// The signal that a thread is about to get tells of the job's numbers.
 ///
@@ -65,6 +85,35 @@ mod tests {
         info[8..12].copy_from_slice(&code.to_le_bytes());
         info[16..20].copy_from_slice(&pid.to_le_bytes());
         info
+    }
+
+    #[test]
+    fn what_a_signalfd_tells_has_its_sender_elsewhere() {
+        numbers::begin(Clocks::default());
+        numbers::bind(10, 5000);
+        for (code, seen) in [(libc::SI_USER, 10_i32), (libc::SI_QUEUE, 5000)] {
+            let mut read = [0; 128];
+            read[..4].copy_from_slice(&libc::SIGUSR1.to_le_bytes());
+            read[8..12].copy_from_slice(&code.to_le_bytes());
+            read[12..16].copy_from_slice(&5000_i32.to_le_bytes());
+            of_signalfd_to_job(&mut read, 12);
+            assert_eq!(read[12..16], seen.to_le_bytes(), "{code}");
+        }
+        numbers::end();
+    }
+
+    #[test]
+    fn a_sender_who_is_gone_keeps_its_number() {
+        numbers::begin(Clocks::default());
+        let mut it = info(libc::SIGCHLD, libc::CLD_EXITED, 77);
+        to_host(&mut it);
+        assert_ne!(it, info(libc::SIGCHLD, libc::CLD_EXITED, 77));
+        to_job(&mut it);
+        assert_eq!(it, info(libc::SIGCHLD, libc::CLD_EXITED, 77));
+        let mut nobody = info(libc::SIGUSR1, libc::SI_USER, 0);
+        to_host(&mut nobody);
+        assert_eq!(nobody, info(libc::SIGUSR1, libc::SI_USER, 0));
+        numbers::end();
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What is done at the entry of each call of the table.
 
 use super::table::{self, Sign, Work};
-use super::{clocks, numbers, paths, Entry, Making, Then, Translation};
+use super::{
+    clocks, ipc, messages, numbers, paths, ptys, signalfd, Entry, Making, Then, Translation,
+};
 use crate::migrate::resource::View;
 use crate::tracer::raw;
 
@@ -55,15 +57,21 @@ pub(super) fn begin(it: &Translation, work: Work, call: &mut Making) -> Option<E
         Work::FutexTime { time, clock } => clocks::futex_time(it, call, time, clock),
         Work::Path { path, at } => paths::path(call, path, at),
         Work::Link { path, at } => paths::link(call, path, at),
-        Work::Statistics(places) => {
-            call.then = Then::Words(places.map(|place| call.arg(2).wrapping_add(place)));
+        Work::IpcGet(kind) => ipc::get(call, kind),
+        Work::IpcUse(kind) => ipc::using(call, kind),
+        Work::IpcControl(kind) => ipc::control(call, kind),
+        Work::QueueName { opens } => ipc::queue(call, opens),
+        Work::Received { many } => messages::received(call, many),
+        Work::Sent { many } => messages::sent(call, many),
+        Work::SignalFd => {
+            // Another number is a signalfd that gets other signals.
+            if call.arg(0) as i32 == -1 {
+                call.then = Then::SignalFd;
+            }
             None
         }
-        Work::PassCredentials => {
-            let on = call.read::<4>(call.arg(3)).is_none_or(|word| word != [0; 4]);
-            let refused = on && call.arg(1) as i32 == libc::SOL_SOCKET;
-            refused.then(|| Entry::errno(libc::EOPNOTSUPP))
-        }
+        Work::Duplicate => duplicate(call),
+        Work::ReadSignals => read_signals(call),
         Work::Refuse(errno) => Some(Entry::errno(errno)),
     }
 }
@@ -112,6 +120,26 @@ fn kill(call: &mut Making) -> Option<Entry> {
         }
     }
     Some(answer)
+}
+
+fn duplicate(call: &mut Making) -> Option<Entry> {
+    if signalfd::is_one(call.caller.tid, call.arg(0) as i32) {
+        call.then = Then::SignalFd;
+    }
+    None
+}
+
+fn read_signals(call: &mut Making) -> Option<Entry> {
+    if !signalfd::is_one(call.caller.tid, call.arg(0) as i32) {
+        return None;
+    }
+    let (at, len) = (call.arg(1), call.arg(2));
+    let places = match call.regs.orig_rax as i64 {
+        libc::SYS_read => Some(vec![(at, len)]),
+        _ => signalfd::vector(call.caller.tid, at, len),
+    };
+    call.then = places.map_or(Then::Nothing, Then::Signals);
+    None
 }
 
 /// Little-endian words of a structure.
@@ -165,6 +193,7 @@ fn fcntl(call: &mut Making) -> Option<Entry> {
     let at = call.arg(2);
     match call.arg(1) as i32 {
         libc::F_SETOWN => number(call, 2, Sign::Group),
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => return duplicate(call),
         libc::F_GETOWN => call.then = Then::Owner,
         // `struct f_owner_ex`: type, pid.
         table::F_SETOWN_EX => {
@@ -185,6 +214,14 @@ fn ioctl(call: &mut Making) -> Option<Entry> {
             call.then = Then::Word(at);
             None
         }
+        table::TIOCGPTN => {
+            let fd = call.arg(0) as i32;
+            if let Some(number) = ptys::of_master(call.caller.tid, fd) {
+                ptys::born(number, call.caller.processes);
+            }
+            call.then = Then::Pty(at);
+            None
+        }
         libc::TIOCSPGRP | table::FIOSETOWN | table::SIOCSPGRP => pointed(call, 2, &[], at),
         _ => None,
     }
@@ -195,13 +232,26 @@ fn prctl(call: &mut Making) -> Option<Entry> {
         // -1 stands for everybody.
         table::PR_SET_PTRACER if call.arg(1) as i64 > 0 => number(call, 1, Sign::Plain),
         table::PR_SCHED_CORE => number(call, 2, Sign::Plain),
-        // Memory of one that is not dumpable could not be read and written any more.
-        table::PR_SET_DUMPABLE if call.arg(1) == 0 && !nix::unistd::geteuid().is_root() => {
-            return Some(Entry::errno(libc::EPERM));
+        table::PR_SET_DUMPABLE | table::PR_GET_DUMPABLE if numbers::only_seem_hidden() => {
+            return dumpable(call);
         }
         _ => {}
     }
     None
+}
+
+/// PR_SET_DUMPABLE and PR_GET_DUMPABLE: memory of a process that is not dumpable could not be read and
+/// written any more.
+fn dumpable(call: &Making) -> Option<Entry> {
+    let pid = call.caller.pid;
+    match (call.arg(0), call.arg(1)) {
+        (table::PR_SET_DUMPABLE, value @ (0 | 1)) => {
+            numbers::hide(pid, value == 0);
+            Some(Entry::Answer(0))
+        }
+        (table::PR_GET_DUMPABLE, _) if numbers::is_hidden(pid) => Some(Entry::Answer(0)),
+        _ => None,
+    }
 }
 
 /// uname(2): `struct new_utsname` has six names of 65 bytes, the second and the last are those of

@@ -9,11 +9,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, OPEN_FLAGS};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
+use super::{decode, encode, CaptureCx, FdError, FdKind, FdView, Object};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::migrate::resource::View;
 use crate::syscalls::translate::{numbers, path_to_host, path_to_job};
+use crate::tracer::inject::{Arg, Program};
 
 pub(super) const NAME: &str = "kernel-file";
 
@@ -24,7 +25,7 @@ const SYSFS: i64 = 0x6265_6572;
 /// Streams of this kernel, and its memory.
 const REFUSED: [&str; 3] = ["/proc/kmsg", "/proc/kcore", "/proc/vmcore"];
 
-/// Files that hold on to the memory of a process from before it executes a program (proc(5)).
+/// Files that stay with the memory that a process had when they were opened (proc(5)).
 const OF_MEMORY: [&str; 7] =
     ["maps", "smaps", "smaps_rollup", "numa_maps", "pagemap", "mem", "environ"];
 
@@ -75,15 +76,73 @@ impl FdKind for KernelFile {
         encode(&State { path, flags: view.flags, pos: view.pos })
     }
 
-    fn untranslated(&self, view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
-        let (_, name) = process(&view.link).filter(|_| view.fs == PROC)?;
-        let of_memory = name.rsplit('/').next().is_some_and(|last| OF_MEMORY.contains(&last));
-        of_memory.then_some("it stays with the memory that the process had when it was opened")
+    fn untranslated(&self, view: &FdView, cx: &dyn CaptureCx) -> Option<&'static str> {
+        let late = view.fs == PROC && is_of_memory(&view.link) && cx.is_shared(view);
+        late.then_some("it shows memory that is there only later, and processes share it")
     }
 
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         let state: State = decode(NAME, state)?;
+        if state.is_late() {
+            // For the time being, see `late`.
+            return open_at(Path::new("/dev/null"), libc::O_RDWR, 0);
+        }
         open_at(as_path(&path_to_host(&state.path)), state.flags & OPEN_FLAGS, state.pos)
+    }
+}
+
+impl State {
+    /// Without namespaces a process executes its program after the descriptors are made.
+    fn is_late(&self) -> bool {
+        numbers::are_own() && std::str::from_utf8(&self.path).is_ok_and(is_of_memory)
+    }
+}
+
+fn is_of_memory(path: &str) -> bool {
+    let name = process(path).and_then(|(_, name)| name.rsplit('/').next());
+    name.is_some_and(|name| OF_MEMORY.contains(&name))
+}
+
+/// A file that is opened when its process has its memory.
+#[derive(Debug)]
+pub struct Late {
+    path: Vec<u8>,
+    flags: i32,
+    pos: u64,
+}
+
+/// What is opened late in the place of an object, if it is ([`crate::migrate::late`]).
+///
+/// # Errors
+/// When its state does not decode.
+pub fn late(object: &Object) -> Result<Option<Late>, FdError> {
+    if object.kind != NAME {
+        return Ok(None);
+    }
+    let state: State = decode(NAME, &object.state)?;
+    Ok(state.is_late().then(|| Late {
+        path: [path_to_host(&state.path), vec![0]].concat(),
+        flags: state.flags & OPEN_FLAGS,
+        pos: state.pos,
+    }))
+}
+
+impl Late {
+    /// Puts the call into `program` that opens it; answers its place.
+    pub fn open(&self, program: &mut Program) -> usize {
+        let path = Arg::Data(program.data(&self.path));
+        let (here, flags) = (libc::AT_FDCWD as u64, (self.flags | libc::O_CLOEXEC) as u64);
+        program.call(
+            libc::SYS_openat,
+            "open of a file of /proc",
+            &[here.into(), path, flags.into()],
+        )
+    }
+
+    /// Puts the call into `program` that gives `opened` its position.
+    pub fn seek(&self, opened: Arg, program: &mut Program) {
+        let args = [opened, self.pos.into(), (libc::SEEK_SET as u64).into()];
+        program.call(libc::SYS_lseek, "lseek in a file of /proc", &args);
     }
 }
 
@@ -156,7 +215,8 @@ mod tests {
 
     #[test]
     fn reading_goes_on_where_it_was() {
-        let mut file = open("/proc/self/status");
+        // What it tells does not change meanwhile.
+        let mut file = open("/proc/self/limits");
         file.read_exact(&mut [0; 40]).expect("read");
         let mut copy = File::from(moved(&file));
         let (mut want, mut got) = ([0; 60], [0; 60]);

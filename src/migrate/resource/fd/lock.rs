@@ -1,4 +1,4 @@
-//! Locks on files: flock(2), record and open-file-description locks (fcntl(2)), read leases.
+//! Locks on files: flock(2), record and open-file-description locks, and leases (fcntl(2)).
 //!
 //! fdinfo shows them as `lock:` lines (proc_pid_fdinfo(5)). Who owns a lock is not the same for
 //! each kind: flock and open-file-description locks belong to the description, which processes
@@ -8,6 +8,10 @@
 //! that both nodes share nobody else could take them before. So the source lets them go right
 //! after the decision, and the target takes them before the job runs ([`crate::migrate::late`]).
 //! A program that waits for such a lock would get it in between: then the move is refused.
+//!
+//! A write lease ends when its file is opened, and is given only to who alone has it open. So the
+//! target keeps the place of the descriptor with one that opens nothing (O_PATH), as the source does
+//! from the decision on, and the file is opened by way of that one, just before the lease is taken.
 
 use std::fs;
 use std::io;
@@ -15,10 +19,15 @@ use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 
-use super::regular::{Identity, Named};
+use super::content::OPEN_FLAGS;
+use super::owner::Signals;
+use super::place::SETTABLE;
+use super::regular::{self, Identity, Named};
 use super::{unexpected, CaptureCx, FdError, FdView};
 use crate::control::Finding;
+use crate::migrate::resource::View;
 use crate::tracer::inject::{Arg, Program};
+use crate::tracer::memory::read_proc;
 
 const REMEDY: &str = "let the program release the lock, then move it";
 
@@ -49,6 +58,17 @@ pub struct Lock {
     pub len: u64,
     /// Of the file at the source.
     pub file: Identity,
+    /// Of a write lease: how its file is opened.
+    pub opened: Option<Opened>,
+}
+
+/// How a file is opened whose place is kept by an O_PATH descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// As in fdinfo.
+    pub flags: i32,
+    pub pos: u64,
+    pub signals: Option<Signals>,
 }
 
 /// A lock as fdinfo shows it.
@@ -92,7 +112,9 @@ pub fn held(view: &FdView, cx: &dyn CaptureCx, frozen: bool) -> Result<Vec<Held>
         }
         let file = Named::read(view).map_err(view.failed("examine"))?.identity;
         let Shown { pid: taker, exclusive, start, len, .. } = shown;
-        all.push(Held { taker, lock: Lock { fd: -1, kind, exclusive, start, len, file } });
+        let opened =
+            (kind == LockKind::Lease && exclusive).then(|| Opened::of(view, cx)).transpose()?;
+        all.push(Held { taker, lock: Lock { fd: -1, kind, exclusive, start, len, file, opened } });
     }
     Ok(all)
 }
@@ -120,9 +142,10 @@ fn kind(view: &FdView, shown: &Shown, cx: &dyn CaptureCx) -> Result<LockKind, Fd
         "FLOCK ADVISORY" => LockKind::Flock,
         "OFDLCK ADVISORY" => LockKind::Description,
         "POSIX ADVISORY" if cx.job_pids().contains(&shown.pid) => LockKind::Record,
-        "LEASE ACTIVE" if shown.exclusive => {
-            return lease("VOS-LEASE", "a write lease ends when the target opens the file");
-        }
+        "LEASE ACTIVE" if shown.exclusive => match not_alone(view, cx)? {
+            Some(cause) => return lease("VOS-LEASE", cause),
+            None => LockKind::Lease,
+        },
         "LEASE ACTIVE" => LockKind::Lease,
         "LEASE BREAKING" => return lease("VOS-LEASE-BREAK", "its lease is being broken"),
         _ => {
@@ -131,6 +154,42 @@ fn kind(view: &FdView, shown: &Shown, cx: &dyn CaptureCx) -> Result<LockKind, Fd
             return Err(view.refuse("VOS-LOCK", cause, REMEDY));
         }
     })
+}
+
+/// Has the process a write lease on the file?
+pub(super) fn has_write_lease(view: &FdView) -> bool {
+    let mut lines = view.fdinfo.lines().filter_map(|line| line.strip_prefix("lock:"));
+    lines.any(|line| parse(line).is_some_and(|s| s.class == "LEASE ACTIVE" && s.exclusive))
+}
+
+/// Why the file of a write lease cannot be opened anew as the only one that has it open.
+fn not_alone(view: &FdView, cx: &dyn CaptureCx) -> Result<Option<&'static str>, FdError> {
+    Ok(if super::find(view).is_none_or(|kind| kind.name() != regular::NAME) {
+        Some("it has a write lease, and no name by which the target could find the file")
+    } else if cx.is_shared(view) {
+        Some("several processes have it with its write lease")
+    } else if is_mapped(view, &cx.job_pids()) {
+        Some("it has a write lease on a file that is mapped as well")
+    } else if has_filters(view.host_pid) {
+        Some("it has a write lease, and seccomp filters that may not let the file be opened anew")
+    } else {
+        None
+    })
+}
+
+/// Does a process show the file among its mappings (proc_pid_maps(5))?
+fn is_mapped(view: &FdView, pids: &[i32]) -> bool {
+    let ino = view.ino.to_string();
+    let is_it = |line: &str| {
+        line.split_ascii_whitespace().nth(4) == Some(&ino) && line.ends_with(&view.link)
+    };
+    let maps = |pid: &i32| read_proc(&format!("/proc/{pid}/maps")).unwrap_or_default();
+    pids.iter().any(|pid| maps(pid).lines().any(is_it))
+}
+
+/// May the process have seccomp filters of its own?
+fn has_filters(pid: i32) -> bool {
+    View::read_process(pid).is_ok_and(|view| view.number("Seccomp_filters:") > 1)
 }
 
 /// Lines `lock: 1: POSIX  ADVISORY  WRITE 4711 fe:00:7 0 EOF`; both ends are inclusive.
@@ -180,7 +239,63 @@ fn find_waiter(locks: &str, text: &str, job_pids: &[i32], frozen: bool) -> Optio
     })
 }
 
+impl Opened {
+    fn of(view: &FdView, cx: &dyn CaptureCx) -> Result<Self, FdError> {
+        let signals = super::owner::capture(view, cx)?;
+        Ok(Self { flags: view.flags, pos: view.pos, signals })
+    }
+
+    /// Puts the calls into `program` that ask whether the file can be opened so by way of `fd`:
+    /// may it be, and is there another number? Gives the row of the number.
+    pub fn try_out(&self, fd: i32, program: &mut Program) -> usize {
+        const FACCESSAT2: i64 = 439;
+        let mode = match self.flags & libc::O_ACCMODE {
+            libc::O_RDONLY => libc::R_OK,
+            libc::O_WRONLY => libc::W_OK,
+            _ => libc::R_OK | libc::W_OK,
+        };
+        let here = Arg::Data(program.data(&[0]));
+        let how = Arg::Num((libc::AT_EACCESS | libc::AT_EMPTY_PATH) as u64);
+        let fd = Arg::Num(fd as u64);
+        program.call(FACCESSAT2, "faccessat2", &[fd, here, Arg::Num(mode as u64), how]);
+        program.call(libc::SYS_dup, "dup", &[fd])
+    }
+
+    /// Puts the call into `program` that opens the file by way of `fd`, but waits for nobody who has
+    /// a lease on it. Gives its row.
+    pub fn open(&self, fd: i32, program: &mut Program) -> usize {
+        open_again(fd, self.flags & OPEN_FLAGS | libc::O_NONBLOCK, program)
+    }
+
+    /// Puts the calls into `program` that make the new descriptor `fd` what it was.
+    pub fn set(&self, fd: i32, program: &mut Program) {
+        let at = [Arg::Num(fd as u64), Arg::Num(self.pos), Arg::Num(libc::SEEK_SET as u64)];
+        program.call(libc::SYS_lseek, "lseek", &at);
+        let flags = (self.flags & (SETTABLE | libc::O_ASYNC)) as u64;
+        let args = [Arg::Num(fd as u64), Arg::Num(libc::F_SETFL as u64), Arg::Num(flags)];
+        program.call(libc::SYS_fcntl, "F_SETFL", &args);
+        if let Some(signals) = self.signals {
+            signals.tell(fd, self.flags, program);
+        }
+    }
+}
+
+/// Puts the call into `program` that opens what `fd` stands for once more. Gives its row.
+pub fn open_again(fd: i32, flags: i32, program: &mut Program) -> usize {
+    let path = Arg::Data(program.data(format!("/proc/self/fd/{fd}\0").as_bytes()));
+    let args = [Arg::Num(libc::AT_FDCWD as u64), path, Arg::Num((flags | libc::O_CLOEXEC) as u64)];
+    program.call(libc::SYS_openat, "openat", &args)
+}
+
 impl Lock {
+    /// Has somebody else opened the file of this lease, in the process with this host pid?
+    #[must_use]
+    pub fn is_being_broken(&self, pid: i32) -> bool {
+        let shows = || FdView::read(pid, self.fd).ok();
+        let breaking = |view: FdView| view.fdinfo.contains("LEASE  BREAKING");
+        self.kind == LockKind::Lease && shows().is_some_and(breaking)
+    }
+
     /// Puts the call into `program` that takes the lock without waiting. Gives its row.
     pub fn take(&self, program: &mut Program) -> usize {
         let (flock, kind) = match self.exclusive {
@@ -238,7 +353,8 @@ impl std::fmt::Display for Lock {
             (LockKind::Record, false) => "read lock (F_SETLK)",
             (LockKind::Description, true) => "write lock (F_OFD_SETLK)",
             (LockKind::Description, false) => "read lock (F_OFD_SETLK)",
-            (LockKind::Lease, _) => "lease",
+            (LockKind::Lease, true) => "write lease",
+            (LockKind::Lease, false) => "lease",
         };
         write!(f, "{kind} on fd {}", self.fd)
     }
@@ -247,7 +363,9 @@ impl std::fmt::Display for Lock {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
 
+    use super::super::raw;
     use super::super::testing::Here;
     use super::*;
 
@@ -336,12 +454,50 @@ mod tests {
         child.wait().expect("wait");
     }
 
-    #[test]
-    fn a_write_lease_is_refused() {
+    fn leased(flags: i32) -> (tempfile::TempDir, fs::File) {
         let dir = tempfile::tempdir().expect("dir");
-        fs::write(dir.path().join("f"), "").expect("write");
-        let file = fs::File::open(dir.path().join("f")).expect("open");
-        super::super::raw::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK).expect("lease");
+        fs::write(dir.path().join("f"), vec![1; 4096]).expect("write");
+        let file = fs::File::options().read(true).custom_flags(flags).open(dir.path().join("f"));
+        let file = file.expect("open");
+        raw::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK).expect("lease");
+        (dir, file)
+    }
+
+    #[test]
+    fn a_write_lease_moves_with_how_its_file_is_opened() {
+        let (_dir, file) = leased(libc::O_NONBLOCK);
+        let here = Here::of(&[&file]);
+        let view = here.view(&file);
+        let found = held(&view, &here, true).expect("held");
+        let lock = &found[0].lock;
+        assert_eq!((lock.kind, lock.exclusive), (LockKind::Lease, true));
+        let opened = lock.opened.expect("opened");
+        assert_eq!((opened.flags & libc::O_NONBLOCK, opened.pos), (libc::O_NONBLOCK, 0));
+        assert!(has_write_lease(&view));
+        let lock = Lock { fd: file.as_raw_fd(), ..lock.clone() };
+        let own = std::process::id() as i32;
+        assert!(!lock.is_being_broken(own));
+        const F_SETSIG: i32 = 10;
+        raw::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG).expect("signal");
+        let writer =
+            fs::File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&view.link);
+        assert_eq!(writer.expect_err("held off").kind(), io::ErrorKind::WouldBlock);
+        assert!(lock.is_being_broken(own));
+    }
+
+    #[test]
+    fn a_mapped_file_is_seen() {
+        let own = [std::process::id() as i32];
+        let program = fs::File::open("/proc/self/exe").expect("open");
+        assert!(is_mapped(&Here::of(&[&program]).view(&program), &own));
+        let (_dir, file) = leased(0);
+        assert!(!is_mapped(&Here::of(&[&file]).view(&file), &own));
+    }
+
+    #[test]
+    fn a_write_lease_on_a_file_without_a_name_is_refused() {
+        let (dir, file) = leased(0);
+        drop(dir);
         assert_eq!(refusal(&file), ["VOS-LEASE"; 2]);
     }
 }

@@ -20,6 +20,7 @@ use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::control::{Finding, Severity};
 use crate::migrate::cpus;
+use crate::tracer::inject::{Arg, Program};
 
 pub mod content;
 mod deleted;
@@ -28,11 +29,12 @@ mod directory;
 mod epoll;
 mod eventfd;
 mod inotify;
-mod kernel_file;
+pub mod kernel_file;
 pub mod lock;
 mod memfd;
 pub mod mqueue;
 mod opath;
+mod outside;
 mod owner;
 pub mod pidfd;
 mod pipe;
@@ -41,7 +43,7 @@ pub mod pty;
 pub mod raw;
 mod refused;
 pub mod regular;
-mod signalfd;
+pub mod signalfd;
 mod socket;
 pub mod tcp;
 #[cfg(test)]
@@ -54,6 +56,7 @@ pub use content::{BulkId, BulkSource};
 pub use deleted::NAME as DELETED;
 pub use device::is_terminal;
 pub use epoll::NAME as EPOLL;
+pub use outside::Outside;
 pub use owner::Signals;
 pub use pipe::outside_holders;
 pub use place::{Making, PROVIDED};
@@ -83,6 +86,15 @@ pub struct Slot {
     pub cloexec: bool,
 }
 
+impl Slot {
+    /// Puts the call into `program` that makes this a duplicate of descriptor `of`.
+    pub fn put(&self, of: i32, program: &mut Program) {
+        let flags = if self.cloexec { libc::O_CLOEXEC } else { 0 };
+        let args = [of as u64, self.fd as u64, flags as u64].map(Arg::Num);
+        program.call(libc::SYS_dup3, "dup3", &args);
+    }
+}
+
 /// What capture may ask.
 pub trait CaptureCx {
     /// A duplicate of a job's descriptor (pidfd_getfd) in the view's process, sharing its
@@ -105,6 +117,11 @@ pub trait CaptureCx {
     fn queues(&self, _id: pty::PtyId) -> Option<&pty::queues::Snapshot> {
         None
     }
+    /// What processes outside of the job have open, once it has been looked for.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    fn outside(&self) -> io::Result<&Outside>;
     /// The Unix sockets of the job.
     ///
     /// # Errors
@@ -287,8 +304,13 @@ pub const CAPABILITIES: &[Capability] = &[
         "locks that a program outside of the job waits for",
         "VOS-LOCK",
     ),
-    Capability::moves(Descriptors, "lease", "read leases of fcntl(2)"),
-    Capability::refused(Descriptors, "lease-write", "write leases of fcntl(2)", "VOS-LEASE"),
+    Capability::moves(Descriptors, "lease", "leases of fcntl(2)"),
+    Capability::refused(
+        Descriptors,
+        "lease-write",
+        "write leases that several processes have, on a mapped file, or on one without a name",
+        "VOS-LEASE",
+    ),
     Capability::moves(
         Descriptors,
         "async-owner",

@@ -18,13 +18,14 @@ use std::os::unix::fs::{fchown, MetadataExt};
 use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, reopen, set_mode};
-use super::pipe::is_open_outside;
+use super::outside::is_open_outside;
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Object, RestoreCx};
 use crate::capabilities::Area::Ipc;
 use crate::capabilities::{Capability, Support};
 use crate::control::Finding;
 use crate::migrate::resource::View;
 use crate::syscalls::handles::{Annotation, Notification};
+use crate::syscalls::translate::objects;
 use crate::tracer::inject::{Arg, Program};
 
 const NAME: &str = "mqueue";
@@ -134,7 +135,7 @@ impl FdKind for MQueue {
         let name = link.strip_suffix(DELETED).filter(|_| view.nlink == 0).unwrap_or(&link);
         encode(&State {
             id: (view.dev, view.ino),
-            name: name.to_vec(),
+            name: name_of_job(name),
             unlinked: view.nlink == 0,
             mode: view.mode & 0o7777,
             owner: (meta.uid(), meta.gid()),
@@ -144,10 +145,6 @@ impl FdKind for MQueue {
             flags: view.flags,
             registration,
         })
-    }
-
-    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
-        Some("its name would be one of all the target's programs")
     }
 
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
@@ -183,7 +180,7 @@ fn movable(view: &FdView, cx: &dyn CaptureCx) -> Result<(File, Option<Registrati
         other => File::from(other?),
     };
     let registration = registration(view, &queue, cx)?;
-    if is_open_outside(view, &cx.job_pids()).map_err(view.failed("look for other holders"))? {
+    if is_open_outside(view, cx).map_err(view.failed("look for other holders"))? {
         let cause = "a process outside of the job has the queue open";
         return Err(view.refuse("VOS-MQUEUE", cause, close));
     }
@@ -294,7 +291,8 @@ fn create(state: &State) -> Result<OwnedFd, FdError> {
     let shown = as_path(&state.name).display();
     // Another may have its name meanwhile.
     let unlinked = format!("/vosrun.{}.{}", state.id.0, state.id.1).into_bytes();
-    let name = if state.unlinked { &unlinked } else { &state.name };
+    let own = objects::queue_to_host(bare(&state.name)).map(|own| with_slash(&own));
+    let name = if state.unlinked { &unlinked } else { own.as_ref().unwrap_or(&state.name) };
     let queue = raw::mq_create(name, state.mode, state.most, state.size).map_err(failed(
         format!("mq_open {shown} for {} messages of {} bytes", state.most, state.size),
     ))?;
@@ -312,7 +310,35 @@ fn create(state: &State) -> Result<OwnedFd, FdError> {
     Ok(queue.into())
 }
 
-/// The name of a queue that has one.
+/// A name without its slash.
+fn bare(name: &[u8]) -> &[u8] {
+    name.strip_prefix(b"/").unwrap_or(name)
+}
+
+fn with_slash(name: &[u8]) -> Vec<u8> {
+    [b"/", name].concat()
+}
+
+/// The name by which the job knows a queue.
+fn name_of_job(name: &[u8]) -> Vec<u8> {
+    objects::queue_to_job(bare(name)).map_or_else(|| name.to_vec(), |own| with_slash(&own))
+}
+
+/// Where the job has no namespaces: gives those of its queues that have names other ones here.
+///
+/// # Errors
+/// When a state does not decode, or there are no random bytes.
+pub fn take_names(all: &[Object]) -> Result<(), FdError> {
+    for object in all.iter().filter(|object| object.kind == NAME && objects::are_own()) {
+        let state: State = decode(NAME, &object.state)?;
+        if !state.unlinked {
+            objects::new_queue(bare(&state.name)).map_err(failed("a name for a message queue"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The name here of a queue that has one.
 #[must_use]
 pub fn queue_name(view: &FdView) -> Option<Vec<u8>> {
     (MQueue.recognises(view) && view.nlink > 0).then(|| view.path().ok()).flatten()

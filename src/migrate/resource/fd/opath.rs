@@ -6,6 +6,7 @@ use super::regular::{has_its_name, Named};
 use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
+use crate::syscalls::translate::ptys;
 
 pub(super) const NAME: &str = "path";
 
@@ -24,12 +25,19 @@ impl FdKind for OPath {
         view.flags & libc::O_PATH != 0
     }
 
+    fn untranslated(&self, view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
+        let is_slave = ptys::name_in_job(view.link.as_bytes()).is_some();
+        is_slave.then_some("it names a terminal by a number that another one has there")
+    }
+
     fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         if !has_its_name(view) {
             let cause = "the place it stands for has no name any more";
             return Err(view.refuse("VOS-FILE-UNLINKED", cause, "let the program close it"));
         }
-        encode(&Named::read(view).map_err(view.failed("examine"))?)
+        let mut named = Named::read(view).map_err(view.failed("examine"))?;
+        named.path = ptys::name_in_job(&named.path).unwrap_or(named.path);
+        encode(&named)
     }
 
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
@@ -68,6 +76,18 @@ mod tests {
             let told = |f: &File| f.metadata().map(|m| (m.dev(), m.ino(), m.mode())).expect("stat");
             assert_eq!(told(&copy), told(&fd), "{}", path.display());
             assert!(copy.try_clone().is_ok() && fs::File::set_len(&copy, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn a_terminal_by_its_name_needs_namespaces() {
+        let pty = nix::pty::openpty(None, None).expect("openpty");
+        let name = nix::unistd::ttyname(&pty.slave).expect("ttyname");
+        for (path, refused) in [(name.as_path(), true), (Path::new("/dev/null"), false)] {
+            let fd = open(path);
+            let here = Here::of(&[&fd]);
+            let cause = OPath.untranslated(&here.view(&fd), &here);
+            assert_eq!(cause.is_some(), refused, "{}", path.display());
         }
     }
 

@@ -156,7 +156,7 @@ fn number(view: &FdView, name: &str) -> Option<i32> {
 fn is_member(pid: i32, job_pids: &[i32]) -> bool {
     let Ok(view) = View::read_process(pid) else { return false };
     // One that the job has made just now is traced before the supervisor has heard of it.
-    super::pipe::is_traced_here(pid)
+    super::outside::is_traced_here(pid)
         || job_pids.contains(&(view.number("Tgid:") as i32))
         || (is_zombie(pid) && job_pids.contains(&(view.number("PPid:") as i32)))
 }

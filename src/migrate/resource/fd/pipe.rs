@@ -9,20 +9,19 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::content::{reopen, OPEN_FLAGS};
+use super::outside::each_link;
 use super::regular::{has_its_name, Named, Sameness};
 use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 use crate::control::Finding;
-use crate::migrate::resource::View;
 
 pub(super) const NAME: &str = "pipe";
 
@@ -135,13 +134,8 @@ fn fifo(view: &FdView, cx: &dyn CaptureCx) -> Result<Option<Named>, FdError> {
     if !has_its_name(view) {
         return refuse("the FIFO has lost its name");
     }
-    let mut outside = false;
-    each_link(&cx.job_pids(), |_, link| {
-        outside |= link.as_os_str() == view.link.as_str();
-        outside
-    })
-    .map_err(view.failed("look for other users"))?;
-    if outside {
+    let outside = cx.outside().map_err(view.failed("look for other users"))?;
+    if !outside.named(&view.link).is_empty() {
         return refuse("a process outside of the job has the FIFO open");
     }
     Named::read(view).map(Some).map_err(view.failed("examine"))
@@ -272,58 +266,12 @@ pub fn outside_holders(kind: &str, inodes: &[u64], job_pids: &[i32]) -> io::Resu
     if wanted.is_empty() {
         return Ok(found);
     }
-    each_link(job_pids, |_, link| {
+    each_link(job_pids, |_, _, link| {
         let inode = link.to_str().and_then(|l| l.strip_prefix(&start)?.strip_suffix(']'));
         found.extend(inode.and_then(|n| n.parse().ok()).filter(|n| wanted.contains(n)));
         found.len() == wanted.len()
     })?;
     Ok(found)
-}
-
-/// Has a process outside of the job this file open? This process does not count.
-///
-/// # Errors
-/// When /proc cannot be read.
-pub(super) fn is_open_outside(view: &FdView, job_pids: &[i32]) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let own = std::process::id() as i32;
-    let known: Vec<i32> = job_pids.iter().copied().chain([own]).collect();
-    let mut found = false;
-    each_link(&known, |fd, link| {
-        let same = |m: fs::Metadata| (m.dev(), m.ino()) == (view.dev, view.ino);
-        found |= link.to_str() == Some(&view.link) && fs::metadata(fd).is_ok_and(same);
-        found
-    })?;
-    Ok(found)
-}
-
-/// Is this process the tracer of that one?
-pub(super) fn is_traced_here(pid: i32) -> bool {
-    let own = u64::from(std::process::id());
-    View::read_process(pid).is_ok_and(|view| view.number("TracerPid:") == own)
-}
-
-/// Shows `/proc/PID/fd/N` and its link of every descriptor of every process outside of the job to
-/// `visit`, until that says "enough".
-pub(super) fn each_link(
-    job_pids: &[i32],
-    mut visit: impl FnMut(&Path, &Path) -> bool,
-) -> io::Result<()> {
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-        // One that the job has made just now is traced before the supervisor has heard of it.
-        if pid.is_none_or(|pid| job_pids.contains(&pid) || is_traced_here(pid)) {
-            continue;
-        }
-        let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
-        for fd in fds.flatten() {
-            if fs::read_link(fd.path()).is_ok_and(|link| visit(&fd.path(), &link)) {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -459,7 +407,7 @@ mod tests {
         let mut state: State = decode(NAME, &object.state).expect("state");
         state.fifo.as_mut().expect("place").identity.boot = "another".into();
         object.state = encode(&state).expect("state");
-        fs::remove_file(&path).expect("unlink");
+        std::fs::remove_file(&path).expect("unlink");
         assert!(Restored::default().try_restore(&object, 0).is_err());
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
         let copy = Restored::default().restore(&object, 0);

@@ -127,7 +127,7 @@ impl<'a> Making<'a> {
             let object = object(self.objects, index)?;
             kind(object)?.finish(&object.state, self.get(index)?.as_raw_fd())?;
         }
-        sockets.fill(&self.made)?;
+        sockets.fill(&self.made, &mut high)?;
         self.renames = sockets.into_renames();
         Ok(())
     }
@@ -312,7 +312,7 @@ pub(super) fn set_flags(fd: RawFd, flags: i32) -> Result<(), FdError> {
     }
     let tried = || failed(format!("set status flags {flags:#o} of fd {fd}"));
     let now = raw::fcntl(fd, libc::F_GETFL, 0).map_err(tried())?;
-    if (now ^ flags) & SETTABLE == 0 {
+    if (now ^ flags) & SETTABLE == 0 || now & libc::O_PATH != 0 {
         return Ok(());
     }
     let new = now & !SETTABLE | flags & SETTABLE;

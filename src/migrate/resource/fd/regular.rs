@@ -16,7 +16,7 @@ use nix::unistd::{access, AccessFlags};
 use serde::{Deserialize, Serialize};
 
 use super::content::{as_path, open_at, OPEN_FLAGS};
-use super::{decode, encode, CaptureCx, FdError, FdKind, FdView};
+use super::{decode, encode, lock, CaptureCx, FdError, FdKind, FdView, Object};
 use crate::boot;
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
@@ -99,6 +99,8 @@ pub struct Named {
     pub flags: i32,
     pub pos: u64,
     pub identity: Identity,
+    /// It has a write lease, which ends when anybody opens the file.
+    pub leased: bool,
 }
 
 /// Is the file at the target what it is at the source?
@@ -135,7 +137,7 @@ impl Named {
             return Ok(None);
         }
         let mut named = Self::read(view)?;
-        if with_hash && named.file_type == libc::S_IFREG && !named.writable() {
+        if with_hash && named.file_type == libc::S_IFREG && !named.must_be_same() {
             named.identity.hash = Some(hash(&view.proc_path())?);
         }
         Ok(Some(named))
@@ -151,6 +153,7 @@ impl Named {
             flags: view.flags,
             pos: view.pos,
             identity: from_metadata(&fs::metadata(view.proc_path())?, view.fs)?,
+            leased: lock::has_write_lease(view),
         })
     }
 
@@ -158,6 +161,11 @@ impl Named {
     #[must_use]
     pub fn writable(&self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY && self.flags & libc::O_PATH == 0
+    }
+
+    /// A file with the same content would not do.
+    fn must_be_same(&self) -> bool {
+        self.writable() || self.leased
     }
 
     /// All but the content.
@@ -173,18 +181,23 @@ impl Named {
             Sameness::SameObject
         } else if self.flags & libc::O_PATH != 0 || (!regular && self.pos == 0) {
             Sameness::SameContent
-        } else if !regular || self.writable() || here.size != there.size {
+        } else if !regular || self.must_be_same() || here.size != there.size {
             Sameness::Differs
         } else {
             Sameness::NeedsHash
         })
     }
 
-    /// Opens it at the target.
+    /// Opens it at the target. The place of one with a write lease is kept only
+    /// ([`lock::Opened`]).
     pub(super) fn open(&self, more_flags: i32) -> Result<(OwnedFd, Sameness), FdError> {
         let path = as_path(&self.path);
         let missing = |e: &FdError| matches!(e, FdError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-        let fd = match open_at(path, self.flags & OPEN_FLAGS | more_flags, self.pos) {
+        let (flags, pos) = match self.leased {
+            true => (libc::O_PATH, 0),
+            false => (self.flags & OPEN_FLAGS | more_flags, self.pos),
+        };
+        let fd = match open_at(path, flags, pos) {
             Err(e) if missing(&e) => return Err(self.refused(Sameness::Missing)),
             other => other?,
         };
@@ -207,6 +220,7 @@ impl Named {
     fn local(&self, sameness: Sameness) -> Finding {
         let cause = match sameness {
             Sameness::Missing => "the target has nothing of that name",
+            _ if self.leased => "it has a write lease, and the target has another file there",
             _ if self.writable() => "it is open for writing, and the target has another file there",
             _ => "the target has another content there",
         };
@@ -329,6 +343,14 @@ impl FdKind for Regular {
     fn make(&self, state: &[u8]) -> Result<OwnedFd, FdError> {
         decode::<Named>(NAME, state)?.open(0).map(|(fd, _)| fd)
     }
+}
+
+/// Is only the place of this object kept until the move is decided?
+///
+/// # Errors
+/// When the state does not decode.
+pub fn is_kept_place(object: &Object) -> Result<bool, FdError> {
+    Ok(object.kind == NAME && decode::<Named>(NAME, &object.state)?.leased)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! signalfd(2): the set of signals. What is pending belongs to the process.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView};
+use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Object, Slot};
 use crate::capabilities::Area::Descriptors;
 use crate::capabilities::Capability;
 
@@ -18,6 +19,13 @@ struct State {
 
 pub(super) struct SignalFd;
 
+/// The signalfds in a table of these objects.
+#[must_use]
+pub fn numbers(objects: &[Object], table: &[Slot]) -> BTreeSet<i32> {
+    let is_one = |slot: &&Slot| objects.get(slot.object as usize).is_some_and(|o| o.kind == NAME);
+    table.iter().filter(is_one).map(|slot| slot.fd).collect()
+}
+
 impl FdKind for SignalFd {
     fn name(&self) -> &'static str {
         NAME
@@ -29,10 +37,6 @@ impl FdKind for SignalFd {
 
     fn recognises(&self, view: &FdView) -> bool {
         view.link == "anon_inode:[signalfd]"
-    }
-
-    fn untranslated(&self, _view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
-        Some("who has sent a signal is read from it, by a number that no call carries")
     }
 
     fn capture(&self, view: &FdView, _cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {

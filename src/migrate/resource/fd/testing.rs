@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::unix::{Cred, Deed, Sockets};
-use super::{by_name, find, place, CaptureCx, FdError, FdView, Object, RestoreCx, Shared};
+use super::{by_name, find, place, CaptureCx, FdError, FdView, Object, Outside, RestoreCx, Shared};
 use crate::codes;
 use crate::tracer;
 
@@ -19,6 +19,7 @@ pub struct Here {
     all: Vec<FdView>,
     pub annotation: Option<Vec<u8>>,
     sockets: OnceCell<Sockets>,
+    outside: OnceCell<Outside>,
 }
 
 fn me() -> i32 {
@@ -66,6 +67,14 @@ impl CaptureCx for Here {
 
     fn annotation(&self, _view: &FdView) -> Option<&[u8]> {
         self.annotation.as_deref()
+    }
+
+    fn outside(&self) -> io::Result<&Outside> {
+        if let Some(known) = self.outside.get() {
+            return Ok(known);
+        }
+        let outside = Outside::read(&self.job_pids())?;
+        Ok(self.outside.get_or_init(|| outside))
     }
 
     fn sockets(&self) -> io::Result<&Sockets> {

@@ -157,22 +157,19 @@ impl Views {
         }
     }
 
-    /// False: nothing was read but what is in `listed`.
-    fn add(&mut self, listed: &Listed, groups: &mut Groups) -> io::Result<bool> {
-        let host_pid = listed.host_pid;
+    /// False: nothing was read but what is `listed`.
+    fn add(&mut self, host_pid: i32, listed: Fds, groups: &mut Groups) -> io::Result<bool> {
         let mut table = Vec::new();
         let mut more = false;
-        let failed = |e: &io::Error| of(format!("descriptors of process {host_pid}"))(e);
-        for (fd, fdinfo) in listed.fds.as_ref().map_err(failed)? {
-            let fd = *fd;
-            if let Some((object, cloexec)) = self.add_inherited((host_pid, fd), fdinfo, groups) {
+        for (fd, fdinfo) in listed.map_err(of(format!("descriptors of process {host_pid}")))? {
+            if let Some((object, cloexec)) = self.add_inherited((host_pid, fd), &fdinfo, groups) {
                 table.push(Slot { fd, object, cloexec });
                 continue;
             }
             more = true;
             let (view, cloexec) = match FdView::read_with_cloexec(host_pid, fd) {
                 Err(e) if gone::is_closed(&e) => continue,
-                other => other.map_err(|e| of(format!("fd {fd} of process {host_pid}"))(&e))?,
+                other => other.map_err(of(format!("fd {fd} of process {host_pid}")))?,
             };
             let object = groups.object_of(&view, self.objects.len() as u32);
             match self.objects.get_mut(object as usize) {
@@ -219,10 +216,9 @@ pub fn views(host_pids: &[i32]) -> io::Result<Views> {
         host_pids,
         |pid| Listed::read(*pid),
         |next| {
-            while let Some(listed) = next() {
-                let pid = listed.host_pid;
-                let ended = match found.add(&listed, &mut groups) {
-                    Ok(false) => listed.ended,
+            while let Some(Listed { host_pid: pid, fds, ended }) = next() {
+                let ended = match found.add(pid, fds, &mut groups) {
+                    Ok(false) => ended,
                     more => gone::look(pid, || more)?.is_none(),
                 };
                 if ended {
@@ -245,7 +241,7 @@ fn field<'a>(fdinfo: &'a str, key: &str) -> Option<&'a str> {
 }
 
 /// Names what could not be read.
-fn of(what: String) -> impl FnOnce(&io::Error) -> io::Error {
+fn of(what: String) -> impl FnOnce(io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
@@ -275,11 +271,13 @@ pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
 /// A descriptor: its process (host pid) and number.
 type Place = (i32, i32);
 
+/// Numbers of descriptors, ascending, each with its fdinfo.
+type Fds = io::Result<Vec<(i32, io::Result<String>)>>;
+
 /// What of a process's descriptors is read in any case.
 struct Listed {
     host_pid: i32,
-    /// Their numbers, ascending, each with its fdinfo.
-    fds: io::Result<Vec<(i32, io::Result<String>)>>,
+    fds: Fds,
     /// It has ended by then.
     ended: bool,
 }

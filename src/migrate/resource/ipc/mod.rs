@@ -25,6 +25,7 @@ use list::Listed;
 
 use super::memory::Backing;
 use crate::migrate::image::ProcessImage;
+use crate::syscalls::translate::objects;
 use crate::tracer::memory::{VmFlags, PAGE};
 
 /// A kind of object.
@@ -160,6 +161,24 @@ pub fn capture(
     Ok(image)
 }
 
+/// As the job knows it.
+fn perm(listed: &Listed) -> Perm {
+    objects::perm_to_job(listed.kind, listed.perm)
+}
+
+/// Gives what processes have to do with objects the identifiers that the job knows.
+pub fn by_job(processes: &mut [ProcessImage]) {
+    let job = |kind, host| objects::to_job(kind, host).unwrap_or(host);
+    for process in processes {
+        for undo in &mut process.undo {
+            undo.id = job(Kind::Semaphores, undo.id);
+        }
+        for segment in process.memory.objects.iter_mut().filter_map(|o| o.segment.as_mut()) {
+            *segment = job(Kind::Memory, *segment);
+        }
+    }
+}
+
 fn number(job: &BTreeMap<i32, i32>, pid: i32) -> i32 {
     job.get(&pid).copied().unwrap_or(0)
 }
@@ -175,7 +194,7 @@ fn segment(listed: &Listed, job: &BTreeMap<i32, i32>, shown: &[i32]) -> std::io:
         false => raw::with_segment(id, false, |bytes| not_zero(bytes))?,
     };
     Ok(Segment {
-        perm: listed.perm,
+        perm: perm(listed),
         size: listed.bytes as u64,
         creator: number(job, listed.pids[0]),
         content,
@@ -194,7 +213,7 @@ fn set(listed: &Listed, job: &BTreeMap<i32, i32>) -> std::io::Result<Set> {
     let id = listed.perm.id;
     let pids = (0..listed.count).map(|n| raw::sem_control(id, n, libc::GETPID));
     let pids = pids.map(|pid| pid.map(|pid| number(job, pid))).collect::<std::io::Result<_>>()?;
-    Ok(Set { perm: listed.perm, values: raw::sem_values(id, listed.count)?, pids })
+    Ok(Set { perm: perm(listed), values: raw::sem_values(id, listed.count)?, pids })
 }
 
 fn queue(listed: &Listed, job: &BTreeMap<i32, i32>) -> std::io::Result<Queue> {
@@ -203,7 +222,7 @@ fn queue(listed: &Listed, job: &BTreeMap<i32, i32>) -> std::io::Result<Queue> {
     let id = listed.perm.id;
     let peek = |n: usize| raw::msgrcv(id, listed.bytes, n as i64, MSG_COPY);
     Ok(Queue {
-        perm: listed.perm,
+        perm: perm(listed),
         room: raw::msg_room(id)?,
         sender: number(job, listed.pids[0]),
         receiver: number(job, listed.pids[1]),

@@ -10,6 +10,7 @@ use super::raw::{self, Owner};
 use super::undo::{self, Undo};
 use super::{IpcImage, Kind, Perm, Queue, Segment, MOST};
 use crate::migrate::raw::set_dumpable;
+use crate::syscalls::translate::objects;
 
 /// Something that one process does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,25 +104,34 @@ fn perform_one(step: &Step) -> Result<(), String> {
         Step::Queue(perm) => {
             make(Kind::Queue, *perm, |flags| raw::msgget(perm.key, flags)).map(drop)
         }
-        Step::Room(perm, room) => raw::msg_set(perm.id, owner(*perm), *room).map_err(tried(
+        Step::Room(perm, room) => raw::msg_set(queue(perm.id), owner(*perm), *room).map_err(tried(
             Kind::Queue,
             perm.id,
             "owner and room",
         )),
-        Step::Undo(undo, value) => raw::semop(undo.id, &undo::operations(undo, *value))
+        Step::Undo(undo, value) => raw::semop(set(undo.id), &undo::operations(undo, *value))
             .map_err(tried(Kind::Semaphores, undo.id, "SEM_UNDO")),
-        Step::Touch(id, number, value) => raw::semop(*id, &up_and_down(*number, *value))
+        Step::Touch(id, number, value) => raw::semop(set(*id), &up_and_down(*number, *value))
             .map_err(tried(Kind::Semaphores, *id, "semop")),
         Step::Send(id, kind, text) => {
-            raw::msgsnd(*id, *kind, text).map_err(tried(Kind::Queue, *id, "msgsnd"))
+            raw::msgsnd(queue(*id), *kind, text).map_err(tried(Kind::Queue, *id, "msgsnd"))
         }
         Step::Receive(id) => {
-            raw::msgrcv(*id, 0, 0, 0).map(drop).map_err(tried(Kind::Queue, *id, "msgrcv"))
+            raw::msgrcv(queue(*id), 0, 0, 0).map(drop).map_err(tried(Kind::Queue, *id, "msgrcv"))
         }
-        Step::Remove(id) => {
-            raw::shm_control(*id, libc::IPC_RMID).map_err(tried(Kind::Memory, *id, "IPC_RMID"))
-        }
+        Step::Remove(id) => raw::shm_control(objects::to_host(Kind::Memory, *id), libc::IPC_RMID)
+            .map_err(tried(Kind::Memory, *id, "IPC_RMID")),
     }
+}
+
+/// The identifier here of a queue of the job.
+fn queue(id: i32) -> i32 {
+    objects::to_host(Kind::Queue, id)
+}
+
+/// The same of a set.
+fn set(id: i32) -> i32 {
+    objects::to_host(Kind::Semaphores, id)
 }
 
 fn tried(kind: Kind, id: i32, what: &'static str) -> impl Fn(io::Error) -> String {
@@ -141,14 +151,17 @@ fn up_and_down(number: u16, value: u16) -> [raw::SemOp; 2] {
     }
 }
 
-/// Makes an object with its identifier, as its creator. `get` is the call, given its flags.
+/// Makes an object with its identifier, as its creator, or with another one where the job has no
+/// namespaces. `get` is the call, given its flags. Gives the identifier here.
 fn make(kind: Kind, perm: Perm, get: impl FnOnce(i32) -> io::Result<i32>) -> Result<i32, String> {
     let file = match kind {
         Kind::Memory => "/proc/sys/kernel/shm_next_id",
         Kind::Semaphores => "/proc/sys/kernel/sem_next_id",
         Kind::Queue => "/proc/sys/kernel/msg_next_id",
     };
-    fs::write(file, perm.id.to_string()).map_err(|e| format!("{file}: {e}"))?;
+    if !objects::are_own() {
+        fs::write(file, perm.id.to_string()).map_err(|e| format!("{file}: {e}"))?;
+    }
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | i32::from(perm.mode & 0o777);
     let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let other = own != (perm.cuid, perm.cgid);
@@ -165,7 +178,12 @@ fn make(kind: Kind, perm: Perm, get: impl FnOnce(i32) -> io::Result<i32>) -> Res
         // A change of ids takes that away.
         set_dumpable(true);
     }
-    match made.map_err(tried(kind, perm.id, "make it"))? {
+    let made = made.map_err(tried(kind, perm.id, "make it"))?;
+    if objects::are_own() {
+        objects::bind(kind, perm.id, made);
+        return Ok(made);
+    }
+    match made {
         id if id == perm.id => Ok(id),
         id => Err(format!("{} {}: it was made as {id}", kind.name(), perm.id)),
     }

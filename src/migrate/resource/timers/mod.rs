@@ -3,11 +3,14 @@
 //! All clocks but those of CPU time count the pause of a move. A timer on a clock that the job keeps
 //! is set to the very time at which it is due, so that the kernel counts the periods that have gone
 //! by since. `/proc/PID/timers` does not tell whether a timer on CLOCK_REALTIME or CLOCK_TAI was set
-//! to an absolute time: it goes on with the time that was left, less the pause.
+//! to an absolute time: that is seen when the program sets it ([`Absolute`]). Others go on with the
+//! time that was left, less the pause.
 //!
 //! A periodic timer whose signal is pending stands still, and its overruns are counted from when it
 //! was due until the signal is taken; `pending` finds out when that was.
 
+mod absolute;
+mod overrun;
 mod pending;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,8 @@ use crate::syscalls::translate::numbers;
 use crate::tracer::inject::{Arg, Data, Outcome, Program};
 use crate::tracer::memory::read_proc;
 
+pub use absolute::{absolute_of, note_absolute, Absolute, SeenAbsolute};
+pub use overrun::count_again;
 pub(crate) use pending::dequeue;
 pub use pending::{is_unmeasured, join, measure, Overdue};
 
@@ -34,7 +39,7 @@ const TIME_LEN: usize = 16;
 /// POSIX timers with their ids, clocks, notification and remaining time.
 pub struct Posix;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Timer {
     id: i32,
     signal: i32,
@@ -53,6 +58,10 @@ struct Timer {
     at: i64,
     /// When it was due first of the times for which its signal is pending.
     due: Option<i64>,
+    /// The time of its clock for which it is set, however that clock is set meanwhile, nanoseconds.
+    fixed: Option<i64>,
+    /// What timer_getoverrun(2) tells of its last signal.
+    overruns: i32,
 }
 
 /// The timers of a process.
@@ -128,6 +137,9 @@ impl Timer {
         if self.is_of_cpu_time() {
             return (0, self.left);
         }
+        if let Some(fixed) = self.fixed {
+            return absolute(fixed);
+        }
         if self.is_kept() && pause.is_some() {
             return absolute(due);
         }
@@ -147,18 +159,7 @@ fn parse(text: &str) -> Option<Vec<Timer>> {
         let (name, value) = line.split_once(':')?;
         let value = value.trim();
         if name == "ID" {
-            timers.push(Timer {
-                id: value.parse().ok()?,
-                signal: 0,
-                value: 0,
-                notify: 0,
-                thread: 0,
-                clock: 0,
-                interval: 0,
-                left: 0,
-                at: 0,
-                due: None,
-            });
+            timers.push(Timer { id: value.parse().ok()?, ..Timer::default() });
             continue;
         }
         let timer = timers.last_mut()?;
@@ -293,10 +294,12 @@ impl Part for Posix {
     fn ask(&self, view: &View, program: &mut Program) -> Result<Answer, PartError> {
         let mut timers = read(view)?;
         let rows: Vec<_> = timers.iter().map(|timer| ask_times(program, timer)).collect();
+        let overruns: Vec<_> = timers.iter().map(|timer| overrun::ask(program, timer.id)).collect();
         let clock = ask_boot_time(program);
         Ok(Box::new(move |_, outcome| {
-            for (timer, rows) in timers.iter_mut().zip(rows) {
+            for ((timer, rows), overruns) in timers.iter_mut().zip(rows).zip(overruns) {
                 timer.take_times(outcome, &rows)?;
+                timer.overruns = i32::try_from(outcome.get(overruns)?).unwrap_or(0);
                 timer.clock = clock_with(timer.clock, numbers::to_job);
             }
             encode("posix timers", &State { timers, at: boot_time(outcome, clock)? })
@@ -485,16 +488,13 @@ mod tests {
 
     fn timer(clock: i32, interval: u64, left: u64) -> Timer {
         Timer {
-            id: 0,
             signal: 14,
-            value: 0,
             notify: libc::SIGEV_SIGNAL,
-            thread: 0,
             clock,
             interval,
             left,
             at: 1000,
-            due: None,
+            ..Timer::default()
         }
     }
 
@@ -519,6 +519,16 @@ mod tests {
         let pending = Timer { due: Some(850), ..periodic };
         assert_eq!(pending.value(Some(20), 7000), (libc::TIMER_ABSTIME, 6830));
         assert_eq!(timer(OWN_PROCESS, 0, 50).value(Some(20), 7000), (0, 50));
+    }
+
+    #[test]
+    fn an_absolute_time_stays_what_it_is() {
+        let fixed = |due| Timer { fixed: Some(due), ..timer(libc::CLOCK_REALTIME, 100, 50) };
+        let late = 9_000_000;
+        assert_eq!(fixed(1050).value(Some(20), 7000), (libc::TIMER_ABSTIME, 1050));
+        assert_eq!(fixed(850).value(None, late), (libc::TIMER_ABSTIME, 850));
+        let off = Timer { left: 0, ..fixed(1050) };
+        assert_eq!(off.value(Some(20), late), (0, 0));
     }
 
     #[test]

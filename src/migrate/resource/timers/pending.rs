@@ -19,13 +19,13 @@ use crate::tracer::raw::{code_of, number_of, SigInfo};
 pub type Overdue = BTreeMap<i32, Option<i64>>;
 
 /// The timer that has sent a signal (`si_timerid` of sigaction(2)).
-fn timer_of(info: &[u8]) -> Option<i32> {
+pub(super) fn timer_of(info: &[u8]) -> Option<i32> {
     let id = info.get(16..20)?.try_into().ok()?;
     (code_of(info) == libc::SI_TIMER).then_some(i32::from_le_bytes(id))
 }
 
 /// For how many periods it stands (`si_overrun`).
-fn periods(info: &[u8]) -> u64 {
+pub(super) fn periods(info: &[u8]) -> u64 {
     let overruns = info.get(20..24).and_then(|b| b.try_into().ok()).map_or(0, i32::from_le_bytes);
     1 + u64::try_from(overruns).unwrap_or(0)
 }
@@ -44,6 +44,11 @@ fn queued_timers(view: &View) -> Result<BTreeMap<i32, BTreeSet<i32>>, PartError>
         }
     }
     Ok(found)
+}
+
+/// Is a signal of this timer pending for the thread, or for its process if it is the leader?
+pub(super) fn is_queued(view: &View, id: i32) -> Result<bool, PartError> {
+    Ok(queued_timers(view)?.values().flatten().any(|queued| *queued == id))
 }
 
 /// Is a signal of a timer pending for the thread, or for its process, that has not been measured?
@@ -139,7 +144,11 @@ fn measure_signal(
     Ok(())
 }
 
-fn ask_one(timer: &mut Timer, remote: &mut Remote, stub: &Stub) -> Result<(), PartError> {
+pub(super) fn ask_one(
+    timer: &mut Timer,
+    remote: &mut Remote,
+    stub: &Stub,
+) -> Result<(), PartError> {
     let mut program = Program::default();
     let asked = ask_times(&mut program, timer);
     let outcome = remote.run(stub, program)?;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::super::hook::reached;
@@ -16,7 +15,9 @@ use crate::migrate::capture;
 use crate::migrate::heritage::choose::{choose, Chosen};
 use crate::migrate::heritage::{ancestors, lineage, page_hash, Bequest, Handed, Ranges};
 use crate::migrate::message::Msg;
+use crate::migrate::programs;
 use crate::migrate::raw::Shared;
+use crate::migrate::resource::memory::read_mem;
 use crate::migrate::resource::View;
 use crate::migrate::skeleton::Plan;
 use crate::migrate::tree;
@@ -39,6 +40,10 @@ impl Mover {
             mappings: chosen.mappings.clone(),
         };
         plan.bequests = chosen.iter().map(bequest).collect();
+        plan.programs = match translated {
+            true => programs::of(&self.pids(), &plan.members).map_err(own)?,
+            false => Vec::new(),
+        };
         // That took a while.
         plan.clocks = job_clocks(&self.sup.session).map_err(own)?;
         self.send(target.key, &Msg::Prepare(plan.clone()), &[]);
@@ -117,7 +122,11 @@ impl Mover {
             for ranges in chunks(&ranges) {
                 self.go_on()?;
                 // What the job has given back meanwhile is left out.
-                let Some(mut bytes) = read(&memory, &ranges) else { continue };
+                let len: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+                let mut bytes = vec![0; len as usize];
+                if read_mem(&memory, &ranges, &mut bytes).is_err() {
+                    continue;
+                }
                 let (ranges, len) = new_pages(handed, member, &ranges, &mut bytes);
                 if len > 0 {
                     let msg = Msg::Heirs { member: index, ranges, last: false };
@@ -137,20 +146,6 @@ impl Mover {
 fn numbered(pid: i32) -> Option<(i32, i32)> {
     let ids = capture::ids(&View::read_process(pid).ok()?).ok()?;
     Some((ids.pid, pid))
-}
-
-/// Reads pages without giving the process copies of them
-/// ([`read_common`](crate::migrate::resource::memory::read_common)).
-fn read(memory: &File, ranges: &[(u64, u64)]) -> Option<Vec<u8>> {
-    let len: u64 = ranges.iter().map(|(start, end)| end - start).sum();
-    let mut bytes = vec![0; len as usize];
-    let mut rest = bytes.as_mut_slice();
-    for (start, end) in ranges {
-        let (piece, others) = rest.split_at_mut((end - start) as usize);
-        memory.read_exact_at(piece, *start).ok()?;
-        rest = others;
-    }
-    Some(bytes)
 }
 
 /// The pages among these that a member does not inherit with the same content; their bytes are

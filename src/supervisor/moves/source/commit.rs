@@ -313,6 +313,7 @@ impl Mover {
         self.init = None;
         self.keep_needs();
         self.streams.clear();
+        self.dialing = None;
         self.restored.clear();
         self.sup.job.meta.epoch = self.sup.job.meta.epoch.next();
         self.sup.job.meta.host = None;
@@ -393,7 +394,10 @@ fn take_locks_back(frozen: &Frozen, image: &JobImage) {
         tracing::error!("signals of descriptors: {e}");
     }
     for (process, image) in with_locks(frozen, image) {
-        match late::take(process.pid, image, &image.locks) {
+        let mut locks = image.locks.clone();
+        let taken = late::open(process.pid, image, &mut locks)
+            .and_then(|_| late::take(process.pid, image, &locks));
+        match taken {
             Ok(missed) => missed.iter().for_each(|(lock, e)| {
                 tracing::error!("process {} has lost its {lock}: {e}", image.ids.pid);
             }),

@@ -59,8 +59,19 @@ impl Mover {
         let ptys = pty::has_any(&files.views.objects);
         let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
-        let bequests = Vec::new();
-        Ok(Plan { members, nodename, domainname, clocks, terminals, ptys, user, bequests })
+        let (bequests, programs) = Default::default();
+        let it = Plan {
+            members,
+            nodename,
+            domainname,
+            clocks,
+            terminals,
+            ptys,
+            user,
+            bequests,
+            programs,
+        };
+        Ok(it)
     }
 
     /// Stops every thread.

@@ -10,9 +10,9 @@ use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::fd::mqueue::{queue_name, unlink_queue};
 use crate::migrate::resource::ipc::choose::{choose, refusal, Chosen, Known};
 use crate::migrate::resource::ipc::{self, list, namespace, raw, undo, Id, IpcImage, Kind};
-use crate::migrate::resource::{blocker, View};
+use crate::migrate::resource::View;
 use crate::migrate::sharing::leave_segments_out;
-use crate::syscalls::translate::REMEDY;
+use crate::syscalls::translate::objects;
 
 impl Mover {
     /// The objects that go along with these processes, the first of which is the job's.
@@ -27,6 +27,9 @@ impl Mover {
                 let cause = "it has an IPC namespace of its own (ipc_namespaces(7))";
                 return Err(refusal(&format!("process {pid}"), cause));
             }
+        }
+        if objects::are_own() {
+            return own_objects().map_err(|e| unknown(format!("/proc/sysvipc: {e}")));
         }
         let view = View::read_process(root).map_err(|e| unknown(e.to_string()))?;
         let known = Known {
@@ -83,6 +86,7 @@ impl Mover {
     ) -> Step1<IpcImage> {
         let shown = ipc::shown(images, chosen);
         leave_segments_out(images, &shown);
+        ipc::by_job(images);
         if chosen.is_empty() {
             return Ok(IpcImage::default());
         }
@@ -114,14 +118,11 @@ impl Mover {
     }
 }
 
-/// Objects that cannot be where the job has no namespaces: their identifiers are given by the kernel.
-/// What may be somebody else's stays behind.
-pub(super) fn untranslated(chosen: &[Chosen]) -> impl Iterator<Item = Finding> + '_ {
-    chosen.iter().filter(|one| !one.perhaps).map(|one| {
-        let object = format!("{} {}", one.listed.kind.name(), one.listed.perm.id);
-        let cause = "only in an IPC namespace of its own it would keep its identifier";
-        blocker("VOS-TRANSLATE", object, cause, REMEDY)
-    })
+/// Those of a job that has no namespaces here.
+fn own_objects() -> std::io::Result<Vec<Chosen>> {
+    let is_own = |one: &list::Listed| objects::to_job(one.kind, one.perm.id).is_some();
+    let all = list::all()?.into_iter().filter(is_own);
+    Ok(all.map(|listed| Chosen { listed, perhaps: false }).collect())
 }
 
 fn of_kind(chosen: &[Chosen], kind: Kind) -> impl Iterator<Item = &Chosen> {
@@ -133,4 +134,5 @@ fn of_kind(chosen: &[Chosen], kind: Kind) -> impl Iterator<Item = &Chosen> {
 pub(super) fn remove(objects: &[Id], queues: &[Vec<u8>]) {
     ipc::remove(objects);
     queues.iter().for_each(|name| unlink_queue(name));
+    objects::remove_all();
 }

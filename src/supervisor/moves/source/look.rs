@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::{stream_key, Mover};
 use super::outcome::{out_of_order, own, part_stopped, refuse_blockers, stopped, Step1};
-use super::{ipc, Target, PATIENCE};
+use super::{Target, PATIENCE};
 use crate::control::{Finding, MoveFailure, Severity};
 use crate::ids::MoveId;
 use crate::migrate::apart::Common;
@@ -26,6 +26,7 @@ use crate::migrate::resource::memory::FileId;
 use crate::migrate::shares::Sharing;
 use crate::migrate::terminals;
 use crate::migrate::thread_files;
+use crate::syscalls::translate::numbers;
 
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
 /// followed by the others, requests end, messages are taken, connections are made and accepted,
@@ -115,6 +116,7 @@ impl Mover {
                 None => return Err(own(e)),
             },
         };
+        self.learn_accepted(&files);
         let known = (!self.has_lost_relays()).then(|| self.known_forwarded());
         let common = self.common().busy(self.sup.session.submitting());
         let mut local = preflight::local(&pids, &files, known.as_ref(), &common).map_err(own)?;
@@ -124,10 +126,7 @@ impl Mover {
         local.open.untranslated.extend(untranslated);
         local.findings.extend(self.check_apart(&files, &pids).map_err(own)?);
         local.findings.extend(self.made_away(&files));
-        match self.choose_ipc(&pids, false) {
-            Ok(chosen) => local.open.untranslated.extend(ipc::untranslated(&chosen)),
-            Err(refused) => local.findings.push(refused),
-        }
+        local.findings.extend(self.choose_ipc(&pids, false).err());
         local.open.untranslated.extend(filters::untranslated(self.sup.session.handles.filters()));
         local.findings.extend(self.sup.session.handles.has_keys().then(keyrings::warning));
         if let Err(FdError::Refused(finding)) = terminals::of(&files, self.sup.session.root) {
@@ -143,7 +142,7 @@ impl Mover {
         }
         let known = |view: &FdView| self.streams.contains_key(&stream_key(view));
         let mut all = files.views.objects.iter();
-        let found = all.find(|view| !known(view) && tcp::is_connection(view, files));
+        let found = all.find(|view| !known(view) && tcp::is_kept(view, files));
         found.map(tcp::made_away)
     }
 
@@ -161,6 +160,7 @@ impl Mover {
         let translated = self.sup.session.translation.is_some();
         Common::new(u64::from(self.sup.job.meta.filtered || translated), like)
             .knowing(handles.submitted().clone(), handles.filters().clone())
+            .filtered_more(self.sup.session.signalfds.filters())
     }
 
     /// Host pids of the job's processes, the first one first.
@@ -266,7 +266,8 @@ impl Mover {
             let early = self.early_freeze.iter().flat_map(|frozen| &frozen.job.processes);
             let closed =
                 early.filter(|process| process.opened.is_some()).map(|process| process.pid);
-            hello.untranslated.extend(closed.map(preflight::undumpable));
+            let hidden = pids.iter().copied().filter(|pid| numbers::is_hidden(*pid));
+            hello.untranslated.extend(closed.chain(hidden).map(preflight::undumpable));
             let body = postcard::to_stdvec(&hello).map_err(own)?;
             self.send(target.key, &Msg::Hello(PROTOCOL, body), &[]);
             let verdict = match self.answer(target, PATIENCE)? {

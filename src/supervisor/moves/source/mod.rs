@@ -236,9 +236,10 @@ impl Mover {
         let peer = (target.id, target.name.clone());
         self.write_journal(id, Step::Intent, &peer).map_err(own)?;
         let mut frozen = None;
-        let decided = self
-            .until_ready(id, target, local, laps, &mut frozen)
-            .and_then(|image| self.decide(id, &peer, target, frozen.as_ref()).map(|()| image));
+        let decided = self.until_ready(id, target, local, laps, &mut frozen).and_then(|image| {
+            still_leased(frozen.as_ref(), &image)?;
+            self.decide(id, &peer, target, frozen.as_ref()).map(|()| image)
+        });
         match (decided, frozen) {
             (Ok(image), Some(frozen)) => self.commit(id, target, frozen, image, laps),
             (Ok(_), None) => Err(own("nothing was frozen")),
@@ -281,11 +282,6 @@ impl Mover {
         }
         self.ship(target, &wanted)?;
         let mut plan = self.plan()?;
-        if verdict.translated && plan.ptys {
-            // It has come since the target was asked.
-            let text = "the job has a terminal of its own, which needs namespaces at the target";
-            return Err(stopped(10, "VOS-TRANSLATE", text));
-        }
         let mut handed = self.prepare(target, &mut plan, verdict.translated)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
@@ -385,6 +381,18 @@ impl Mover {
             }
         }
     }
+}
+
+/// Nobody has opened the file of a lease since the job was frozen: who did waits for the program.
+fn still_leased(frozen: Option<&Frozen>, image: &JobImage) -> Step1<()> {
+    let processes = frozen.into_iter().flat_map(|frozen| &frozen.job.processes);
+    for (process, image) in processes.zip(&image.processes) {
+        if let Some(lock) = image.locks.iter().find(|lock| lock.is_being_broken(process.pid)) {
+            let text = format!("another program wants the file: the {lock} is being broken");
+            return Err(stopped(11, "VOS-LEASE-BREAK", text));
+        }
+    }
+    Ok(())
 }
 
 /// Standard streams that are files of this node only are relayed too.

@@ -10,8 +10,8 @@ use nix::unistd::{getpgid, getpgrp, Pid};
 use super::super::hook::reached;
 use super::super::{stream_key, Class, Mover, StreamKey, CHUNK};
 use super::{
-    cancelled, fd_stopped, ipc, job_clocks, out_of_order, own, part_stopped, refused, stopped,
-    Agreed, Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
+    cancelled, fd_stopped, job_clocks, out_of_order, own, part_stopped, refused, stopped, Agreed,
+    Frozen, Laps, Step1, Target, PATIENCE, READY_PATIENCE,
 };
 use crate::control::Phase;
 use crate::migrate::capture::{self, Capturing};
@@ -25,16 +25,17 @@ use crate::migrate::message::{Msg, Parcel};
 use crate::migrate::near::Near;
 use crate::migrate::outside::{read_ahead, Subject};
 use crate::migrate::preflight::{self, Forwarded};
+use crate::migrate::programs;
 use crate::migrate::raw::Shared;
-use crate::migrate::resource::fd::{pty, BulkSource, FdView};
+use crate::migrate::resource::fd::{self, pty, BulkSource, FdView};
 use crate::migrate::resource::filters;
 use crate::migrate::resource::memory::{read_common, read_pages, FileId};
+use crate::migrate::resource::timers;
 use crate::migrate::sharing::{perhaps_shared, send_objects_once, Divided, Sent};
 use crate::migrate::skeleton::Plan;
 use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::migrate::thread_files;
-use crate::migrate::tree;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
 use crate::tracer::memory::PageMap;
 
@@ -168,17 +169,15 @@ impl Mover {
         let apart = self.check_apart(&files, &frozen.job.pids()).map_err(own)?;
         apart.map_or(Ok(()), |finding| Err(refused(finding)))?;
         files.look_into_sockets().map_err(fd_stopped)?;
+        self.learn_accepted(&files);
         let forwarded = self.still_forwarded(&files, agreed).map_err(own)?;
-        let mut chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
+        let chosen = self.choose_ipc(&frozen.job.pids(), true).map_err(refused)?;
         if agreed.translated {
             let is_forwarded = |v: &FdView| forwarded.contains(&(v.dev, v.ino));
             let mut come = files.untranslated(is_forwarded);
-            come.extend(ipc::untranslated(&chosen));
             come.extend(filters::untranslated(self.sup.session.handles.filters()));
-            come.extend(tree::untranslated(&plan.members));
+            come.extend(programs::untranslated(&plan.members, &plan.programs));
             come.into_iter().next().map_or(Ok(()), |finding| Err(refused(finding)))?;
-            // What may be somebody else's stays.
-            chosen.clear();
         }
         let terminals = self.terminals(&files, plan)?;
         files.take_queues(&mut frozen.ptys).map_err(fd_stopped)?;
@@ -203,9 +202,9 @@ impl Mover {
                 let locks = locks.remove(&process.pid).unwrap_or_default();
                 images.insert(process.pid, ProcessImage { locks, ..image });
             }
-            Ok(images)
+            Ok((images, of.numbers))
         });
-        let mut images = images.map_err(part_stopped)?;
+        let (mut images, numbers) = images.map_err(part_stopped)?;
         let places: BTreeMap<i32, usize> =
             plan.members.iter().zip(0..).map(|(member, n)| (member.ids.pid, n)).collect();
         let place = |image: &ProcessImage| places.get(&image.ids.pid);
@@ -234,7 +233,12 @@ impl Mover {
         let mut images: Vec<ProcessImage> =
             processes.iter().filter_map(|process| images.remove(&process.pid)).collect();
         let pids: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-        stops::note_taken(&pids, &mut images).map_err(part_stopped)?;
+        if !terminals.is_empty() {
+            terminals::note_without(&pids, &mut images);
+        }
+        stops::note_taken(&pids, &numbers, &mut images).map_err(part_stopped)?;
+        timers::note_absolute(&pids, &mut images, self.sup.session.handles.timers())
+            .map_err(part_stopped)?;
         family::adopt(&mut images, plan).map_err(own)?;
         let ipc = self.capture_ipc(&chosen, &frozen.job, &mut images)?;
         self.note_left_behind(&chosen, &files, frozen).map_err(own)?;
@@ -321,7 +325,9 @@ impl Mover {
         ends: &BTreeMap<StreamKey, OwnedFd>,
     ) -> Step1<()> {
         let Some(away) = &mut self.away else { return Ok(()) };
-        let all: Vec<u32> = away.streams().collect();
+        let mut all: Vec<u32> = away.streams().collect();
+        // They tell which connections the job has accepted.
+        all.sort_by_key(|stream| !away.is_listener(*stream));
         for stream in all {
             let end = self.streams.iter().find(|(_, s)| **s == stream);
             let end = end.and_then(|(key, _)| ends.get(key)).map(AsFd::as_fd);
@@ -345,7 +351,7 @@ impl Mover {
                 Class::Terminal => HomeEnd::Terminal(fd, control),
                 Class::Read => HomeEnd::Input(fd),
                 Class::Written => HomeEnd::Output(fd),
-                Class::Connection => HomeEnd::Socket(fd),
+                Class::Connection => tcp_end(fd),
             };
             frozen.states.push(home.add_home(stream, end).map_err(own)?);
             self.streams.insert(key, stream);
@@ -363,10 +369,10 @@ impl Mover {
         let known = |key: &StreamKey| self.streams.contains_key(key);
         let new: Vec<_> =
             ends.into_iter().filter(|(k, _)| k.2 == Class::Connection && !known(k)).collect();
-        let first = home.streams().max().map_or(1, |last| last.saturating_add(1));
-        for (stream, (key, fd)) in (first..).zip(new) {
+        for (key, fd) in new {
+            let stream = home.new_stream();
             frozen.begun.push(stream);
-            frozen.states.push(home.add_home(stream, HomeEnd::Socket(fd)).map_err(own)?);
+            frozen.states.push(home.add_home(stream, tcp_end(fd)).map_err(own)?);
             self.streams.insert(key, stream);
         }
         Ok(())
@@ -500,6 +506,14 @@ impl Mover {
         for (from, ranges) in same {
             self.send(target.key, &Msg::Same { process, from, ranges }, &[]);
         }
+    }
+}
+
+/// The real end of a TCP socket.
+fn tcp_end(fd: OwnedFd) -> HomeEnd {
+    match fd::tcp::is_listening(&fd) {
+        true => HomeEnd::Listener(fd),
+        false => HomeEnd::Socket(fd),
     }
 }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
+use super::super::dialing::Dialing;
+use super::super::hook::reached;
 use super::super::{Class, LinkKey, Mover, StreamKey, CHUNK};
 use super::outfit::{join_shared, size_segments, Outfit};
 use super::{read_hello, Prepared, Restored, CAPTURE_PATIENCE, PATIENCE};
@@ -20,17 +22,17 @@ use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::preflight;
 use crate::migrate::raw::Shared;
-use crate::migrate::resource::fd::tcp::{envelope::Envelopes, Connection};
+use crate::migrate::resource::fd::tcp::{envelope::Envelopes, State};
 use crate::migrate::resource::fd::unix::Renames;
-use crate::migrate::resource::fd::{self, BulkId};
+use crate::migrate::resource::fd::{self, signalfd, BulkId};
 use crate::migrate::resource::memory::FileId;
 use crate::migrate::resource::Missed;
 use crate::migrate::restore::{verify, Restoring};
 use crate::migrate::skeleton::{
     coarse_tick, offsets, own_clocks, Footing, Growing, Plan, Skeleton,
 };
-use crate::migrate::terminals::Terminal;
-use crate::proxy::{AwayEnd, PtyPair};
+use crate::migrate::terminals::{self, Terminal};
+use crate::proxy::{AwayEnd, AwayState, PtyPair, Relays};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
 use crate::syscalls::translate::{self, Translation};
@@ -208,6 +210,7 @@ impl Mover {
 
     /// Begins the frame; it is complete when its processes have what they hand down.
     fn begin_frame(&mut self, key: LinkKey, a: &mut Arriving, plan: Plan) -> Result<()> {
+        reached("plan");
         a.growing = None;
         if let Some(outdated) = a.skeleton.take() {
             outdated.kill();
@@ -328,6 +331,9 @@ impl Mover {
         let ends = self.join_streams(a, parcel)?;
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let image = &parcel.image;
+        // The job's clock never goes back; the frame's was set when the plan was made. What is to come
+        // after some time counts from the capture on.
+        wait_for_clock(skeleton, image.clocks.monotonic)?;
         if skeleton.processes.len() != image.processes.len() {
             bail!("{} processes in a frame of {}", image.processes.len(), skeleton.processes.len());
         }
@@ -345,6 +351,7 @@ impl Mover {
         }
         outfit.provide_terminals(skeleton, image, &a.terminals)?;
         skeleton.make_ipc(&image.ipc, &image.processes)?;
+        fd::mqueue::take_names(&image.files.objects)?;
         let restoring = outfit.equip(skeleton, &image.processes, paths, &self.vdso)?;
         skeleton.remove_segments(&image.ipc)?;
         // Only the job's own descriptions of a slave keep it open.
@@ -363,15 +370,12 @@ impl Mover {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
-        let mut connections = connections(parcel)?;
+        let mut sockets = tcp_sockets(parcel)?;
         let mut envelopes = Envelopes::default();
         for state in &parcel.relays {
-            if let AwayEnd::Tcp(_) = state.end {
-                let connection = connections.remove(&state.stream).filter(|_| state.wants_socket());
-                let pair = connection.map(|of| envelopes.connect(&of)).transpose()?;
-                let (job, far) = pair.map_or((None, None), |pair| (Some(pair.job), Some(pair.far)));
-                let both = job.as_ref().map(AsFd::as_fd).zip(far);
-                away.rebuild_socket(state.clone(), both)?;
+            if matches!(state.end, AwayEnd::Tcp(_) | AwayEnd::Listener(_)) {
+                let socket = sockets.remove(&state.stream).filter(|_| state.wants_socket());
+                let job = rebuild_tcp(&mut away, &mut envelopes, state, socket)?;
                 ends.extend(job.map(|job| (state.stream, job)));
                 continue;
             }
@@ -387,6 +391,8 @@ impl Mover {
             }
             ends.insert(state.stream, end);
         }
+        let envelopes = envelopes.settled();
+        self.dialing = envelopes.listens().then(|| Dialing::new(envelopes));
         self.away = (!parcel.relays_lost).then_some(away);
         self.idle_terminal = a.pty.take();
         self.streams.clear();
@@ -405,23 +411,30 @@ impl Mover {
         ensure!(!restoring.is_empty(), "an image without its files");
         let skeleton = a.skeleton.as_ref().context("no frame")?;
         let filtered = image.job.filtered;
-        let program = match skeleton.ahead {
-            Some(_) => Some(filter::bytes(&translate::program(filtered))),
+        let program = |signalfds: &BTreeSet<i32>| match skeleton.ahead {
+            Some(_) => Some(filter::bytes(&translate::program(filtered, signalfds))),
             None => filtered.then(|| filter::bytes(&filter::program(TABLE))),
         };
         let mut processes = Vec::with_capacity(restoring.len());
         let missed = Missed::default();
         let places = skeleton.processes.iter().map(|place| place.pid);
         let last = last_of_memories(&image.processes);
+        let files = &image.files;
         let each = restoring.into_iter().zip(image.processes).zip(places).zip(last);
         for (((restoring, image), pid), last) in each {
+            let signalfds = signalfd::numbers(&files.objects, &image.table);
+            let program = program(&signalfds);
             let threads = restoring.finish(&image, program.as_deref(), &missed, last)?;
             verify(pid, &image)?;
-            processes.push(Restored { image, pid, threads, locks: Vec::new() });
+            processes.push(Restored { image, pid, threads, locks: Vec::new(), signalfds });
         }
         let all: Vec<_> = processes.iter().map(|p| (p.pid, &p.image)).collect();
         late::finish(&all, &image.files)?;
         late::drive(&all, &image.files)?;
+        for process in &processes {
+            late::count_overruns(process.pid, &process.image, &process.host_tids())?;
+            give_up_terminal(process, &missed);
+        }
         processes.iter_mut().try_for_each(take_locks)?;
         for process in &processes {
             let own = u64::from(image.job.filtered || skeleton.ahead.is_some());
@@ -436,8 +449,6 @@ impl Mover {
         self.sup.job.meta.names = Some(names);
         self.sup.board.history = a.hello.history.clone();
         self.sup.job.meta.epoch = a.hello.epoch;
-        // The job's clock never goes back; the frame's was set when the plan was made.
-        wait_for_clock(skeleton, image.clocks.monotonic)?;
         let skeleton = a.skeleton.take().context("no frame")?;
         let arrived = a.arrived.unwrap_or_else(Instant::now);
         let renames = std::mem::take(&mut a.renames);
@@ -472,15 +483,45 @@ fn last_of_memories(processes: &[ProcessImage]) -> Vec<bool> {
     last
 }
 
-/// The connections of an image that are relayed, by their streams.
-fn connections(parcel: &Parcel) -> Result<BTreeMap<u32, Connection>> {
+/// The TCP sockets of an image, by their streams.
+fn tcp_sockets(parcel: &Parcel) -> Result<BTreeMap<u32, State>> {
     let mut all = BTreeMap::new();
     for (object, stream) in &parcel.streams {
         let object = parcel.image.files.objects.get(*object as usize);
-        let connection = Connection::of(object.context("a relay of no descriptor")?)?;
-        all.extend(connection.map(|connection| (*stream, connection)));
+        let socket = State::of(object.context("a relay of no descriptor")?)?;
+        all.extend(socket.map(|socket| (*stream, socket)));
     }
     Ok(all)
+}
+
+/// Makes the job's TCP socket, if it has one still, and the away half of its relay.
+fn rebuild_tcp(
+    away: &mut Relays,
+    envelopes: &mut Envelopes,
+    state: &AwayState,
+    socket: Option<State>,
+) -> Result<Option<OwnedFd>> {
+    match (&state.end, socket) {
+        (AwayEnd::Listener(_), Some(State::Listener(listener))) => {
+            let job = envelopes.listen(state.stream, &listener)?;
+            away.rebuild_listener(state.clone(), Some(job.try_clone()?))?;
+            Ok(Some(job))
+        }
+        (AwayEnd::Tcp(_), Some(State::Connection(connection))) => {
+            let pair = envelopes.connect(&connection)?;
+            away.rebuild_socket(state.clone(), Some((pair.job.as_fd(), pair.far)))?;
+            Ok(Some(pair.job))
+        }
+        (AwayEnd::Listener(_), None) => {
+            away.rebuild_listener(state.clone(), None)?;
+            Ok(None)
+        }
+        (AwayEnd::Tcp(_), None) => {
+            away.rebuild_socket(state.clone(), None)?;
+            Ok(None)
+        }
+        _ => bail!("a relay of another kind than its socket"),
+    }
 }
 
 fn is_tty(fd: &OwnedFd) -> bool {
@@ -543,9 +584,22 @@ fn wait_until_past(ahead: i128, reached: i128) -> Result<()> {
     Ok(())
 }
 
+/// A process that has no controlling terminal, in a session that has one, gives it up again.
+fn give_up_terminal(Restored { pid, image, .. }: &Restored, missed: &Missed) {
+    if !terminals::is_too_much(*pid, image) {
+        return;
+    }
+    if let Err(e) = late::give_up_terminal(*pid, image) {
+        let pid = image.ids.pid;
+        missed.add(format!("process {pid} has the terminal of its session again: {e}"));
+    }
+}
+
 /// Takes the locks that nobody holds. The source's copy may hold those on a file of both nodes;
 /// any other that is not to be had is held by a program here.
 fn take_locks(process: &mut Restored) -> Result<()> {
+    late::try_to_open(process.pid, &process.image)
+        .with_context(|| format!("a leased file of process {}", process.image.ids.pid))?;
     let missed = match process.image.locks.is_empty() {
         true => Vec::new(),
         false => late::take(process.pid, &process.image, &process.image.locks)?,

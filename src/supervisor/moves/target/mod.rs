@@ -1,5 +1,6 @@
 //! The side that takes the job: a new supervisor ([`receive`]), or the home agent.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -186,6 +187,8 @@ struct Restored {
     threads: Vec<NewThread>,
     /// Locks that it could not take yet.
     locks: Vec<Lock>,
+    /// Descriptors of which its filter stops reads ([`crate::syscalls::translate::signalfd`]).
+    signalfds: BTreeSet<i32>,
 }
 
 impl Restored {
@@ -312,6 +315,7 @@ impl Mover {
     /// After a move that was given up: no trace of it.
     fn forget_away(&mut self) {
         self.away = None;
+        self.dialing = None;
         self.streams.clear();
         let away = self.agent.is_some();
         self.sup.board.state = away.then_some(JobState::Away);

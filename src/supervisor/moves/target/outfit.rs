@@ -27,7 +27,7 @@ use crate::migrate::restore::Restoring;
 use crate::migrate::skeleton::Skeleton;
 use crate::migrate::terminals::Terminal;
 use crate::migrate::vdso::Vdso;
-use crate::syscalls::translate::numbers;
+use crate::syscalls::translate::{numbers, objects, ptys};
 use crate::tracer::memory::{VmFlags, PAGE};
 
 /// The descriptions of a job on their way to its processes.
@@ -119,6 +119,7 @@ impl<'a> Outfit<'a> {
                 others: others_of_table(skeleton, processes, n),
                 takes_table: process.takes(Shared::Files),
                 numbers: numbers::all(),
+                names: objects::copied(),
                 ..build
             };
             let mut fds: Vec<BorrowedFd> = Vec::new();
@@ -130,6 +131,7 @@ impl<'a> Outfit<'a> {
             let (mut built, made) = skeleton.build(n, &build, &fds)?;
             if n == 0 {
                 renames = std::mem::take(&mut built.renames);
+                built.ptys.iter().for_each(|(job, host)| ptys::bind(*job, *host));
             }
             self.made.extend(build.hand_out.iter().copied().zip(made));
             all.push(built);

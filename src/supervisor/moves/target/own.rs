@@ -17,6 +17,7 @@ use crate::migrate::capture;
 use crate::migrate::late;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::attributes::is_dumpable;
+use crate::migrate::resource::{timers, PartError};
 use crate::migrate::restore::NewThread;
 use crate::migrate::transport::{Link, Service};
 use crate::node;
@@ -24,6 +25,7 @@ use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
 use crate::supervisor::moves::dumpable::make_undumpable;
 use crate::supervisor::session::{Session, Way};
+use crate::syscalls::translate::numbers;
 
 /// In doubt: pause between two questions to the source.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -145,6 +147,10 @@ impl Mover {
         for process in &processes[1..] {
             self.sup.session.add_process(process.pid, process.tids());
         }
+        if self.sup.session.translation.is_some() {
+            let of = |p: &Restored| (p.pid, p.signalfds.clone());
+            self.sup.session.signalfds = processes.iter().map(of).collect();
+        }
         self.take_up_seen(&processes);
         for process in &processes {
             let insn = capture::syscall_insn(process.pid, &process.image.memory);
@@ -181,8 +187,8 @@ impl Mover {
         self.stop_again(root.image.stopped, home)
     }
 
-    /// What AIO contexts are asked for from here on, and filters that are installed, are seen if the
-    /// job has vosrun's filter.
+    /// What AIO contexts are asked for from here on, filters that are installed, and timers that are
+    /// set to absolute times, are seen if the job has vosrun's filter.
     fn take_up_seen(&mut self, processes: &[Restored]) {
         if !self.sup.job.meta.filtered {
             return;
@@ -191,6 +197,8 @@ impl Mover {
             let handles = &mut self.sup.session.handles;
             let rings = process.image.memory.rings();
             rings.for_each(|(at, ring)| handles.add_context(process.pid, at, ring.tail.into()));
+            let absolute = timers::absolute_of(&process.image).into_iter();
+            absolute.for_each(|(id, to)| handles.add_timer(process.pid, id, to));
             for (thread, tid) in process.image.threads.iter().zip(process.host_tids()) {
                 handles.take_up_filters(tid, &thread.filters);
             }
@@ -315,6 +323,10 @@ impl Mover {
             all.push(ways);
         }
         for process in processes.iter().filter(|process| !is_dumpable(&process.image)) {
+            if numbers::only_seem_hidden() {
+                numbers::hide(process.pid, true);
+                continue;
+            }
             let insn = self.sup.session.insn(process.pid, self.vdso.syscall_offset());
             let done = insn.context("no system call is known in it");
             if let Err(e) = done.and_then(|insn| make_undumpable(process.pid, insn)) {
@@ -335,28 +347,38 @@ impl Mover {
 }
 
 /// Takes the locks that the source's copy has let go. Another program may have been faster and
-/// is waited for a moment; a lock that it keeps is lost, of which the sentences tell.
+/// is waited for a moment; a lock that it keeps is lost, of which the sentences tell. Longest is
+/// waited for one that has a lease on a file which is to be opened: the kernel ends that.
 fn take_locks(processes: &mut [Restored]) -> Vec<String> {
     const PATIENCE: Duration = Duration::from_secs(5);
+    const LEASE_BREAK: Duration = Duration::from_secs(60);
     const PAUSE: Duration = Duration::from_millis(5);
-    let until = Instant::now() + PATIENCE;
+    let begin = Instant::now();
     loop {
         let mut lost = Vec::new();
         for process in processes.iter_mut().filter(|process| !process.locks.is_empty()) {
             let pid = process.image.ids.pid;
-            match late::take(process.pid, &process.image, &process.locks) {
-                Ok(missed) => {
-                    let text = |(lock, e)| format!("process {pid} has lost its {lock}: {e}");
-                    process.locks = missed.iter().map(|(lock, _)| lock.clone()).collect();
-                    lost.extend(missed.into_iter().map(text));
-                }
+            let text = |(lock, e)| format!("process {pid} has lost its {lock}: {e}");
+            match take_locks_of(process) {
+                Ok(missed) => lost.extend(missed.into_iter().map(text)),
                 Err(e) => lost.push(format!("process {pid} has lost its locks: {e}")),
             }
         }
-        if lost.is_empty() || Instant::now() > until {
+        let closed = processes.iter().flat_map(|p| &p.locks).any(|lock| lock.opened.is_some());
+        let patience = if closed { LEASE_BREAK } else { PATIENCE };
+        if lost.is_empty() || begin.elapsed() > patience {
             lost.iter().for_each(|text| tracing::error!("{text}"));
             return lost;
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Takes what a process can have now; the others stay to be taken.
+fn take_locks_of(process: &mut Restored) -> std::result::Result<Vec<late::Missed>, PartError> {
+    let mut missed = late::open(process.pid, &process.image, &mut process.locks)?;
+    process.locks.retain(|lock| lock.opened.is_none());
+    missed.extend(late::take(process.pid, &process.image, &process.locks)?);
+    process.locks = missed.iter().map(|(lock, _)| lock.clone()).collect();
+    Ok(missed)
 }

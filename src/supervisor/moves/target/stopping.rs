@@ -7,9 +7,8 @@ use anyhow::{Context, Result};
 
 use super::{Mover, Restored};
 use crate::migrate::resource::View;
-use crate::migrate::stops::{self, Hushed};
+use crate::migrate::stops::{self, Hushed, Waiting};
 use crate::supervisor::session::Way;
-use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
 
 /// How the threads of a process go on, by their tids here.
@@ -18,13 +17,19 @@ pub(super) type Ways = Vec<(i32, Way)>;
 /// How a process comes to its stop.
 struct Stopping {
     signal: i32,
-    /// SIGCONT ends the stop; did one wait to be delivered before?
-    goes_on: Option<bool>,
+    goes_on: Option<GoesOn>,
+}
+
+/// SIGCONT ends the stop.
+struct GoesOn {
+    /// Did one wait to be delivered before?
+    waited: bool,
+    /// Stop signals, which it would take away.
+    stops: Waiting,
 }
 
 impl Stopping {
     fn of(process: &Restored) -> Result<Option<Self>> {
-        const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         let image = &process.image;
         if let Some(signal) = image.stopped {
             return Ok(Some(Self { signal, goes_on: None }));
@@ -33,13 +38,15 @@ impl Stopping {
             return Ok(None);
         }
         let view = View::read_process(process.pid).context("signals of a restored process")?;
-        let waits = |signal| (view.hex("SigPnd:") | view.hex("ShdPnd:")) & sigbit(signal) != 0;
-        if STOPS.into_iter().any(waits) {
-            // SIGCONT would take it away.
+        if stops::waits(&view, libc::SIGSTOP) {
+            // SIGCONT would take it away, and no call can take it before; it stops again at once.
             tracing::warn!("that process {} was continued is not told", image.ids.pid);
             return Ok(None);
         }
-        Ok(Some(Self { signal: libc::SIGSTOP, goes_on: Some(waits(libc::SIGCONT)) }))
+        let waited = stops::waits(&view, libc::SIGCONT);
+        let stops = stops::take_waiting(process.pid, image, &process.host_tids())?;
+        let goes_on = Some(GoesOn { waited, stops });
+        Ok(Some(Self { signal: libc::SIGSTOP, goes_on }))
     }
 }
 
@@ -78,8 +85,8 @@ impl Mover {
             let pids: Vec<i32> = now.iter().map(|place| processes[*place].pid).collect();
             self.pump_until(|session| pids.iter().all(|pid| session.in_stop(*pid).is_some()))?;
             for &place in &now {
-                if let Some(waited) = stopping[&place].goes_on {
-                    self.continue_process(&processes[place], waited)?;
+                if let Some(goes_on) = &stopping[&place].goes_on {
+                    self.continue_process(&processes[place], goes_on)?;
                 }
             }
             for (parent, children) in &family {
@@ -97,7 +104,7 @@ impl Mover {
 
     /// Ends a stop by SIGCONT; the process does not run yet. That signal goes no further, unless one
     /// has waited already.
-    fn continue_process(&mut self, process: &Restored, waited: bool) -> Result<()> {
+    fn continue_process(&mut self, process: &Restored, goes_on: &GoesOn) -> Result<()> {
         if self.sup.session.in_stop(process.pid).is_none() {
             tracing::error!("process {} does not stop again", process.image.ids.pid);
             return Ok(());
@@ -107,10 +114,10 @@ impl Mover {
             let held = self.sup.session.hold(thread.host_tid);
             held.with_context(|| format!("waiting for thread {}", thread.tid))?;
         }
-        if !waited {
+        if !goes_on.waited {
             stops::forget_cont(process.pid, &process.image)?;
         }
-        Ok(())
+        Ok(goes_on.stops.put_back(process.pid, &process.image)?)
     }
 
     /// Lets the threads of a process go on.

@@ -25,7 +25,7 @@ use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::content::{open_at, OPEN_FLAGS};
-use super::pipe::each_link;
+use super::outside::Place;
 use super::raw as fd_raw;
 use super::{decode, encode, failed, CaptureCx, FdError, FdKind, FdView, RestoreCx};
 use crate::capabilities::Area::Descriptors;
@@ -33,6 +33,7 @@ use crate::capabilities::Capability;
 use crate::control::Finding;
 use crate::migrate::resource::View;
 use crate::proxy::term::{wait_for, Termios, WindowSize};
+use crate::syscalls::translate::{numbers, ptys};
 
 pub mod queues;
 pub mod raw;
@@ -103,7 +104,7 @@ pub(super) struct Ptys {
     spare: BTreeMap<u32, OwnedFd>,
 }
 
-fn numbers(view: &FdView) -> (u32, u32) {
+fn device_of(view: &FdView) -> (u32, u32) {
     (libc::major(view.rdev), libc::minor(view.rdev))
 }
 
@@ -112,11 +113,11 @@ fn is_device(view: &FdView) -> bool {
 }
 
 fn is_master(view: &FdView) -> bool {
-    is_device(view) && numbers(view) == PTMX
+    is_device(view) && device_of(view) == PTMX
 }
 
 fn is_name(view: &FdView) -> bool {
-    is_device(view) && numbers(view) == TTY
+    is_device(view) && device_of(view) == TTY
 }
 
 /// The pty that this description is the master of; none also for one that was opened in an
@@ -149,9 +150,20 @@ pub fn slave_number(major: u32, minor: u32) -> Option<u32> {
 }
 
 fn slave_id(view: &FdView) -> Option<PtyId> {
-    let (major, minor) = numbers(view);
+    let (major, minor) = device_of(view);
     let number = slave_number(major, minor).filter(|_| is_device(view))?;
     Some((view.dev, number))
+}
+
+/// The same pty by the number that the job knows.
+fn in_job((dev, number): PtyId) -> PtyId {
+    (dev, ptys::to_job(number))
+}
+
+/// The kernel's numbers of the ptys whose master is among `all`, or whose slave without a master.
+pub fn all_numbers(all: &[FdView]) -> impl Iterator<Item = u32> + '_ {
+    let hung_up = all.iter().filter(|view| has_hung_up(view)).filter_map(slave_id);
+    masters(all).map(|(.., id)| id).chain(hung_up).map(|(_, number)| number)
 }
 
 /// Is this a slave whose master is among `all`?
@@ -250,22 +262,16 @@ fn real_number(view: &FdView, cx: &dyn CaptureCx) -> io::Result<Option<u32>> {
 /// Does a process outside of the job have either side open?
 fn used_outside(view: &FdView, cx: &dyn CaptureCx) -> io::Result<bool> {
     let slave = master_id(view).and_then(|id| cx.all().iter().find(|v| slave_id(v) == Some(id)));
-    let mut found = false;
-    each_link(&cx.job_pids(), |at, link| {
-        let is_slave = slave.is_some_and(|slave| {
-            link.as_os_str() == slave.link.as_str()
-                && fs::metadata(at).is_ok_and(|m| (m.dev(), m.ino()) == (slave.dev, slave.ino))
-        });
-        found |= is_slave || (link.ends_with("ptmx") && is_same(at, view));
-        found
-    })?;
-    Ok(found)
+    let outside = cx.outside()?;
+    let slaves = slave.map_or(&[][..], |slave| outside.named(&slave.link));
+    let has_slave = slave.is_some_and(|slave| slaves.iter().any(|place| place.is_on(slave)));
+    Ok(has_slave || outside.ending_with("ptmx").any(|place| is_same(place, view)))
 }
 
-/// Is `/proc/PID/fd/N` this description?
-fn is_same(at: &Path, view: &FdView) -> bool {
-    let mut words = at.iter().filter_map(|word| word.to_str()?.parse::<i32>().ok());
-    let Some(place) = words.next().zip(words.next()) else { return false };
+/// Is it this description?
+fn is_same(at: &Place, view: &FdView) -> bool {
+    let fd = at.path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+    let Some(place) = fd.map(|fd| (at.pid, fd)) else { return false };
     // A supervisor holds descriptors of the job itself for a moment, as a child does that has just
     // been made, which is traced before the supervisor has heard of it.
     let own = std::process::id() as i32;
@@ -321,11 +327,6 @@ impl FdKind for Pty {
         }
     }
 
-    fn untranslated(&self, view: &FdView, _cx: &dyn CaptureCx) -> Option<&'static str> {
-        (is_master(view) || has_hung_up(view))
-            .then_some("it keeps its number in a /dev/pts of the job's own")
-    }
-
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         if is_master(view) {
             return encode(&State::Master(Box::new(capture_master(view, cx)?)));
@@ -336,10 +337,10 @@ impl FdKind for Pty {
             if id.is_some_and(|id| !controls_session(id, cx)) {
                 return Err(refuse(view, "it was opened as /dev/tty, and controls no session now"));
             }
-            return encode(&State::Name { id, flags: view.flags });
+            return encode(&State::Name { id: id.map(in_job), flags: view.flags });
         }
         if let (true, Some(id)) = (has_hung_up(view), slave_id(view)) {
-            let (master, exclusive) = (None, false);
+            let (id, master, exclusive) = (in_job(id), None, false);
             return encode(&State::Slave { id, master, flags: view.flags, exclusive });
         }
         let found = masters(cx.all()).find(|(.., id)| Some(*id) == slave_id(view));
@@ -351,7 +352,7 @@ impl FdKind for Pty {
         let slave = cx.dup(view).map_err(view.failed("duplicate"))?;
         let exclusive = raw::query(slave.as_fd(), Query::Exclusive);
         let exclusive = exclusive.map_err(view.failed("ask for the state"))? != 0;
-        encode(&State::Slave { id, master, flags: view.flags, exclusive })
+        encode(&State::Slave { id: in_job(id), master, flags: view.flags, exclusive })
     }
 
     fn restore(
@@ -434,7 +435,7 @@ fn capture_master(view: &FdView, cx: &dyn CaptureCx) -> Result<Master, FdError> 
         let same = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
         let known = same("self").is_some_and(|ns| same(&view.host_pid.to_string()) == Some(ns));
         Ok(Master {
-            id,
+            id: in_job(id),
             flags: view.flags,
             termios: Termios::of(fd.as_fd())?,
             size: WindowSize::of(fd.as_fd())?,
@@ -483,7 +484,8 @@ fn ends(id: PtyId, master: Option<u32>, cx: &mut dyn RestoreCx) -> Result<&Ends,
 }
 
 /// Opens the master of the pty with this number, by opening all below it that are free: the
-/// kernel gives the lowest. Those are kept in `spare`.
+/// kernel gives the lowest. Those are kept in `spare`. Where the job's numbers are translated, any
+/// pty gets that number.
 ///
 /// # Errors
 /// `EEXIST` when the number is taken; what was tried.
@@ -495,6 +497,10 @@ pub fn open_numbered(number: u32, spare: &mut BTreeMap<u32, OwnedFd>) -> Result<
     loop {
         let master = open_at(Path::new("/dev/ptmx"), libc::O_RDWR, 0)?;
         let got = raw::query(master.as_fd(), Query::Number).map_err(tried())? as u32;
+        if numbers::are_own() {
+            ptys::bind(number, got);
+            return Ok(master);
+        }
         if got == number {
             return Ok(master);
         }

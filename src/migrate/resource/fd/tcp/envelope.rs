@@ -11,6 +11,7 @@
 //! more. The job itself stays in the namespace of its node: sockets that it makes after a move
 //! are the node's.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::raw;
 use super::options::{self, When};
-use super::Connection;
+use super::{Connection, Listener};
 use crate::migrate::newborn;
 use crate::migrate::raw::{exit_now, fork};
 use crate::migrate::resource::creds::User;
@@ -44,6 +45,15 @@ pub struct Pair {
     pub job: OwnedFd,
     /// For the relay.
     pub far: OwnedFd,
+}
+
+/// What the helper is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Connect(Connection),
+    Listen(Listener),
+    /// A connection from this address to this one, at which the job listens.
+    Dial(SocketAddr, SocketAddr),
 }
 
 /// What the helper answers.
@@ -82,10 +92,19 @@ impl Envelope {
     /// # Errors
     /// The step that failed.
     pub fn connect(&self, connection: &Connection) -> io::Result<Pair> {
-        send(self.control.as_fd(), connection, &[])?;
-        let mut fds = self.answer()?.into_iter();
+        let mut fds = self.ask(&Request::Connect(connection.clone()))?.into_iter();
         let both = fds.next().zip(fds.next());
         both.map(|(job, far)| Pair { job, far }).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<Vec<OwnedFd>> {
+        send(self.control.as_fd(), request, &[])?;
+        self.answer()
+    }
+
+    fn ask_for_one(&self, request: &Request) -> io::Result<OwnedFd> {
+        let fd = self.ask(request)?.into_iter().next();
+        fd.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     fn answer(&self) -> io::Result<Vec<OwnedFd>> {
@@ -116,9 +135,54 @@ pub fn probe() -> io::Result<()> {
 #[derive(Debug, Default)]
 pub struct Envelopes {
     all: Vec<(Envelope, Vec<(SocketAddr, SocketAddr)>)>,
+    /// In which the job listens, by any numbers: each with the ports there. Sockets of one port get a
+    /// namespace each, so that a connection comes to the one that is meant (SO_REUSEPORT).
+    listening: Vec<(Envelope, BTreeMap<u32, u16>)>,
 }
 
 impl Envelopes {
+    /// Makes a listening socket, which has this number then.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn listen(&mut self, number: u32, listener: &Listener) -> io::Result<OwnedFd> {
+        let port = listener.own.port();
+        let has_room =
+            |(_, ports): &&mut (Envelope, BTreeMap<u32, u16>)| ports.values().all(|p| *p != port);
+        let request = Request::Listen(listener.clone());
+        if let Some((envelope, ports)) = self.listening.iter_mut().find(has_room) {
+            ports.insert(number, port);
+            return envelope.ask_for_one(&request);
+        }
+        let envelope = Envelope::open()?;
+        let made = envelope.ask_for_one(&request);
+        self.listening.push((envelope, BTreeMap::from([(number, port)])));
+        made
+    }
+
+    /// Connects from `peer` to the listening socket with this number, by its address `own`.
+    ///
+    /// # Errors
+    /// `ECONNREFUSED` when nobody listens there; the step that failed.
+    pub fn dial(&self, number: u32, peer: SocketAddr, own: SocketAddr) -> io::Result<OwnedFd> {
+        let nobody = || io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        let found = self.listening.iter().find(|(_, ports)| ports.contains_key(&number));
+        let (envelope, _) = found.ok_or_else(nobody)?;
+        envelope.ask_for_one(&Request::Dial(peer, own))
+    }
+
+    /// Ends the helpers that are not needed any more: all, without a listening socket.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        Self { all: Vec::new(), ..self }
+    }
+
+    /// Does the job listen anywhere?
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        !self.listening.is_empty()
+    }
+
     /// As [`Envelope::connect`].
     ///
     /// # Errors
@@ -151,8 +215,13 @@ fn help(control: OwnedFd) -> ! {
         exit_now(1);
     }
     tell(&control, Ok(Vec::new()));
-    while let Ok((connection, ..)) = receive::<Connection>(control.as_fd()) {
-        tell(&control, make(&connection).map(|pair| vec![pair.job, pair.far]));
+    while let Ok((request, ..)) = receive::<Request>(control.as_fd()) {
+        let made = match request {
+            Request::Connect(connection) => make(&connection).map(|pair| vec![pair.job, pair.far]),
+            Request::Listen(listener) => make_listener(&listener).map(|fd| vec![fd]),
+            Request::Dial(peer, own) => make_dialed(peer, own).map(|fd| vec![fd]),
+        };
+        tell(&control, made);
     }
     exit_now(0)
 }
@@ -239,18 +308,56 @@ fn routing(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
 
 /// A socket that may have any address.
 fn any_address(of: SocketAddr) -> io::Result<OwnedFd> {
-    let (family, level, option) = match of {
-        SocketAddr::V4(_) => (AddressFamily::Inet, libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-        SocketAddr::V6(_) => (AddressFamily::Inet6, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    let family = match of {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
     };
     let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     raw::set_option(made.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
-    raw::set_option(made.as_raw_fd(), level, option, &ON)?;
+    set_transparent(&made, of, &ON)?;
     Ok(made)
 }
 
 const ON: [u8; 4] = 1i32.to_ne_bytes();
 const OFF: [u8; 4] = 0i32.to_ne_bytes();
+
+fn make_listener(listener: &Listener) -> io::Result<OwnedFd> {
+    let Listener { own, backlog, v6_only, options } = listener;
+    let made = any_address(*own)?;
+    if own.is_ipv6() {
+        let only = i32::from(*v6_only).to_ne_bytes();
+        raw::set_option(made.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &only)?;
+    }
+    options::set(made.as_raw_fd(), options, When::Early)?;
+    bind(made.as_raw_fd(), &SockaddrStorage::from(*own)).map_err(tried(format!("bind {own}")))?;
+    raw::listen(made.as_raw_fd(), *backlog).map_err(tried(format!("listen at {own}")))?;
+    set_transparent(&made, *own, &OFF)?;
+    options::set(made.as_raw_fd(), options, When::Made)?;
+    Ok(made)
+}
+
+fn make_dialed(peer: SocketAddr, own: SocketAddr) -> io::Result<OwnedFd> {
+    let far = any_address(peer)?;
+    for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+        raw::set_option(far.as_raw_fd(), libc::SOL_SOCKET, option, &BUFFER.to_ne_bytes())?;
+    }
+    // A queue that is full answers nothing; nobody may wait for that for long.
+    let patience = [1i64.to_ne_bytes(), 0i64.to_ne_bytes()].concat();
+    raw::set_option(far.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDTIMEO, &patience)?;
+    bind(far.as_raw_fd(), &SockaddrStorage::from(peer)).map_err(tried(format!("bind {peer}")))?;
+    let to = format!("connect {peer} to {own}");
+    connect(far.as_raw_fd(), &SockaddrStorage::from(own)).map_err(tried(to))?;
+    raw::set_option(far.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &ON)?;
+    Ok(far)
+}
+
+fn set_transparent(fd: &OwnedFd, of: SocketAddr, on: &[u8]) -> io::Result<()> {
+    let (level, option) = match of {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    raw::set_option(fd.as_raw_fd(), level, option, on)
+}
 
 fn make(connection: &Connection) -> io::Result<Pair> {
     let Connection { own, peer, options, .. } = connection;
@@ -268,11 +375,7 @@ fn make(connection: &Connection) -> io::Result<Pair> {
     connect(job.as_raw_fd(), &SockaddrStorage::from(*peer)).map_err(tried(to))?;
     let (far, _) = TcpListener::from(listener).accept()?;
     far.set_nodelay(true)?;
-    let (level, option) = match own {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
-    };
-    raw::set_option(job.as_raw_fd(), level, option, &OFF)?;
+    set_transparent(&job, *own, &OFF)?;
     options::set(job.as_raw_fd(), options, When::Made)?;
     Ok(Pair { job, far: far.into() })
 }

@@ -1,4 +1,4 @@
-//! TCP sockets (tcp(7)), v4 and v6, that are connected to a program outside of the job.
+//! TCP sockets (tcp(7)), v4 and v6: connections to programs outside of the job, and listening ones.
 //!
 //! The connection itself stays at the job's home, whose agent keeps the real socket, and is
 //! relayed ([`crate::proxy`]). The job's end is a socket of the kernel too, with the same two
@@ -7,7 +7,8 @@
 //! ```text
 //! home: real socket ══ relay ══ far end ⇄ job's end, in the envelope
 //! ```
-//! What waits in the queues belongs to the relay. This module knows the rest: addresses,
+//! A listening socket stays with the home likewise, which accepts, and has each connection made again to
+//! the job's. What waits in the queues belongs to the relay. This module knows the rest: addresses,
 //! options, which directions are shut down.
 
 use std::net::SocketAddr;
@@ -55,7 +56,25 @@ pub struct Connection {
     options: Vec<Setting>,
 }
 
-impl Connection {
+/// A listening socket as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    own: SocketAddr,
+    /// Of listen(2).
+    backlog: i32,
+    /// IPV6_V6ONLY.
+    v6_only: bool,
+    options: Vec<Setting>,
+}
+
+/// A socket as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    Connection(Connection),
+    Listener(Listener),
+}
+
+impl State {
     /// Out of an object; none when that is of another kind.
     ///
     /// # Errors
@@ -67,14 +86,45 @@ impl Connection {
         }
     }
 
-    /// Looks at a socket.
     fn read(fd: &OwnedFd, view: &FdView) -> Result<Self, FdError> {
+        let state = state(fd).map_err(view.failed("ask for the state"))?;
+        refuse_state(state, view)?;
+        options::refuse(fd.as_raw_fd(), view)?;
+        match state {
+            LISTEN => Listener::read(fd, view).map(Self::Listener),
+            _ => Connection::read(fd, state, view).map(Self::Connection),
+        }
+    }
+}
+
+impl Listener {
+    fn read(fd: &OwnedFd, view: &FdView) -> Result<Self, FdError> {
+        let number = fd.as_raw_fd();
+        let own = getsockname::<SockaddrStorage>(number);
+        let own = address(&own.map_err(|e| view.failed("getsockname")(e.into()))?, view)?;
+        let v6_only = raw::option_bytes(number, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4);
+        let v6_only = v6_only.is_ok_and(|v| v.iter().any(|byte| *byte != 0));
+        let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
+        let backlog = backlog(number).map_err(view.failed("ask for the backlog"))?;
+        Ok(Self { own, backlog, v6_only, options })
+    }
+}
+
+/// That of listen(2): `tcpi_sacked` of `struct tcp_info` (tcp_get_info, net/ipv4/tcp.c).
+fn backlog(fd: i32) -> std::io::Result<i32> {
+    const AT: usize = 28;
+    let info = raw::option_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, AT + 4)?;
+    let told = info.get(AT..).and_then(|bytes| bytes.try_into().ok());
+    told.map(i32::from_ne_bytes).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+impl Connection {
+    /// Looks at a socket.
+    fn read(fd: &OwnedFd, state: u8, view: &FdView) -> Result<Self, FdError> {
         let fail = |tried: &'static str| move |e: nix::Error| view.failed(tried)(e.into());
         let number = fd.as_raw_fd();
-        let state = state(fd).map_err(view.failed("ask for the state"))?;
         let seen = raw::poll_now(number, libc::POLLPRI | libc::POLLRDHUP);
         let seen = seen.map_err(view.failed("poll"))?;
-        refuse_state(state, view)?;
         if seen & libc::POLLPRI != 0 {
             return Err(view.refuse(
                 PASSING,
@@ -82,7 +132,6 @@ impl Connection {
                 "move again when the program has read it",
             ));
         }
-        options::refuse(number, view)?;
         let own = getsockname::<SockaddrStorage>(number).map_err(fail("getsockname"))?;
         let peer = getpeername::<SockaddrStorage>(number).map_err(fail("getpeername"))?;
         let (own, peer) = (address(&own, view)?, address(&peer, view)?);
@@ -102,11 +151,17 @@ pub fn is_tcp(view: &FdView) -> bool {
     view.file_type() == libc::S_IFSOCK && raw::socket_protocol(&view.proc_path()).is_ok_and(of_tcp)
 }
 
-/// Is it a connection, which can only be relayed?
+/// Is it a connection or a listening socket, which stays with the home?
 #[must_use]
-pub fn is_connection(view: &FdView, cx: &dyn CaptureCx) -> bool {
+pub fn is_kept(view: &FdView, cx: &dyn CaptureCx) -> bool {
     let connected = |fd: OwnedFd| state(&fd).is_ok_and(|state| refused_state(state).is_none());
     is_tcp(view) && cx.dup(view).is_ok_and(connected)
+}
+
+/// Does the socket listen?
+#[must_use]
+pub fn is_listening(fd: &OwnedFd) -> bool {
+    state(fd).is_ok_and(|state| state == LISTEN)
 }
 
 /// Is this descriptor of a process a connection on which bytes may come and go?
@@ -118,12 +173,12 @@ pub fn is_established(pid: i32, fd: i32) -> bool {
     is_tcp(&view) && dup().and_then(|dup| state(&dup)).is_ok_and(|state| state == ESTABLISHED)
 }
 
-/// A connection that was made away from the job's home.
+/// A connection that was made away from the job's home, or a socket that listens there.
 #[must_use]
 pub fn made_away(view: &FdView) -> Finding {
     view.blocker(
         "VOS-TCP-AWAY",
-        "the connection was made on this node, away from the job's home: nobody could keep it here",
+        "it was connected or listens on this node, away from the job's home: nobody could keep it here",
         "let the program close the connection, or let it finish here",
     )
 }
@@ -138,13 +193,12 @@ fn state(fd: &OwnedFd) -> std::io::Result<u8> {
 fn refused_state(state: u8) -> Option<(&'static str, &'static str, &'static str)> {
     const LET_CLOSE: &str = "let the program close the socket, or let it finish here";
     match state {
-        ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => None,
+        ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING | LISTEN => None,
         SYN_SENT | SYN_RECV => Some((
             PASSING,
             "the connection is just being made",
             "move again when it has been made, or has failed",
         )),
-        LISTEN => Some(("VOS-TCP", "it is a listening TCP socket", LET_CLOSE)),
         _ => Some(("VOS-TCP", "it is a TCP socket that is not connected", LET_CLOSE)),
     }
 }
@@ -156,10 +210,22 @@ fn refuse_state(state: u8, view: &FdView) -> Result<(), FdError> {
     }
 }
 
-fn address(found: &SockaddrStorage, view: &FdView) -> Result<SocketAddr, FdError> {
+/// Both addresses of a connection: the job's and its peer's.
+#[must_use]
+pub fn addresses(view: &FdView, cx: &dyn CaptureCx) -> Option<(SocketAddr, SocketAddr)> {
+    let fd = cx.dup(view).ok()?;
+    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    inet(&own).zip(inet(&peer))
+}
+
+fn inet(found: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = found.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
-    let v6 = found.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into()));
-    match v4.or(v6) {
+    v4.or_else(|| found.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
+}
+
+fn address(found: &SockaddrStorage, view: &FdView) -> Result<SocketAddr, FdError> {
+    match inet(found) {
         Some(SocketAddr::V6(a)) if a.scope_id() != 0 => Err(view.refuse(
             "VOS-TCP-OPTION",
             "it is connected by a link-local address, which means an interface of this machine",
@@ -191,10 +257,15 @@ impl FdKind for Tcp {
                     "TCP connections that are shut down on either side",
                 ),
                 Capability::moves(Sockets, "tcp-options", "options of TCP connections"),
+                Capability::moves(
+                    Sockets,
+                    "tcp-listening",
+                    "listening TCP sockets, which go on at home, and their backlog",
+                ),
                 Capability::refused(
                     Sockets,
                     "tcp-unconnected",
-                    "TCP sockets that are listening or not connected",
+                    "TCP sockets that are neither connected nor listening",
                     "VOS-TCP",
                 ),
             ]
@@ -215,7 +286,7 @@ impl FdKind for Tcp {
 
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         let fd = cx.dup(view).map_err(view.failed("duplicate"))?;
-        encode(&Connection::read(&fd, view)?)
+        encode(&State::read(&fd, view)?)
     }
 
     /// The supervisor has made the socket, and what the job had not read is in it.
@@ -225,11 +296,17 @@ impl FdKind for Tcp {
         state: &[u8],
         cx: &mut dyn RestoreCx,
     ) -> Result<OwnedFd, FdError> {
-        let connection: Connection = decode(NAME, state)?;
+        let state: State = decode(NAME, state)?;
+        let fd = cx.provided(object).ok_or_else(|| {
+            failed("restore a TCP socket: nothing is provided")(std::io::ErrorKind::NotFound.into())
+        })?;
+        let all = match &state {
+            State::Connection(connection) => &connection.options,
+            State::Listener(listener) => &listener.options,
+        };
+        options::set(fd.as_raw_fd(), all, When::Last).map_err(failed("options of a TCP socket"))?;
+        let State::Connection(connection) = state else { return Ok(fd) };
         let tried = || format!("restore the connection {} → {}", connection.own, connection.peer);
-        let fd = cx.provided(object);
-        let fd = fd.ok_or_else(|| failed(tried())(std::io::ErrorKind::NotFound.into()))?;
-        options::set(fd.as_raw_fd(), &connection.options, When::Last).map_err(failed(tried()))?;
         for (shut, how) in
             [(connection.shut_read, Shutdown::Read), (connection.shut_write, Shutdown::Write)]
         {
@@ -265,7 +342,22 @@ mod tests {
 
     fn captured(fd: &impl AsRawFd) -> Connection {
         let object = Here::of(&[fd]).capture(fd);
-        Connection::of(&object).expect("state").expect("kind")
+        match State::of(&object).expect("state").expect("kind") {
+            State::Connection(connection) => connection,
+            State::Listener(_) => panic!("a listening socket"),
+        }
+    }
+
+    #[test]
+    fn listening_sockets_are_captured() {
+        let listener = TcpListener::bind("[::]:0").expect("listen");
+        raw::listen(listener.as_raw_fd(), 17).expect("listen");
+        let here = Here::of(&[&listener]);
+        assert!(is_kept(&here.view(&listener), &here));
+        let object = here.capture(&listener);
+        let Ok(Some(State::Listener(found))) = State::of(&object) else { panic!("{object:?}") };
+        assert_eq!(found.own, listener.local_addr().expect("name"));
+        assert_eq!((found.backlog, found.v6_only), (17, false));
     }
 
     #[test]
@@ -293,13 +385,12 @@ mod tests {
     #[test]
     fn what_is_no_connection_is_refused() {
         use nix::sys::socket::{socket, AddressFamily, SockFlag, SockType};
-        let (one, other, listener) = connected("127.0.0.1:0");
-        assert_eq!(Here::of(&[&listener]).refusal(&listener), "VOS-TCP");
+        let (one, other, _listener) = connected("127.0.0.1:0");
         let fresh = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
         let fresh = fresh.expect("socket");
         assert_eq!(Here::of(&[&fresh]).refusal(&fresh), "VOS-TCP");
         let here = Here::of(&[&one]);
-        assert!(is_connection(&here.view(&one), &here));
+        assert!(is_kept(&here.view(&one), &here));
         send(other.as_raw_fd(), b"!", MsgFlags::MSG_OOB).expect("urgent data");
         assert_eq!(here.refusal(&one), PASSING);
     }

@@ -18,8 +18,9 @@ use nix::sys::socket::{accept4, SockFlag};
 
 use super::super::place::lift;
 use super::super::{decode, failed, unexpected, FdError, Object, RestoreCx};
+use super::bind::bind_to;
 use super::deed::Deed;
-use super::names::{bind_to, Name, Renames, Site};
+use super::names::{Name, Renames, Site};
 use super::{options, Cred, Shape, State, NAME};
 
 type Result<T> = std::result::Result<T, FdError>;

@@ -1,14 +1,16 @@
-//! Calls that leave the caller's credentials in a socket (SO_PEERCRED of unix(7)).
+//! Calls that leave the caller's credentials in a socket (SO_PEERCRED and SCM_CREDENTIALS of
+//! unix(7)).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{socketpair, AddressFamily, SockFlag, SockType};
+use nix::sys::socket::{socketpair, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::{getegid, geteuid, setegid, seteuid, Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::super::raw;
-use super::names::connect_in;
+use super::filling::Controls;
+use super::names::{connect_in, in_directory_of};
 use super::Cred;
 
 /// What is to be done.
@@ -20,6 +22,9 @@ pub enum Deed {
     Listen { backlog: i32 },
     /// connect(2) of the first descriptor that comes along, from the directory of the second.
     Connect { address: Vec<u8> },
+    /// sendmsg(2) from the first descriptor that comes along, which says who sends; from the directory
+    /// of the second if the address needs one. The last `rights` descriptors are sent.
+    Send { bytes: Vec<u8>, address: Option<Vec<u8>>, rights: usize },
 }
 
 impl Deed {
@@ -64,6 +69,19 @@ impl Deed {
             Self::Connect { address } => {
                 let dir = fds.get(1).map(|dir| dir.try_clone_to_owned()).transpose()?;
                 connect_in(first()?.as_raw_fd(), address, dir.as_ref())?;
+                Ok(Vec::new())
+            }
+            Self::Send { bytes, address, rights } => {
+                let at = fds.len().checked_sub(*rights).ok_or(io::ErrorKind::InvalidInput)?;
+                let (others, rights) = fds.split_at(at);
+                let dir = others.get(1).map(|dir| dir.try_clone_to_owned()).transpose()?;
+                let rights: Vec<RawFd> = rights.iter().map(AsRawFd::as_raw_fd).collect();
+                let message = Controls::by_caller(&rights);
+                let send = |to: Option<&UnixAddr>| message.send(first()?.as_raw_fd(), bytes, to);
+                match address {
+                    Some(text) => in_directory_of(text, dir.as_ref(), |to| send(Some(to)))?,
+                    None => send(None)?,
+                }
                 Ok(Vec::new())
             }
         }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{sendmsg, shutdown, ControlMessage, MsgFlags, Shutdown, UnixAddr};
+use nix::unistd::{getegid, geteuid};
 
-use super::super::{failed, raw, unexpected, FdError};
+use super::super::{failed, raw, unexpected, FdError, RestoreCx};
 use super::assembly::{Assembly, Made};
+use super::deed::Deed;
 use super::names::{Name, Site};
 use super::{options, Cred, Message, Shape, State};
 use crate::migrate::raw::fork;
@@ -20,13 +22,13 @@ impl Assembly {
     ///
     /// # Errors
     /// What was tried on which socket.
-    pub fn fill(&mut self, made: &Made) -> Result<()> {
+    pub fn fill(&mut self, made: &Made, cx: &mut dyn RestoreCx) -> Result<()> {
         for (index, state) in &self.states {
             if state.kind != libc::SOCK_DGRAM {
-                self.fill_connection(*index, state, made)?;
+                self.fill_connection(*index, state, made, cx)?;
             }
         }
-        self.fill_datagrams(made)?;
+        self.fill_datagrams(made, cx)?;
         self.closing.clear();
         for (index, state) in &self.states {
             let fd = get(made, *index)?.as_raw_fd();
@@ -51,13 +53,19 @@ impl Assembly {
         Ok(())
     }
 
-    fn fill_connection(&self, index: u32, state: &State, made: &Made) -> Result<()> {
+    fn fill_connection(
+        &self,
+        index: u32,
+        state: &State,
+        made: &Made,
+        cx: &mut dyn RestoreCx,
+    ) -> Result<()> {
         let from = match self.peer_of(index) {
             Some(peer) => Some(get(made, peer)?),
             None => self.closing.get(&index),
         };
         let Some(from) = from else { return Ok(()) };
-        self.send_all(from, &state.queue, None, made)?;
+        self.send_all(from, &state.queue, None, made, cx)?;
         if state.error && self.closing.contains_key(&index) {
             // An end that is closed with something unread leaves ECONNRESET at the other.
             let fd = get(made, index)?;
@@ -73,6 +81,7 @@ impl Assembly {
         queue: &[Message],
         to: Option<&Site>,
         made: &Made,
+        cx: &mut dyn RestoreCx,
     ) -> Result<()> {
         if queue.is_empty() {
             return Ok(());
@@ -82,8 +91,14 @@ impl Assembly {
         for message in queue {
             let mut rights = Vec::new();
             for object in &message.rights {
-                rights.push(get(made, *object)?.as_raw_fd());
+                rights.push(get(made, *object)?);
             }
+            // Where numbers are translated nobody may send as another process.
+            if let (Some(sender), true) = (message.sender, numbers::are_own()) {
+                send_as(sender, from, message, to, &rights, cx).map_err(tried())?;
+                continue;
+            }
+            let rights: Vec<RawFd> = rights.iter().map(|fd| fd.as_raw_fd()).collect();
             let controls = Controls::of(message, &rights);
             let put = |to: Option<&UnixAddr>| controls.send(from.as_raw_fd(), &message.bytes, to);
             match to {
@@ -95,7 +110,7 @@ impl Assembly {
         options::set(from.as_raw_fd(), libc::SO_SNDBUF, &old).map_err(tried())
     }
 
-    fn fill_datagrams(&mut self, made: &Made) -> Result<()> {
+    fn fill_datagrams(&mut self, made: &Made, cx: &mut dyn RestoreCx) -> Result<()> {
         let all: Vec<(u32, State)> = self.states.iter().map(|(i, s)| (*i, s.clone())).collect();
         let all = || all.iter().filter(|(_, state)| state.kind == libc::SOCK_DGRAM);
         // Over the connection of a pair; one that has another connection now leaves it then.
@@ -105,7 +120,7 @@ impl Assembly {
                 None => self.closing.get(index),
             };
             if let Some(partner) = partner.filter(|_| !self.has_left(*index)) {
-                self.send_all(partner, &state.queue, None, made)?;
+                self.send_all(partner, &state.queue, None, made, cx)?;
             }
         }
         for (index, _) in all().filter(|(index, _)| self.has_left(*index)) {
@@ -114,14 +129,14 @@ impl Assembly {
         for (index, state) in all() {
             let alone = !self.has_partner(*index) || self.has_left(*index);
             if alone && !self.only_from_peer(*index) {
-                self.fill_by_name(*index, state, made)?;
+                self.fill_by_name(*index, state, made, cx)?;
             }
         }
         self.connect_datagrams(made)?;
         for (index, state) in all() {
             if !self.has_partner(*index) && self.only_from_peer(*index) {
                 if let Some(peer) = self.peer_of(*index) {
-                    self.send_all(get(made, peer)?, &state.queue, None, made)?;
+                    self.send_all(get(made, peer)?, &state.queue, None, made, cx)?;
                 }
             }
         }
@@ -159,7 +174,13 @@ impl Assembly {
     }
 
     /// Each message from a socket with the name of its sender.
-    fn fill_by_name(&mut self, index: u32, state: &State, made: &Made) -> Result<()> {
+    fn fill_by_name(
+        &mut self,
+        index: u32,
+        state: &State,
+        made: &Made,
+        cx: &mut dyn RestoreCx,
+    ) -> Result<()> {
         if state.queue.is_empty() {
             return Ok(());
         }
@@ -170,14 +191,14 @@ impl Assembly {
             let sender = self.states.iter().find(|(_, s)| s.kind == libc::SOCK_DGRAM && named(s));
             let message = std::slice::from_ref(message);
             if let Some(sender) = sender.map(|(sender, _)| *sender) {
-                self.send_all(get(made, sender)?, message, Some(&site), made)?;
+                self.send_all(get(made, sender)?, message, Some(&site), made, cx)?;
                 continue;
             }
             let sender = self.fresh(libc::SOCK_DGRAM)?;
             let from = &message[0].from;
             let name = (!from.is_empty()).then(|| Name::bare(from));
             self.bind(None, &sender, name.as_ref())?;
-            self.send_all(&sender, message, Some(&site), made)?;
+            self.send_all(&sender, message, Some(&site), made, cx)?;
         }
         Ok(())
     }
@@ -239,26 +260,45 @@ fn get(made: &Made, index: u32) -> Result<&OwnedFd> {
     made.get(&index).ok_or_else(|| unexpected(format!("object {index} is not made")))
 }
 
+/// Has a process of the job send a message of its own again.
+fn send_as(
+    sender: Cred,
+    from: &OwnedFd,
+    message: &Message,
+    to: Option<&Site>,
+    rights: &[&OwnedFd],
+    cx: &mut dyn RestoreCx,
+) -> io::Result<()> {
+    let (address, dir) = to.map(Site::for_other).transpose()?.unzip();
+    let dir = dir.flatten();
+    let fds: Vec<BorrowedFd> =
+        [from].into_iter().chain(&dir).chain(rights.iter().copied()).map(AsFd::as_fd).collect();
+    let (bytes, rights) = (message.bytes.clone(), rights.len());
+    cx.act(Some(sender), &Deed::Send { bytes, address, rights }, &fds).map(drop)
+}
+
 /// What a message brings besides its bytes.
-struct Controls<'a> {
+pub(super) struct Controls<'a> {
     sender: Option<libc::ucred>,
     rights: &'a [RawFd],
 }
 
 impl<'a> Controls<'a> {
     fn of(message: &Message, rights: &'a [RawFd]) -> Self {
-        // Where numbers are translated nobody is shown them (SO_PASSCRED).
-        let shown = |s: &Cred| s.pid != 0 && !numbers::are_own();
-        let sender = message.sender.filter(shown).map(|s| libc::ucred {
-            pid: s.pid,
-            uid: s.uid,
-            gid: s.gid,
-        });
+        let sender = message.sender.filter(|s| s.pid != 0);
+        let sender = sender.map(|s| libc::ucred { pid: s.pid, uid: s.uid, gid: s.gid });
         Self { sender, rights }
     }
 
+    /// As the caller itself.
+    pub(super) fn by_caller(rights: &'a [RawFd]) -> Self {
+        let pid = std::process::id() as i32;
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        Self { sender: Some(libc::ucred { pid, uid, gid }), rights }
+    }
+
     /// All of it, however many pieces a stream takes it in; the rest comes with the first.
-    fn send(&self, from: RawFd, bytes: &[u8], to: Option<&UnixAddr>) -> io::Result<()> {
+    pub(super) fn send(&self, from: RawFd, bytes: &[u8], to: Option<&UnixAddr>) -> io::Result<()> {
         let sender = self.sender.map(nix::sys::socket::UnixCredentials::from);
         let credentials = sender.as_ref().map(ControlMessage::ScmCredentials);
         let rights = (!self.rights.is_empty()).then_some(ControlMessage::ScmRights(self.rights));

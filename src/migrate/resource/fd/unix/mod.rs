@@ -13,7 +13,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{encode, raw, CaptureCx, FdError, FdKind, FdView};
@@ -22,6 +21,7 @@ use crate::capabilities::Capability;
 use crate::control::Finding;
 
 mod assembly;
+mod bind;
 mod deed;
 mod diag;
 mod filling;
@@ -170,24 +170,6 @@ impl FdKind for Unix {
         }
     }
 
-    fn untranslated(&self, view: &FdView, cx: &dyn CaptureCx) -> Option<&'static str> {
-        let fd = cx.dup(view).ok()?;
-        let passes = |option| {
-            raw::socket_option_bytes(fd.as_raw_fd(), option)
-                .is_ok_and(|value| value.iter().any(|byte| *byte != 0))
-        };
-        [libc::SO_PASSCRED, queue::SO_PASSPIDFD]
-            .into_iter()
-            .any(passes)
-            .then_some("its messages tell their sender's number (SO_PASSCRED)")
-            .or_else(|| {
-                let name = nix::sys::socket::getsockname::<UnixAddr>(fd.as_raw_fd()).ok()?;
-                // See `names`: that is done in a root directory of its own.
-                let cause = "it can get its address (getsockname(2)) again only by chroot(2)";
-                name.path().map(|_| cause)
-            })
-    }
-
     fn capture(&self, view: &FdView, cx: &dyn CaptureCx) -> Result<Vec<u8>, FdError> {
         let looked = Looked::at(view, cx)?;
         looked.examine(cx)?;
@@ -207,7 +189,7 @@ pub fn is_unix(view: &FdView) -> bool {
 pub fn wanted_names(views: &[FdView], cx: &dyn CaptureCx) -> Vec<Wanted> {
     let unix = views.iter().filter(|view| is_unix(view));
     let name = |view| Looked::at(view, cx).ok()?.name(cx).ok().flatten();
-    let mut all: Vec<Wanted> = unix.filter_map(name).filter_map(|n| Wanted::of(&n)).collect();
+    let mut all: Vec<Wanted> = unix.filter_map(name).map(|name| Wanted::of(&name)).collect();
     all.sort();
     all.dedup();
     all

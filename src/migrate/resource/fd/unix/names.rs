@@ -1,27 +1,25 @@
 //! Names of Unix sockets: paths, whose files are made anew, and abstract names.
 //!
 //! The file of the old socket may be in the same directory that the new one is to be in, and its
-//! program may have to go on. So the new file is made in a directory of its own beside it, and
-//! takes the place of the old one when the job runs ([`Rename`]). That the kernel nevertheless
-//! keeps the very text that bind(2) was given once, which getsockname(2) shows, a child sees to
-//! whose root is that directory.
+//! program may have to go on. So the new file is made in a directory of its own beside it
+//! ([`bind`](super::bind)), and takes the place of the old one when the job runs ([`Rename`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{chown, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{open, OFlag};
-use nix::sys::socket::{bind, connect, getpeername, SockaddrLike, UnixAddr};
+use nix::sys::socket::{connect, getpeername, SockaddrLike, UnixAddr};
 use nix::sys::stat::Mode;
-use nix::unistd::{chroot, fchdir};
+use nix::unistd::{access, fchdir, geteuid, AccessFlags};
 use serde::{Deserialize, Serialize};
 
+use super::bind::needed_directory;
 use crate::control::Finding;
-use crate::migrate::raw::{exit_now, fork};
 use crate::migrate::resource::blocker;
 
 /// What a socket is bound to.
@@ -30,16 +28,16 @@ pub struct Name {
     /// `sun_path`; an abstract name begins with a zero byte.
     pub text: Vec<u8>,
     /// Its file, if others can find the socket by that.
-    place: Option<Place>,
+    pub(super) place: Option<Place>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
+pub(super) struct Place {
     /// From the root on.
-    path: Vec<u8>,
-    mode: u32,
-    uid: u32,
-    gid: u32,
+    pub path: Vec<u8>,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 impl Name {
@@ -98,42 +96,59 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Of this name; none if nothing at the target can be in the way.
-    pub(super) fn of(name: &Name) -> Option<Self> {
+    /// Of this name.
+    pub(super) fn of(name: &Name) -> Self {
         let dir = name.place.as_ref().and_then(|place| {
             let path = Path::new(OsStr::from_bytes(&place.path));
             Some(path.parent()?.as_os_str().as_bytes().to_vec())
         });
-        (dir.is_some() || is_abstract(&name.text)).then(|| Self { text: name.text.clone(), dir })
+        Self { text: name.text.clone(), dir }
     }
 
-    fn cause(&self, taken: &dyn Fn(&[u8]) -> bool) -> Option<String> {
-        match &self.dir {
-            Some(dir) => {
-                let dir = Path::new(OsStr::from_bytes(dir));
-                let access = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
-                let denied = nix::unistd::access(dir, access).err()?;
-                Some(format!("no socket can be made in {}: {}", dir.display(), denied.desc()))
-            }
-            None if taken(&self.text) => {
-                Some("the name is taken in the target's network namespace".into())
-            }
-            None => None,
+    /// What is in the way here. `in_place`: the job gets no root directory that it could change.
+    fn cause(&self, in_place: bool, taken: &dyn Fn(&[u8]) -> bool) -> Option<String> {
+        let dir = self.dir.as_ref().map(|dir| Path::new(OsStr::from_bytes(dir)));
+        if dir.is_none() && is_abstract(&self.text) {
+            let cause = "the name is taken in the target's network namespace";
+            return taken(&self.text).then(|| cause.into());
         }
+        let made = in_place.then(|| needed_directory(&self.text)).flatten();
+        let may = AccessFlags::W_OK | AccessFlags::X_OK;
+        for dir in dir.into_iter().chain(made) {
+            if let Err(e) = access(dir, may) {
+                return Some(format!("no socket can be made in {}: {}", dir.display(), e.desc()));
+            }
+        }
+        let file = match dir {
+            Some(dir) => dir.join(Path::new(OsStr::from_bytes(&self.text)).file_name()?),
+            None => made.map(|_| PathBuf::from(OsStr::from_bytes(&self.text)))?,
+        };
+        let cause = "is another user's, who alone may take it away";
+        (!may_replace(&file)).then(|| format!("{} {cause}", file.display()))
     }
 }
 
-/// What is in the way of these names here, where the target is.
+/// In a directory with the sticky bit a file is replaced by who owns one of the two (unlink(2)).
+fn may_replace(file: &Path) -> bool {
+    let dir = file.parent().and_then(|dir| fs::metadata(dir).ok());
+    let (Some(dir), Ok(file)) = (dir, fs::symlink_metadata(file)) else { return true };
+    let own = geteuid();
+    let sticky = dir.mode() & libc::S_ISVTX != 0;
+    !sticky || own.is_root() || [dir.uid(), file.uid()].contains(&own.as_raw())
+}
+
+/// What is in the way of these names here, where the target is. `translated`: the job gets no
+/// namespaces.
 #[must_use]
-pub fn judge(wanted: &[Wanted]) -> Vec<Finding> {
-    let names = wanted.iter().any(|name| name.dir.is_none()).then(super::diag::names);
+pub fn judge(wanted: &[Wanted], translated: bool) -> Vec<Finding> {
+    let names = wanted.iter().any(|name| is_abstract(&name.text)).then(super::diag::names);
     let names = names.and_then(Result::ok).unwrap_or_default();
     let taken = |text: &[u8]| names.contains(text);
     let finding = |name: &Wanted| {
         let object = format!("Unix socket {}", String::from_utf8_lossy(&name.text));
         let remedy = "give the target the directory, or a network namespace of its own";
         let object = object.replace('\0', "@");
-        Some(blocker("VOS-UNIX-NAME", object, &name.cause(&taken)?, remedy))
+        Some(blocker("VOS-UNIX-NAME", object, &name.cause(translated, &taken)?, remedy))
     };
     wanted.iter().filter_map(finding).collect()
 }
@@ -173,7 +188,7 @@ pub fn of_peer(fd: RawFd) -> io::Result<Vec<u8>> {
     }
 }
 
-fn address(text: &[u8]) -> io::Result<UnixAddr> {
+pub(super) fn address(text: &[u8]) -> io::Result<UnixAddr> {
     Ok(match text {
         [0, name @ ..] => UnixAddr::new_abstract(name)?,
         path => UnixAddr::new(path)?,
@@ -222,7 +237,7 @@ impl Site {
     }
 }
 
-fn directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(open(path, flags, Mode::empty())?)
 }
@@ -240,11 +255,22 @@ fn in_directory<T>(dir: &OwnedFd, call: impl FnOnce() -> io::Result<T>) -> io::R
 /// # Errors
 /// Those of connect(2).
 pub fn connect_in(fd: RawFd, text: &[u8], dir: Option<&OwnedFd>) -> io::Result<()> {
+    in_directory_of(text, dir, |address| Ok(connect(fd, address)?))
+}
+
+/// Runs `call` with an address that is right in `dir`.
+///
+/// # Errors
+/// Those of `call`; when the directory cannot be entered or left.
+pub(super) fn in_directory_of<T>(
+    text: &[u8],
+    dir: Option<&OwnedFd>,
+    call: impl FnOnce(&UnixAddr) -> io::Result<T>,
+) -> io::Result<T> {
     let address = address(text)?;
-    let call = || Ok(connect(fd, &address)?);
     match dir {
-        Some(dir) => in_directory(dir, call),
-        None => call(),
+        Some(dir) => in_directory(dir, || call(&address)),
+        None => call(&address),
     }
 }
 
@@ -258,6 +284,10 @@ pub struct Rename {
 }
 
 impl Rename {
+    pub(super) fn new(from: PathBuf, to: PathBuf, scratch: PathBuf) -> Self {
+        Self { from, to, scratch }
+    }
+
     fn apply(&self) -> io::Result<()> {
         let done = fs::rename(&self.from, &self.to);
         self.forget();
@@ -289,97 +319,5 @@ impl Renames {
 impl Drop for Renames {
     fn drop(&mut self) {
         self.0.iter().for_each(Rename::forget);
-    }
-}
-
-/// A socket that has got its name.
-#[derive(Debug)]
-pub struct Bound {
-    pub site: Site,
-    /// What has to be done when the job runs.
-    pub rename: Option<Rename>,
-    /// A directory that is in nobody's way, to be removed.
-    pub scratch: Option<PathBuf>,
-}
-
-/// bind(2).
-///
-/// # Errors
-/// `EADDRINUSE` for an abstract name that is taken; what was tried.
-pub fn bind_to(fd: BorrowedFd, name: &Name) -> io::Result<Bound> {
-    if is_abstract(&name.text) {
-        bind(fd.as_raw_fd(), &address(&name.text)?)?;
-        return Ok(Bound { site: Site::Abstract(name.text.clone()), rename: None, scratch: None });
-    }
-    let text = Path::new(OsStr::from_bytes(&name.text));
-    let target = name.place.as_ref().map(|p| (p, PathBuf::from(OsStr::from_bytes(&p.path))));
-    let scratch = scratch(text, target.as_ref().map(|(_, path)| path.as_path()))?;
-    let made = bind_below(fd, text, &scratch).and_then(|from| {
-        if let Some((place, _)) = &target {
-            let meta = fs::symlink_metadata(&from)?;
-            if (meta.uid(), meta.gid()) != (place.uid, place.gid) {
-                // Who may not do that could not have made it for somebody else.
-                let _ = chown(&from, Some(place.uid), Some(place.gid));
-            }
-            fs::set_permissions(&from, fs::Permissions::from_mode(place.mode))?;
-        }
-        Ok(from)
-    });
-    let from = made.inspect_err(|_| drop(fs::remove_dir_all(&scratch)))?;
-    let site = Site::File(from.clone());
-    let rename = target.map(|(_, to)| Rename { from, to, scratch: scratch.clone() });
-    let scratch = rename.is_none().then_some(scratch);
-    Ok(Bound { site, rename, scratch })
-}
-
-/// A new directory: beside the place, from where a file can be renamed to it, else anywhere.
-fn scratch(text: &Path, place: Option<&Path>) -> io::Result<PathBuf> {
-    let make = |at: &Path| {
-        // tempfile makes it with mode 0700.
-        tempfile::Builder::new().prefix(".vosrun-").tempdir_in(at).map(tempfile::TempDir::keep)
-    };
-    if let Some(place) = place {
-        return make(place.parent().ok_or(io::ErrorKind::InvalidData)?);
-    }
-    let beside = text.parent().filter(|at| at.is_absolute());
-    let places = [Path::new("/tmp"), Path::new("/dev/shm"), Path::new("/var/tmp")];
-    let mut last = Err(io::ErrorKind::NotFound.into());
-    for at in places.into_iter().chain(beside) {
-        last = make(at);
-        if last.is_ok() {
-            break;
-        }
-    }
-    last
-}
-
-/// In a child, whose root is `scratch`. Answers the place of the file.
-fn bind_below(fd: BorrowedFd, text: &Path, scratch: &Path) -> io::Result<PathBuf> {
-    let mut place = scratch.to_path_buf();
-    let mut parents = Vec::new();
-    for component in text.components() {
-        match component {
-            Component::Normal(name) => {
-                parents.push(place.clone());
-                place.push(name);
-            }
-            Component::ParentDir if place != scratch => drop(place.pop()),
-            _ => {}
-        }
-    }
-    parents.iter().filter(|p| *p != scratch).try_for_each(fs::create_dir_all)?;
-    let child = fork(None)?;
-    if child == 0 {
-        let bound = chroot(scratch).and_then(|()| {
-            nix::unistd::chdir("/")?;
-            bind(fd.as_raw_fd(), &UnixAddr::new(text)?)
-        });
-        exit_now(bound.err().map_or(0, |e| e as i32));
-    }
-    use nix::sys::wait::{waitpid, WaitStatus};
-    match waitpid(nix::unistd::Pid::from_raw(child), None)? {
-        WaitStatus::Exited(_, 0) => Ok(place),
-        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
-        other => Err(io::Error::other(format!("the process that tried it: {other:?}"))),
     }
 }

@@ -15,7 +15,7 @@ fn moved(fds: &[&dyn AsRawFd]) -> Vec<OwnedFd> {
     let wanted = (0..objects.len() as u32).collect();
     let mut cx = Restored::default();
     let (mut all, mut made) = Assembly::make(&objects, &wanted, 0, &mut cx).expect("make");
-    all.fill(&made).expect("fill");
+    all.fill(&made, &mut cx).expect("fill");
     wanted.iter().map(|index| made.remove(index).expect("made")).collect()
 }
 
@@ -62,7 +62,7 @@ fn an_abstract_name_can_be_taken() {
     let listener = UnixListener::bind_addr(&address).expect("bind");
     let here = Here::of(&[&listener]);
     let names = wanted_names(&[here.view(&listener)], &here);
-    assert_eq!(judge(&names).first().map(|f| f.code.as_str()), Some("VOS-UNIX-NAME"));
+    assert_eq!(judge(&names, false).first().map(|f| f.code.as_str()), Some("VOS-UNIX-NAME"));
     let object = here.capture(&listener);
     let objects = [object];
     let make = || {
@@ -72,7 +72,7 @@ fn an_abstract_name_can_be_taken() {
     let error = make().expect_err("the name is taken").to_string();
     assert!(error.contains(&format!("@{name}")), "{error}");
     drop(listener);
-    assert!(judge(&names).is_empty());
+    assert!(judge(&names, false).is_empty());
     assert_eq!(make().expect("the name is free"), 1);
 }
 

@@ -1,32 +1,36 @@
 //! Calls run inside a stopped thread.
 //!
 //! ```text
-//! Remote::open ─► call   one call at a `syscall` instruction of the vdso (two stops)
+//! Remote::open ─► call   one call at a `syscall` instruction of the vdso (two stops; one by a step)
 //!             └─► run    a Program through the batch stub (one stop for all its calls)
 //!              ─► close  registers and signal mask as before, in a signal-stop, so that an
 //!                        interrupted system call still restarts (see `settle`)
 //! ```
 //! While a thread is borrowed all its signals are blocked, so that none is delivered in the
-//! middle; but for SIGTRAP while a batch runs that is to end by one. A SIGTRAP that is not of
-//! the batch (another si_code, or another place) is the program's, and is queued again.
+//! middle; but for SIGTRAP while a batch or a single step is to end by one. A SIGTRAP that is not of
+//! these (another si_code, or another place) is the program's, and is queued again.
 //!
 //! A thread whose calls go to itself (PR_SET_SYSCALL_USER_DISPATCH of prctl(2)) has that switched
 //! off while it is borrowed: the calls run in it are none of its own.
 //!
 //! # Failed ideas
-//! 1. Ending a single call by single-stepping: SIGTRAP is forced (force_sig_info_to_task,
-//!    kernel/signal.c), which resets a job's ignored SIGTRAP to default. Syscall-stops are no
-//!    signals. The batch ends with `int3`, and where SIGTRAP is ignored or a signal is queued
-//!    that [`comes_with_trap`] it is stepped by syscall-stops instead.
+//! 1. Ending calls by a SIGTRAP always: it is forced (force_sig_info_to_task, kernel/signal.c),
+//!    which resets a job's ignored SIGTRAP to default. Syscall-stops are no signals. Where SIGTRAP
+//!    is ignored or a signal is queued that [`comes_with_trap`], calls are stepped by these instead.
 //! 2. Putting registers back at a syscall-exit-stop: the kernel restarts interrupted calls in
 //!    get_signal only, so the job would see ERESTARTSYS. Hence the interrupt in `close`.
 
 use std::io;
 
-use super::memory::PAGE;
+pub use program::{Arg, Data, Outcome, Program};
+pub use stub::{Stub, STUB_LEN};
+
 use super::raw::{self, Dispatch, Regs};
 use super::rseq;
 use super::stop::{self, Exit, Stop};
+
+mod program;
+mod stub;
 
 /// Bit of a signal in a kernel mask.
 #[must_use]
@@ -43,35 +47,10 @@ pub fn comes_with_trap(info: &[u8]) -> bool {
     [SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS].contains(&raw::number_of(info))
 }
 
-/// The batch stub: runs the table at r12 (8 words a row: number, six arguments, result) of
-/// r13 rows, then traps. Position-independent, no stack, no other memory.
-const STUB: [u8; 60] = [
-    0x49, 0x8b, 0x04, 0x24, // batch: mov rax,[r12]
-    0x49, 0x8b, 0x7c, 0x24, 0x08, // mov rdi,[r12+8]
-    0x49, 0x8b, 0x74, 0x24, 0x10, // mov rsi,[r12+16]
-    0x49, 0x8b, 0x54, 0x24, 0x18, // mov rdx,[r12+24]
-    0x4d, 0x8b, 0x54, 0x24, 0x20, // mov r10,[r12+32]
-    0x4d, 0x8b, 0x44, 0x24, 0x28, // mov r8,[r12+40]
-    0x4d, 0x8b, 0x4c, 0x24, 0x30, // mov r9,[r12+48]
-    0x0f, 0x05, // syscall
-    0x49, 0x89, 0x44, 0x24, 0x38, // mov [r12+56],rax
-    0x49, 0x83, 0xc4, 0x40, // add r12,64
-    0x49, 0xff, 0xcd, // dec r13
-    0x75, 0xce, // jnz batch
-    0xcc, // int3
-    0xb8, 0x22, 0x00, 0x00, 0x00, // idle: mov eax,SYS_pause
-    0x0f, 0x05, // syscall
-    0xeb, 0xf7, // jmp idle
-];
-/// Offset of the `syscall` instruction of the batch loop.
-const STUB_SYSCALL: u64 = 0x22;
-/// Offset of the loop that pauses for ever, right behind the `int3`.
-const STUB_IDLE: u64 = 0x33;
-/// Room for a siginfo, at the begin of the data.
-const STUB_INFO: u64 = 128;
-
-/// Bytes of a stub mapping.
-pub const STUB_LEN: u64 = 256 << 10;
+/// Bytes of a `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
+/// `si_code` of a single step (send_sigtrap, arch/x86/kernel/ptrace.c).
+const TRAP_BRKPT: i32 = 1;
 
 /// Why an injected call failed.
 #[derive(Debug, thiserror::Error)]
@@ -119,252 +98,18 @@ pub fn result_of(value: i64) -> io::Result<u64> {
     }
 }
 
-/// An argument of a call in a [`Program`].
-#[derive(Debug, Clone, Copy)]
-pub enum Arg {
-    Num(u64),
-    /// Address of the data put in with [`Program::data`].
-    Data(Data),
-}
-
-impl From<u64> for Arg {
-    fn from(n: u64) -> Self {
-        Self::Num(n)
-    }
-}
-
-/// A piece of a program's data.
-#[derive(Debug, Clone, Copy)]
-pub struct Data(usize, usize);
-
-impl Data {
-    /// Bytes from the begin of the program's data.
-    #[must_use]
-    pub fn offset(self) -> u64 {
-        self.0 as u64
-    }
-}
-
-/// A call of a [`Program`].
-#[derive(Debug)]
-struct Call {
+/// One call at a `syscall` instruction of the process.
+struct Single {
+    insn: u64,
     nr: i64,
     what: &'static str,
-    args: [Arg; 6],
-    /// The program goes on as well without it.
-    optional: bool,
+    args: [u64; 6],
 }
 
-/// A list of system calls with the data their arguments point to.
-#[derive(Debug, Default)]
-pub struct Program {
-    calls: Vec<Call>,
-    data: Vec<u8>,
-}
-
-impl Program {
-    /// Adds data (16-byte aligned) that calls may point to, read or written.
-    pub fn data(&mut self, bytes: &[u8]) -> Data {
-        let at = self.data.len().next_multiple_of(16);
-        self.data.resize(at, 0);
-        self.data.extend_from_slice(bytes);
-        Data(at, bytes.len())
-    }
-
-    /// Adds a call; missing arguments are 0. Gives its row.
-    pub fn call(&mut self, nr: i64, what: &'static str, args: &[Arg]) -> usize {
-        self.add(nr, what, args, false)
-    }
-
-    /// Adds a call that the kernel may refuse; [`Outcome::refused`] tells.
-    pub fn call_if_granted(&mut self, nr: i64, what: &'static str, args: &[Arg]) {
-        self.add(nr, what, args, true);
-    }
-
-    fn add(&mut self, nr: i64, what: &'static str, some: &[Arg], optional: bool) -> usize {
-        let mut args = [Arg::Num(0); 6];
-        args[..some.len()].copy_from_slice(some);
-        self.calls.push(Call { nr, what, args, optional });
-        self.calls.len() - 1
-    }
-
-    /// Number of calls.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.calls.len()
-    }
-
-    /// No call in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-
-    /// Bytes it needs behind the stub's code.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.data.len().next_multiple_of(64) + self.calls.len() * 64
-    }
-
-    /// Data and table, as they stand in the tracee at `base`.
-    fn assemble(&self, base: u64) -> (Vec<u8>, u64) {
-        let table = self.data.len().next_multiple_of(64);
-        let mut bytes = self.data.clone();
-        bytes.resize(table, 0);
-        for Call { nr, args, .. } in &self.calls {
-            bytes.extend_from_slice(&nr.to_le_bytes());
-            for arg in args {
-                let word = match arg {
-                    Arg::Num(n) => *n,
-                    Arg::Data(d) => base + d.0 as u64,
-                };
-                bytes.extend_from_slice(&word.to_le_bytes());
-            }
-            bytes.extend_from_slice(&[0; 8]);
-        }
-        (bytes, base + table as u64)
-    }
-}
-
-/// What a [`Program`] answered.
-#[derive(Debug)]
-pub struct Outcome {
-    tid: i32,
-    results: Vec<Answered>,
-    data: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Answered {
-    value: i64,
-    what: &'static str,
-    optional: bool,
-}
-
-impl Outcome {
-    /// The raw result of a row.
-    #[must_use]
-    pub fn raw(&self, row: usize) -> i64 {
-        self.results[row].value
-    }
-
-    /// The result of a row.
-    ///
-    /// # Errors
-    /// [`InjectError::Call`] with the errno.
-    pub fn get(&self, row: usize) -> Result<u64> {
-        let Answered { value, what, .. } = self.results[row];
-        result_of(value).map_err(|source| InjectError::Call { tid: self.tid, what, source })
-    }
-
-    /// Every call succeeded that had to.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub fn all_ok(&self) -> Result<()> {
-        let rows = (0..self.results.len()).filter(|row| !self.results[*row].optional);
-        rows.into_iter().try_for_each(|row| self.get(row).map(drop))
-    }
-
-    /// The calls of [`Program::call_if_granted`] that the kernel has refused, and why.
-    pub fn refused(&self) -> impl Iterator<Item = (&'static str, io::Error)> + '_ {
-        let optional = self.results.iter().filter(|answered| answered.optional);
-        optional.filter_map(|a| result_of(a.value).err().map(|e| (a.what, e)))
-    }
-
-    /// The first four bytes of data after the calls, as a number.
-    #[must_use]
-    pub fn int(&self, d: Data) -> u32 {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&self.data(d)[..4]);
-        u32::from_ne_bytes(bytes)
-    }
-
-    /// Data after the calls.
-    #[must_use]
-    pub fn data(&self, d: Data) -> &[u8] {
-        &self.data[d.0..d.0 + d.1]
-    }
-}
-
-/// The stub's mapping in a process.
-#[derive(Debug, Clone, Copy)]
-pub struct Stub {
-    pid: i32,
-    /// First address, where its code is.
-    pub base: u64,
-    /// Where its data begins: behind the code, or on a page of its own.
-    room: u64,
-}
-
-impl Stub {
-    /// Maps the stub by one call of `remote`; anywhere, or at `at`, which must be free.
-    ///
-    /// # Errors
-    /// When mmap(2) or the write into it fails.
-    pub fn map(remote: &mut Remote, insn: u64, at: Option<u64>) -> Result<Self> {
-        const CODE: u64 = STUB.len().next_multiple_of(64) as u64;
-        let mut mmap = |prot: i32| {
-            let fixed = if at.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
-            let args = [at.unwrap_or(0), STUB_LEN, prot as u64, flags as u64, u64::MAX, 0];
-            remote.call(insn, libc::SYS_mmap, "mmap of the stub", args)
-        };
-        match mmap(libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) {
-            Ok(base) => {
-                let stub = Self { pid: remote.tid, base, room: base + CODE };
-                stub.write(base, &STUB)?;
-                Ok(stub)
-            }
-            Err(e) if e.is(libc::EACCES) => {
-                let base = mmap(libc::PROT_READ | libc::PROT_EXEC)?;
-                Self::divide(remote, insn, base)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Nothing may be written to and executed in this process (PR_SET_MDWE of prctl(2), or a
-    /// security module): the code gets a page of its own, which the tracer alone writes to.
-    fn divide(remote: &mut Remote, insn: u64, base: u64) -> Result<Self> {
-        let room = base + PAGE;
-        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let args = [room, STUB_LEN - PAGE, prot, 0, 0, 0];
-        remote.call(insn, libc::SYS_mprotect, "mprotect of the stub", args)?;
-        for (at, piece) in (base..).step_by(8).zip(STUB.chunks(8)) {
-            let mut eight = [0; 8];
-            eight[..piece.len()].copy_from_slice(piece);
-            trace(remote.tid, "write into the stub", raw::poke(remote.tid, at, eight))?;
-        }
-        Ok(Self { pid: remote.tid, base, room })
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        trace(self.pid, "write into the stub", write_all(self.pid, at, bytes))
-    }
-
-    /// Address of the data of a program that runs from the begin of the stub's room.
-    #[must_use]
-    pub fn data(&self) -> u64 {
-        self.room + STUB_INFO
-    }
-
-    /// Bytes of programs that it has room for.
-    #[must_use]
-    pub fn capacity(&self) -> u64 {
-        self.base + STUB_LEN - self.data()
-    }
-
-    /// Address of a `syscall` instruction.
-    #[must_use]
-    pub fn syscall_insn(&self) -> u64 {
-        self.base + STUB_SYSCALL
-    }
-
-    /// Address of the loop that pauses for ever.
-    #[must_use]
-    pub fn idle(&self) -> u64 {
-        self.base + STUB_IDLE
+impl Single {
+    fn load(&self, regs: &mut Regs) {
+        regs.rax = self.nr as u64;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = self.args;
     }
 }
 
@@ -492,15 +237,36 @@ impl Remote {
     /// # Errors
     /// [`InjectError::Call`] with the errno it answered.
     pub fn call(&mut self, insn: u64, nr: i64, what: &'static str, args: [u64; 6]) -> Result<u64> {
-        self.enter(insn, |r| {
-            r.rax = nr as u64;
-            [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
-        })?;
-        for _entry_then_exit in 0..2 {
-            self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)?;
+        let call = Single { insn, nr, what, args };
+        self.enter_call(&call)?;
+        self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)?;
+        self.answer(&call)
+    }
+
+    /// Runs one call as [`Remote::call`] does, but in one stop instead of two, where a SIGTRAP may end
+    /// it: a single step over the instruction. SIGTRAPs of the program that come meanwhile are added
+    /// to `foreign`; they are to be queued again.
+    fn call_at_once(&mut self, call: &Single, foreign: &mut Vec<raw::SigInfo>) -> Result<u64> {
+        if self.steps || self.is_disturbed()? {
+            return self.call(call.insn, call.nr, call.what, call.args);
         }
+        self.enter(call.insn, |regs| call.load(regs))?;
+        self.allow_traps()?;
+        foreign.extend(self.run_to_trap(raw::single_step, call.insn + SYSCALL_LEN, TRAP_BRKPT)?);
+        self.answer(call)
+    }
+
+    /// Goes on to the entry of a call.
+    fn enter_call(&mut self, call: &Single) -> Result<()> {
+        self.enter(call.insn, |regs| call.load(regs))?;
+        self.run_to(|tid| raw::syscall_step(tid, 0), |s| s == Stop::Syscall)
+    }
+
+    /// What a call has answered that has just ended.
+    fn answer(&self, call: &Single) -> Result<u64> {
         let rax = trace(self.tid, "read registers", raw::regs(self.tid))?.rax;
-        result_of(rax as i64).map_err(|source| InjectError::Call { tid: self.tid, what, source })
+        let failed = |source| InjectError::Call { tid: self.tid, what: call.what, source };
+        result_of(rax as i64).map_err(failed)
     }
 
     /// Starts a program in the stub's room from `offset` on; it runs until
@@ -521,8 +287,7 @@ impl Remote {
         })?;
         let stepped = self.steps || self.is_disturbed()?;
         if !stepped {
-            let mask = !sigbit(libc::SIGTRAP);
-            trace(self.tid, "set signal mask", raw::set_sigmask(self.tid, mask))?;
+            self.allow_traps()?;
             trace(self.tid, "resume", raw::cont(self.tid, 0))?;
         }
         Ok(Started { stub: *stub, program, data_at, table_at, stepped })
@@ -552,36 +317,40 @@ impl Remote {
             let last = started.table_at + 64 * (started.program.len() as u64 - 1) + 56;
             trace(tid, "write into the stub", write_all(tid, last, &rax.to_le_bytes()))?;
         } else {
-            self.wait_trap(&started.stub)?;
+            let first = std::cell::Cell::new(true);
+            let resume = |tid| if first.replace(false) { Ok(()) } else { raw::cont(tid, 0) };
+            let foreign = self.run_to_trap(resume, started.stub.idle(), libc::SI_KERNEL)?;
+            foreign.iter().try_for_each(|info| self.queue(&started.stub, info, false))?;
         }
         let mut bytes = vec![0; started.program.size()];
         trace(tid, "read the stub", read_exact(tid, started.data_at, &mut bytes))?;
         let table = (started.table_at - started.data_at) as usize;
-        let results = started.program.calls.iter().enumerate().map(|(row, call)| {
-            let value = word(&bytes, table + row * 64 + 56) as i64;
-            Answered { value, what: call.what, optional: call.optional }
-        });
-        let results = results.collect();
-        bytes.truncate(started.program.data.len());
-        Ok(Outcome { tid, results, data: bytes })
+        Ok(started.program.answered(tid, bytes, table))
     }
 
-    /// Waits for the trap at the end of a batch that already runs. SIGTRAPs of the program
-    /// that come meanwhile wait in their queue again afterwards.
-    fn wait_trap(&mut self, stub: &Stub) -> Result<()> {
+    /// Lets SIGTRAP be delivered, and nothing else.
+    fn allow_traps(&self) -> Result<()> {
+        let mask = !sigbit(libc::SIGTRAP);
+        trace(self.tid, "set signal mask", raw::set_sigmask(self.tid, mask))
+    }
+
+    /// Goes on to a trap with this `si_code` at `rip`, and blocks all signals again. Gives the SIGTRAPs
+    /// of the program that came meanwhile: they are to be queued again.
+    fn run_to_trap(
+        &mut self,
+        resume: impl Fn(i32) -> io::Result<()>,
+        rip: u64,
+        code: i32,
+    ) -> Result<Vec<raw::SigInfo>> {
         let tid = self.tid;
-        let first = std::cell::Cell::new(true);
         let mut foreign = Vec::new();
         loop {
-            self.run_to(
-                |tid| if first.replace(false) { Ok(()) } else { raw::cont(tid, 0) },
-                |s| s == Stop::Signal(libc::SIGTRAP),
-            )?;
+            self.run_to(&resume, |s| s == Stop::Signal(libc::SIGTRAP))?;
             let info = trace(tid, "read siginfo", raw::siginfo(tid))?;
-            let ended = trace(tid, "read registers", raw::regs(tid))?.rip == stub.idle();
-            // The signal of `int3` is not queued where one that was sent to the thread still
+            let ended = trace(tid, "read registers", raw::regs(tid))?.rip == rip;
+            // The signal of the trap is not queued where one that was sent to the thread still
             // waits (legacy_queue, kernel/signal.c): then that one stands for both.
-            if !ended || raw::code_of(&info) != libc::SI_KERNEL {
+            if !ended || raw::code_of(&info) != code {
                 foreign.push(info);
             }
             if ended {
@@ -589,7 +358,7 @@ impl Remote {
             }
         }
         trace(tid, "set signal mask", raw::set_sigmask(tid, u64::MAX))?;
-        foreign.iter().try_for_each(|info| self.queue(stub, info, false))
+        Ok(foreign)
     }
 
     /// Queues a signal with its siginfo, as it had been queued: by the thread itself, which
@@ -620,7 +389,7 @@ impl Remote {
     /// As [`Remote::start`] and [`Remote::finish`].
     pub fn run(&mut self, stub: &Stub, program: Program) -> Result<Outcome> {
         if program.is_empty() {
-            return Ok(Outcome { tid: self.tid, results: Vec::new(), data: program.data });
+            return Ok(program.unasked(self.tid));
         }
         let started = self.start(stub, 0, program)?;
         self.finish(started)
@@ -635,6 +404,22 @@ impl Remote {
         self.put_back()
     }
 
+    /// Takes the stub out of the process by a call at the `syscall` instruction `insn`, and ends the
+    /// loan as [`Remote::close`] does.
+    ///
+    /// # Errors
+    /// When the thread is gone or the call fails.
+    pub fn close_with(mut self, stub: &Stub, insn: u64) -> Result<()> {
+        let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
+        let call = Single { insn, nr: libc::SYS_munmap, what: "munmap of the stub", args };
+        self.enter_call(&call)?;
+        // The stop of which the loan ends is that of the call's exit as well.
+        self.enter_signal_stop()?;
+        let unmapped = self.answer(&call);
+        self.give_back()?;
+        unmapped.map(drop)
+    }
+
     /// Ends the loan of a thread that is not to be put back: it gets other registers.
     pub fn keep(mut self) {
         self.open = false;
@@ -642,9 +427,16 @@ impl Remote {
 
     fn put_back(&mut self) -> Result<()> {
         self.open = false;
+        trace(self.tid, "set registers", raw::set_regs(self.tid, &self.regs))?;
+        self.enter_signal_stop()?;
+        self.give_back()
+    }
+
+    /// What the thread had, in a signal-stop.
+    fn give_back(&mut self) -> Result<()> {
+        self.open = false;
         let tid = self.tid;
         trace(tid, "set registers", raw::set_regs(tid, &self.regs))?;
-        self.enter_signal_stop()?;
         if self.dispatch.is_some() {
             trace(tid, "dispatch calls", raw::set_dispatch(tid, self.dispatch))?;
         }
