@@ -17,7 +17,7 @@ use super::resource::{PartError, View};
 use super::shares::{Shares, Sharing};
 use super::skeleton::Plan;
 use super::tree::Member;
-use crate::tracer::memory::read_record;
+use crate::tracer::memory::{read_record, stat_field};
 
 /// The members of a job with these host pids, parents before their children. The first pid is
 /// that of the job's first process, which stays the first. `sharing` tells what they share.
@@ -184,9 +184,8 @@ fn wait_status(pid: i32) -> io::Result<i32> {
 #[must_use]
 pub fn exit_signal(pid: i32) -> Option<i32> {
     let text = read_record(&format!("/proc/{pid}/stat")).ok()?;
-    // The name may have blanks; it is the 36th field after it.
-    let word = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(35));
-    word.and_then(|word| word.parse().ok()).filter(|signal| *signal != libc::SIGCHLD)
+    let signal = stat_field(&text, 38).and_then(|word| word.parse().ok());
+    signal.filter(|signal| *signal != libc::SIGCHLD)
 }
 
 /// The first member, and then each after its parent.

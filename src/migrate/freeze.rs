@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::resource::View;
-use super::settle::{self, Asleep, SchedulerClocks};
+use super::settle::{self, Asleep, Looked, SchedulerClocks};
 use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Backoff, Stop, Wait};
@@ -177,15 +177,26 @@ impl Freezing<'_> {
             let busy = self.watched.in_vfork();
             // A child may be stopped before its parent's vfork(2) is reported.
             self.release(&busy);
+            // Who waits in a call where others can count it does so until they stand still.
+            let mut counted = Vec::new();
             let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
             self.frozen.values().for_each(|(pid, _)| *counts.entry(*pid).or_default() += 1);
             for pid in self.watched.processes() {
                 let frozen = counts.get(&pid).copied().unwrap_or(0);
                 // One that has just ended is reported where its threads are waited for.
                 for tid in tids_beside(pid, frozen).unwrap_or_default() {
-                    if !self.frozen.contains_key(&tid) && !busy.contains(&tid) {
-                        self.ask(pid, tid)?;
+                    if self.frozen.contains_key(&tid) || busy.contains(&tid) {
+                        continue;
                     }
+                    match Looked::at(pid, tid) {
+                        Looked { is_counted: true, .. } => counted.push((pid, tid)),
+                        looked => self.ask(pid, tid, looked.asleep)?,
+                    }
+                }
+            }
+            if self.waiting.is_empty() {
+                for (pid, tid) in counted {
+                    self.ask(pid, tid, Looked::at(pid, tid).asleep)?;
                 }
             }
             if !self.waiting.is_empty() {
@@ -210,8 +221,7 @@ impl Freezing<'_> {
         }
     }
 
-    fn ask(&mut self, pid: i32, tid: i32) -> Result<()> {
-        let asleep = Asleep::look(pid, tid);
+    fn ask(&mut self, pid: i32, tid: i32, asleep: Option<Asleep>) -> Result<()> {
         match raw::interrupt(tid) {
             Ok(()) => {
                 self.waiting.insert(tid, Asked { pid, asleep });
@@ -470,7 +480,7 @@ pub fn stop_thread(pid: i32, tid: i32, on_event: &mut dyn FnMut(Wait)) -> Result
     let interrupt = || {
         raw::interrupt(tid).map_err(|source| FreezeError::Trace { tid, what: "interrupt", source })
     };
-    let asleep = Asleep::look(pid, tid);
+    let asleep = Looked::at(pid, tid).asleep;
     interrupt()?;
     loop {
         match await_stop(pid, tid, on_event)? {

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 
 use super::resource::View;
-use crate::tracer::memory::{read_record, tgid};
+use crate::tracer::memory::{read_record, stat_field, tgid};
 
 /// `PF_EXITING` of the kernel's `include/linux/sched.h`, in `flags` of proc_pid_stat(5).
 const PF_EXITING: u32 = 0x4;
@@ -34,8 +34,7 @@ pub fn is_ending(pid: i32) -> bool {
 #[must_use]
 pub fn is_ending_thread(pid: i32, tid: i32) -> bool {
     let Ok(text) = read_record(&format!("/proc/{pid}/task/{tid}/stat")) else { return true };
-    // The name may have blanks; `flags` is the seventh field after it.
-    let flags = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse().ok());
+    let flags = stat_field(&text, 9).and_then(|flags| flags.parse().ok());
     flags.is_none_or(|flags: u32| flags & PF_EXITING != 0)
 }
 

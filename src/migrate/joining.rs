@@ -12,6 +12,7 @@ use super::newborn::dumps_core;
 use super::skeleton::{ask, io_error, send, NewProcess, Request, Result, Skeleton, SkeletonError};
 use super::tree::{parent_is_outside, Member, Step};
 use crate::syscalls::translate::numbers;
+use crate::tracer::memory::stat_field;
 use crate::tracer::raw::pidfd_open;
 
 fn wrong(pid: i32, what: &str) -> SkeletonError {
@@ -158,6 +159,6 @@ impl Status {
 /// The wait status of a zombie (proc_pid_stat(5), `exit_code`).
 fn exit_status(pid: i32) -> io::Result<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let last = stat.split_whitespace().last().and_then(|word| word.parse().ok());
-    last.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let code = stat_field(&stat, 52).and_then(|word| word.parse().ok());
+    code.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

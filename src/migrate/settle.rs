@@ -33,7 +33,7 @@ use super::image::Restart;
 use super::resource::View;
 use super::transfer;
 use crate::tracer::inject::{read_exact, sigbit, word};
-use crate::tracer::memory::{read_proc, read_record};
+use crate::tracer::memory::{read_proc, read_record, stat_field};
 use crate::tracer::raw::{self, Regs};
 
 const ERESTARTSYS: i64 = -512;
@@ -252,27 +252,48 @@ fn started_again(wchan: &str, args: &[u64; 6]) -> Option<i64> {
     }
 }
 
-impl Asleep {
-    /// Looks at a running thread; `None` when it does not sleep in a call with a timeout that
-    /// a move would lose, or this kernel has no such file.
+/// What is seen of a thread before it is stopped.
+#[derive(Debug)]
+pub struct Looked {
+    /// `None` when it does not sleep in a call with a timeout that a move would lose, or this
+    /// kernel has no such file.
+    pub asleep: Option<Asleep>,
+    /// It waits in a call that a stop ends, and others can count those who do (`GETNCNT` and
+    /// `GETZCNT` of semctl(2)).
+    pub is_counted: bool,
+}
+
+impl Looked {
+    /// Looks at a running thread.
     #[must_use]
-    pub fn look(pid: i32, tid: i32) -> Option<Self> {
+    pub fn at(pid: i32, tid: i32) -> Self {
         let dir = format!("/proc/{pid}/task/{tid}");
-        let call = || match read_record(&format!("{dir}/syscall")) {
+        let read = || read_record(&format!("{dir}/syscall"));
+        let call = |text: io::Result<String>| match text {
             Ok(text) => call_with_timeout(&text, &dir).map(Some),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Some(None),
             Err(_) => None,
         };
-        // Most have no timeout.
-        call()?;
-        let before = last_run(&dir)?;
-        let call = call()?;
-        let cpu = last_cpu(&dir)?;
-        // One that was woken in between may have another CPU already, and no time yet.
-        let (since, switches) = last_run(&dir).filter(|now| *now == before)?;
-        Some(Self { since, cpu, switches, call })
+        let first = read();
+        let is_counted = first.as_ref().is_ok_and(|text| {
+            let nr = text.split(' ').next().and_then(|nr| nr.parse().ok());
+            nr.is_some_and(|nr: i64| [libc::SYS_semop, libc::SYS_semtimedop].contains(&nr))
+        });
+        let asleep = || {
+            // Most have no timeout.
+            call(first)?;
+            let before = last_run(&dir)?;
+            let call = call(read())?;
+            let cpu = last_cpu(&dir)?;
+            // One that was woken in between may have another CPU already, and no time yet.
+            let (since, switches) = last_run(&dir).filter(|now| *now == before)?;
+            Some(Asleep { since, cpu, switches, call })
+        };
+        Self { is_counted, asleep: asleep() }
     }
+}
 
+impl Asleep {
     /// Itself, if the thread went from that sleep straight into the stop in which it is now.
     #[must_use]
     pub fn until_stop(self, pid: i32, tid: i32) -> Option<Self> {
@@ -291,10 +312,10 @@ fn last_run(dir: &str) -> Option<(u64, u64)> {
     (since > 0).then_some((since, switches))
 }
 
-/// Field 39 (processor) of `/proc/PID/task/TID/stat`; the name in field 2 may hold blanks.
+/// `processor` of `/proc/PID/task/TID/stat`.
 fn last_cpu(dir: &str) -> Option<usize> {
     let stat = read_record(&format!("{dir}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(36)?.parse().ok()
+    stat_field(&stat, 39)?.parse().ok()
 }
 
 /// The scheduler's clocks of the CPUs on which threads fell asleep. CPUs that this process
@@ -710,7 +731,7 @@ mod tests {
         let (pid, tid) = (std::process::id() as i32, tid.recv().unwrap());
         for turn in 0..20_000 {
             let _ = crate::migrate::resource::raw::set_affinity(tid, &[1 << (turn % 2)]);
-            let Some(asleep) = Asleep::look(pid, tid) else { continue };
+            let Some(asleep) = Looked::at(pid, tid).asleep else { continue };
             let now = scheduler_clocks(std::iter::once(&asleep))[&asleep.cpu];
             let slept = now.saturating_sub(asleep.since);
             assert!(slept < 1_000_000_000, "turn {turn}: {slept} ns, {asleep:?}");
@@ -725,7 +746,7 @@ mod tests {
         let mut child = child.unwrap();
         let pid = child.id() as i32;
         let asleep = loop {
-            if let Some(a) = Asleep::look(pid, pid) {
+            if let Some(a) = Looked::at(pid, pid).asleep {
                 break a;
             }
             std::thread::yield_now();

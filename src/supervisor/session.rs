@@ -26,6 +26,7 @@ use crate::syscalls::handles::Handles;
 use crate::syscalls::translate::signalfd::Signalfds;
 use crate::syscalls::translate::{self, numbers, Translation};
 use crate::syscalls::{self, AtExit};
+use crate::tracer::memory::stat_field;
 use crate::tracer::{filter, raw, stop, Exit, Stop, Wait};
 
 /// What a thread is doing, as far as the supervisor is concerned.
@@ -453,7 +454,7 @@ impl Watched for Session {
 
     fn release(&mut self, thread: &Frozen) {
         let ways = self.ways_on([thread], &SchedulerClocks::new());
-        self.go_all(ways);
+        self.go_on_all(&ways);
     }
 }
 
@@ -472,7 +473,7 @@ fn vfork_child(pid: i32, tid: i32) -> Option<i32> {
     let call: i64 = read("syscall")?.split(' ').next()?.parse().ok()?;
     let makes = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&call);
     let stat = read("stat")?;
-    let waits = stat.rsplit_once(") ")?.1.starts_with('D');
+    let waits = stat_field(&stat, 3) == Some("D");
     let children = read("children")?;
     let newest = children.split_whitespace().next_back()?.parse().ok();
     newest.filter(|_| makes && waits)

@@ -191,6 +191,20 @@ pub fn read_binary(path: &str) -> io::Result<Vec<u8>> {
     read_bytes(path, true)
 }
 
+/// A field of a `stat` file of a process or thread, counted as in proc_pid_stat(5). The name, which
+/// is field 2, may have blanks and brackets.
+#[must_use]
+pub fn stat_field(stat: &str, n: usize) -> Option<&str> {
+    stat.rsplit_once(") ")?.1.split_whitespace().nth(n.checked_sub(3)?)
+}
+
+/// The state of a process or thread, as field 3 of its `stat` shows it; `None` when it is gone.
+#[must_use]
+pub fn task_state(tid: i32) -> Option<char> {
+    let stat = read_record(&format!("/proc/{tid}/stat")).ok()?;
+    stat_field(&stat, 3)?.chars().next()
+}
+
 fn read_bytes(path: &str, one_piece: bool) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let (mut bytes, mut len) = (vec![0; 8 << 10], 0);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::prctl;
 
-use super::memory::read_record;
+use super::memory::task_state;
 use super::raw;
 
 /// What happened to a traced (or child) thread.
@@ -188,8 +188,7 @@ pub fn threads(tid: i32) -> io::Result<u64> {
 
 /// It has ended (state Z of proc_pid_stat(5)).
 fn is_zombie(tid: i32) -> bool {
-    let stat = read_record(&format!("/proc/{tid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    task_state(tid).is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
 /// Waits for one status of `tid` (`-1`: any), `__WALL`. `None` with `block == false` and

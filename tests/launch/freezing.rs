@@ -53,7 +53,7 @@ fn every_thread_is_held_and_let_go() {
         assert!(all_stopped(pid), "{frozen:?}");
         let ways = session.ways_on(frozen.threads(), &frozen.scheduler_now);
         assert_eq!(ways.len(), frozen.threads().count());
-        session.go_all(ways);
+        session.go_on_all(&ways);
         job.say("x");
         while !session.tasks.is_empty() && Instant::now() < deadline {
             take_stops(&mut session);

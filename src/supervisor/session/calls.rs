@@ -11,13 +11,17 @@ use anyhow::Result;
 
 use super::{forgive, process_of, Session, TaskState};
 use crate::migrate::capture::Running;
-use crate::migrate::freeze::{self, Frozen};
+use crate::migrate::freeze::{self, Frozen, Watched};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
 use crate::migrate::settle::{self, Again, Asked, Place, SchedulerClocks};
 use crate::migrate::transfer;
 use crate::tracer::inject::Remote;
-use crate::tracer::{raw, Stop};
+use crate::tracer::memory::task_state;
+use crate::tracer::{raw, stop, Stop};
+
+/// How long threads wait for others that fall asleep in calls which are started again.
+const ASLEEP: Duration = Duration::from_millis(100);
 
 /// A system call that goes on after it was interrupted.
 #[derive(Debug, Clone, Copy)]
@@ -102,13 +106,56 @@ impl Session {
         ways
     }
 
-    /// [`Session::go`] of many.
-    pub fn go_all(&mut self, ways: Vec<(i32, Way)>) {
-        for (tid, way) in ways {
-            if let Err(e) = self.go(tid, way) {
-                tracing::error!("thread {tid} was not resumed: {e}");
+    /// [`Session::go`] of many. Those that wait in calls which no kernel starts again wait there
+    /// again before the others can see that they do not (`GETNCNT` of semctl(2)).
+    ///
+    /// # Errors
+    /// The first thread that was not resumed; the others were, if they could be.
+    pub fn go_all(&mut self, ways: &[(i32, Way)]) -> Result<(), (i32, io::Error)> {
+        let (waiting, others): (Vec<_>, Vec<_>) =
+            ways.iter().copied().partition(|(_, way)| matches!(way, Way::Step(_)));
+        let mut first = Ok(());
+        let mut go = |session: &mut Self, ways: &[(i32, Way)]| {
+            for &(tid, way) in ways {
+                let gone = session.go(tid, way).map_err(|e| (tid, e));
+                first = std::mem::replace(&mut first, Ok(())).and(gone);
+            }
+        };
+        go(self, &waiting);
+        if !others.is_empty() {
+            self.await_sleep(&waiting);
+        }
+        go(self, &others);
+        first
+    }
+
+    /// [`Session::go_all`]; what was not resumed is only said.
+    pub fn go_on_all(&mut self, ways: &[(i32, Way)]) {
+        if let Err((tid, e)) = self.go_all(ways) {
+            tracing::error!("thread {tid} was not resumed: {e}");
+        }
+    }
+
+    /// Until these threads, which enter calls again, sleep in them or have returned from them.
+    fn await_sleep(&mut self, waiting: &[(i32, Way)]) {
+        let until = Instant::now() + ASLEEP;
+        for &(tid, _) in waiting {
+            while self.enters_call(tid) && Instant::now() < until {
+                match stop::wait(tid, false) {
+                    Ok(Some(wait)) => Watched::take(self, wait),
+                    Ok(None) => std::thread::yield_now(),
+                    Err(_) => break,
+                }
             }
         }
+    }
+
+    /// Is a thread on its way into a call that was started again?
+    fn enters_call(&self, tid: i32) -> bool {
+        let is_stopped =
+            || self.tasks.get(&tid).is_some_and(|task| matches!(task.state, TaskState::Group(_)));
+        let is_awake = || matches!(task_state(tid), Some('R' | 't'));
+        self.in_flight.contains_key(&tid) && !is_stopped() && is_awake()
     }
 
     /// How a thread of a move that was given up goes on as if nothing had happened. A call
@@ -342,7 +389,6 @@ mod tests {
 
     use super::*;
     use crate::syscalls::handles::Handles;
-    use crate::tracer::stop;
 
     /// A session of one stopped process, of which it looks for `looked_for` in /proc.
     fn stopped(pid: i32, looked_for: i32) -> (Session, Frozen) {
@@ -362,7 +408,7 @@ mod tests {
         let pid = child.id() as i32;
         let (mut session, frozen) = stopped(pid, i32::MAX);
         let ways = session.ways_on(&[frozen], &SchedulerClocks::new());
-        session.go_all(ways);
+        session.go_all(&ways).expect("resumed");
         let status = View::read_process(pid).expect("status");
         assert!(!status.field("State:").starts_with('t'), "{}", status.field("State:"));
         child.kill().expect("kill");

@@ -81,7 +81,7 @@ impl Mover {
         session.settle_births();
         let frozen = frozen.map_err(|failed| {
             let ways = session.ways_on(&failed.threads, &failed.scheduler_now);
-            session.go_all(ways);
+            session.go_on_all(&ways);
             let e = failed.error;
             let code = match e {
                 FreezeError::Exited(_) => "VOS-EXITED",
@@ -155,7 +155,7 @@ impl Mover {
         if let Err(e) = self.close_up(&frozen.job) {
             tracing::error!("{e:#}");
         }
-        self.sup.session.go_all(ways);
+        self.sup.session.go_on_all(&ways);
         self.take_held();
     }
 }

@@ -334,8 +334,8 @@ impl Mover {
             }
         }
         self.stop_processes(processes, &all)?;
-        let mut running = processes.iter().zip(&all).filter(|(p, _)| p.image.stopped.is_none());
-        running.try_for_each(|(_, ways)| self.resume(ways))
+        let running = processes.iter().zip(&all).filter(|(p, _)| p.image.stopped.is_none());
+        self.resume(&running.flat_map(|(_, ways)| ways).copied().collect())
     }
 
     fn way_of(&mut self, thread: &NewThread) -> Result<Way> {

@@ -125,11 +125,8 @@ impl Mover {
     /// # Errors
     /// When one cannot be resumed.
     pub(super) fn resume(&mut self, ways: &Ways) -> Result<()> {
-        for &(tid, way) in ways {
-            let resumed = self.sup.session.go(tid, way);
-            resumed.with_context(|| format!("resuming thread {tid}"))?;
-        }
-        Ok(())
+        let resumed = self.sup.session.go_all(ways);
+        resumed.map_err(|(tid, e)| anyhow::Error::new(e).context(format!("resuming thread {tid}")))
     }
 
     fn hear_again(
