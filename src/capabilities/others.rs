@@ -7,7 +7,6 @@ use super::{Capability, Support};
 pub const ROWS: &[Capability] = &[
     Capability::moves(Processes, "threads", "threads, with their ids, names and thread-local data"),
     Capability::moves(Processes, "registers", "registers: general, x87, vector, mask"),
-    Capability::moves(Processes, "amx", "AMX tiles"),
     Capability::moves(Processes, "fs-gs", "FS and GS bases"),
     Capability::moves(Processes, "children", "child processes: numbers, parents, exit statuses"),
     Capability::moves(Processes, "sessions", "sessions and process groups"),

@@ -22,6 +22,7 @@ use super::resource::memory::{read_common, Backing, Mapping, MmImage};
 use super::resource::raw::write_ranges;
 use super::resource::registers::{self, Registers};
 use super::resource::signals::traps_matter;
+use super::resource::tiles;
 use super::resource::{part, Missed, PartError, Scope, Told, View, PARTS};
 use super::thread_files;
 use super::vdso::Vdso;
@@ -336,6 +337,9 @@ impl Restoring {
                 remote.avoid_traps();
             }
             tell(remote, &self.stub, image, thread, &told(image, view, missed))?;
+            if tiles::are_in_use(&thread.registers.extended) {
+                self.stub.use_tiles(remote)?;
+            }
             if let Some(own) = &thread.files {
                 let mut program = Program::default();
                 thread_files::take(own, &mut program);

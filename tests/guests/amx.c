@@ -25,10 +25,10 @@ int main(void)
     config.rows[0] = config.rows[1] = 16;
     static char in[1024] __attribute__((aligned(64))), out[1024] __attribute__((aligned(64)));
     guest_fill(in, sizeof(in), 3);
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
     /* tileloadd (%rax,%rbx,1), %tmm0, then spin, then tilestored %tmm0, (%rcx,%rbx,1). */
     guest_ready();
     do {
+        __asm__ volatile("ldtilecfg %0" : : "m"(config));
         memset(out, 0, sizeof(out));
         unsigned long spins = 20000000;
         __asm__ volatile(".byte 0xc4,0xe2,0x7b,0x4b,0x04,0x18\n"
@@ -40,6 +40,8 @@ int main(void)
         CHECK(!memcmp(in, out, sizeof(in)), "tile 0 changed");
         __asm__ volatile("sttilecfg %0" : "=m"(config_now));
         CHECK(!memcmp(&config, &config_now, sizeof(config)), "the tile configuration changed");
+        /* The permission stays although nothing is in use. */
+        __asm__ volatile("tilerelease");
     } while (guest_running());
     guest_success();
 }

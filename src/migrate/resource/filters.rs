@@ -41,6 +41,7 @@ pub const UNSEEN: &str = "VOS-SECCOMP-UNSEEN";
 
 /// Calls that are made in the place of a frozen thread, or by which the kernel lets it sleep on.
 const MADE: &[i64] = &[
+    libc::SYS_arch_prctl,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_fcntl,

@@ -322,7 +322,7 @@ pub fn check_vma(vma: &Vma) -> Option<Finding> {
         "user shadow stacks do not move"
     } else if f.contains(VmFlags::UFFD) {
         "the program handles faults of this memory itself (userfaultfd)"
-    } else if vma.pkey != 0 {
+    } else if vma.pkey != 0 && !is_execute_only(vma) {
         "it is under a protection key (pkeys)"
     } else if is_special(vma) {
         return (vma.path == "[uprobes]").then(|| {
@@ -340,6 +340,12 @@ pub fn check_vma(vma: &Vma) -> Option<Finding> {
         return None;
     };
     Some(refuse(vma, cause, "let the program give it back, or let it finish"))
+}
+
+/// May it only be executed? mprotect(2) puts such memory under a key which no thread may read by, and
+/// which the program cannot name (`execute_only_pkey`, arch/x86/mm/pkeys.c); it does so again.
+fn is_execute_only(vma: &Vma) -> bool {
+    vma.prot == libc::PROT_EXEC
 }
 
 fn is_memory_file(path: &str) -> bool {

@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod signals;
 pub mod switches;
 pub mod thread;
+pub mod tiles;
 pub mod timers;
 
 use std::cell::RefCell;
@@ -262,6 +263,7 @@ pub trait Part: Sync {
 /// parent-death signal come after, because a change of credentials resets them. Signals are queued
 /// before RLIMIT_SIGPENDING may be too low for them.
 pub const PARTS: &[&dyn Part] = &[
+    &tiles::Tiles,
     &signals::Actions,
     &itimers::Intervals,
     &timers::Posix,

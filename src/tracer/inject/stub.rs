@@ -6,7 +6,7 @@ use crate::tracer::raw;
 
 /// The batch stub: runs the table at r12 (8 words a row: number, six arguments, result) of
 /// r13 rows, then traps. Position-independent, no stack, no other memory.
-const STUB: [u8; 60] = [
+const STUB: [u8; 72] = [
     0x49, 0x8b, 0x04, 0x24, // batch: mov rax,[r12]
     0x49, 0x8b, 0x7c, 0x24, 0x08, // mov rdi,[r12+8]
     0x49, 0x8b, 0x74, 0x24, 0x10, // mov rsi,[r12+16]
@@ -23,11 +23,16 @@ const STUB: [u8; 60] = [
     0xb8, 0x22, 0x00, 0x00, 0x00, // idle: mov eax,SYS_pause
     0x0f, 0x05, // syscall
     0xeb, 0xf7, // jmp idle
+    0xc4, 0xe2, 0x78, 0x49, 0x07, // tiles: ldtilecfg [rdi]
+    0xc4, 0xe2, 0x7b, 0x49, 0xc0, // tilezero tmm0
+    0x0f, 0x05, // syscall
 ];
 /// Offset of the `syscall` instruction of the batch loop.
 const STUB_SYSCALL: u64 = 0x22;
 /// Offset of the loop that pauses for ever, right behind the `int3`.
 const STUB_IDLE: u64 = 0x33;
+/// Offset of the first use of an AMX tile, before a `syscall` instruction.
+const STUB_TILES: u64 = 0x3c;
 /// Room for a siginfo, at the begin of the data.
 const STUB_INFO: u64 = 128;
 
@@ -110,6 +115,21 @@ impl Stub {
     #[must_use]
     pub fn syscall_insn(&self) -> u64 {
         self.base + STUB_SYSCALL
+    }
+
+    /// Has a thread use an AMX tile, for which its process has the permission: the kernel gives it
+    /// room for tile data then, which may be set from there on. Its registers of tiles are changed.
+    ///
+    /// # Errors
+    /// When the thread dies of it or cannot be run.
+    pub fn use_tiles(&self, remote: &mut Remote) -> Result<()> {
+        // Palette 1, and one row of 64 bytes in tile 0 (Intel SDM vol. 2, LDTILECFG).
+        let mut config = [0; 64];
+        (config[0], config[16], config[48]) = (1, 64, 1);
+        self.write(self.data(), &config)?;
+        let args = [self.data(), 0, 0, 0, 0, 0];
+        let tiles = self.base + STUB_TILES;
+        remote.call(tiles, libc::SYS_getpid, "the first use of an AMX tile", args).map(drop)
     }
 
     /// Address of the loop that pauses for ever.
