@@ -380,7 +380,7 @@ impl Asked {
 pub fn requeue(remote: &mut Remote, insn: u64, info: &trace::SigInfo) -> Result<(), PartError> {
     let stub = Stub::map(remote, insn, None)?;
     let queued = requeue_first(remote, &stub, info);
-    unmap(remote, insn, &stub)?;
+    stub.unmap(remote, insn)?;
     queued
 }
 
@@ -399,13 +399,6 @@ fn requeue_first(remote: &mut Remote, stub: &Stub, info: &trace::SigInfo) -> Res
     }
     remote.queue(stub, info, true)?;
     Ok(behind.iter().try_for_each(|info| remote.queue(stub, info, true))?)
-}
-
-/// Takes the stub away again; the thread stays borrowed.
-fn unmap(remote: &mut Remote, insn: u64, stub: &Stub) -> Result<(), PartError> {
-    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
-    Ok(())
 }
 
 /// May the process have operations of semop(2) to undo? All its threads must have them in common:

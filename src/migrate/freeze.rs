@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::resource::View;
 use super::settle::{self, Asleep, Looked, SchedulerClocks};
+use super::stops;
 use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
 use crate::tracer::stop::{self, Backoff, Stop, Wait};
@@ -370,10 +371,9 @@ impl Freezing<'_> {
     fn end_stops(&mut self) {
         let in_stop = |thread: &Frozen| matches!(thread.stop, Stop::Group(_));
         let goes_on = |thread: &Frozen| {
-            let view = || View::read(thread.tid, thread.tid);
-            let waits = |view: View| view.hex("SigPnd:") | view.hex("ShdPnd:");
+            let waits = |view: View| stops::waits(&view, libc::SIGCONT);
             thread.stop == Stop::Signal(libc::SIGCONT)
-                || view().is_ok_and(|view| waits(view) & sigbit(libc::SIGCONT) != 0)
+                || View::read(thread.tid, thread.tid).is_ok_and(waits)
         };
         let stopped = self.frozen.values().filter(|(_, thread)| in_stop(thread));
         let mut pids: BTreeSet<i32> = stopped.map(|(pid, _)| *pid).collect();
@@ -425,15 +425,18 @@ fn is_queued(tid: i32, signal: i32) -> bool {
 fn is_repeated(tid: i32, stop: Stop) -> bool {
     let Stop::Signal(signal) = stop else { return false };
     FAULTS.contains(&signal)
-        && raw::siginfo(tid).is_ok_and(|info| raw::code_of(&info) > 0)
+        && raw::siginfo(tid).is_ok_and(|info| is_fault(&info))
         && is_in_no_call(tid)
 }
 
 /// The same, of a signal that is still in the thread's queue.
 fn has_fault(tid: i32) -> bool {
-    let is_fault =
-        |info: &raw::SigInfo| FAULTS.contains(&raw::number_of(info)) && raw::code_of(info) > 0;
     raw::queued_signals(tid, false).is_ok_and(|all| all.iter().any(is_fault)) && is_in_no_call(tid)
+}
+
+/// Has the kernel sent it, for an instruction?
+fn is_fault(info: &raw::SigInfo) -> bool {
+    FAULTS.contains(&raw::number_of(info)) && raw::code_of(info) > 0
 }
 
 /// What comes in a call is sent by the thread itself.

@@ -1,7 +1,7 @@
 //! What a new process can be told only when all else is there: to whom its descriptors send
 //! signals, because that may be a thread; which message queues notify it, because that is its own
-//! call; pidfds of threads; files of /proc that show memory; and its locks, because the copy at the source holds them until the move
-//! is decided.
+//! call; pidfds of threads; files of /proc that show memory; and its locks, because the copy at the
+//! source holds them until the move is decided.
 //!
 //! ```text
 //! target  threads made ─► finish, drive, count, take (what nobody holds) ─► READY ─► OWN ─► take the rest ─► run
@@ -98,10 +98,8 @@ pub fn count_overruns(pid: i32, image: &ProcessImage, tids: &[i32]) -> Result<()
 /// The call that failed.
 pub fn give_up_terminal(pid: i32, image: &ProcessImage) -> Result<()> {
     let open = |program: &mut Program| {
-        let path = Arg::Data(program.data(b"/dev/tty\0"));
-        let flags = (libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC) as u64;
-        let args = [Arg::Num(libc::AT_FDCWD as u64), path, Arg::Num(flags)];
-        program.call(libc::SYS_openat, "openat of /dev/tty", &args)
+        let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
+        program.open("openat of /dev/tty", b"/dev/tty", flags)
     };
     let give_up = |fd: i32, program: &mut Program| {
         let args = [fd as u64, libc::TIOCNOTTY].map(Arg::Num);

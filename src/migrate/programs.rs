@@ -18,7 +18,7 @@ use std::collections::btree_map::Entry;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use super::building::Built;
 use super::heritage::Heritage;
@@ -28,13 +28,13 @@ use super::resource::memory::{self, read_common, FileId, MmImage};
 use super::resource::registers::{extended, words, Registers};
 use super::resource::{blocker, View};
 use super::restore::{self, RestoreError, Restoring, Runner};
-use super::skeleton::{pair, receive, send, Request, Word};
+use super::skeleton::{await_growth, Word};
 use super::tree::{self, Member, Step, Tree};
 use super::vdso::Vdso;
 use super::{capture, gone, reexec};
 use crate::control::Finding;
 use crate::syscalls::translate::REMEDY;
-use crate::tracer::inject::{write_all, Arg, Program, Remote, Stub, STUB_LEN};
+use crate::tracer::inject::{write_all, Program, Remote, Stub, STUB_LEN};
 use crate::tracer::raw as trace;
 
 /// What execve(2) leaves.
@@ -50,13 +50,13 @@ pub type Programs = Vec<(u32, FileId)>;
 /// When one of them cannot be asked.
 pub fn of(pids: &[i32], members: &[Member]) -> io::Result<Programs> {
     let mut found = Programs::new();
-    if !members.iter().any(shares) {
+    if !members.iter().any(|member| inherits(&member.shares)) {
         return Ok(found);
     }
     for pid in pids {
         // The frame is made anew without one that has ended meanwhile.
         let Ok(job) = View::read_process(*pid).map(|view| view.job_pid) else { continue };
-        let place = members.iter().position(|member| member.ids.pid == job && shares(member));
+        let place = members.iter().position(|member| member.ids.pid == job && inherits(&member.shares));
         let program = place.map(|place| program(*pid).map(|file| (place as u32, file))).transpose();
         match program {
             Err(e) if gone::is_ending(*pid) => tracing::debug!("program of process {pid}: {e}"),
@@ -72,10 +72,6 @@ fn program(pid: i32) -> io::Result<FileId> {
     Ok(FileId::from_metadata(&path, &fs::metadata(&link)?))
 }
 
-fn shares(member: &Member) -> bool {
-    LEFT.iter().any(|what| member.shares.first(*what).is_some())
-}
-
 /// Does a process of these shares have its program from the frame?
 #[must_use]
 pub fn inherits(shares: &super::shares::Shares) -> bool {
@@ -83,7 +79,7 @@ pub fn inherits(shares: &super::shares::Shares) -> bool {
 }
 
 fn refuse(member: &Member, cause: &str) -> Box<Finding> {
-    let object = match shares(member) {
+    let object = match inherits(&member.shares) {
         true => format!("what process {} shares", member.ids.pid),
         false => format!("the end of process {}", member.ids.pid),
     };
@@ -134,7 +130,7 @@ pub fn executors(
     }
     for (member, node) in members.iter().zip(&tree.members) {
         let Some(node) = node.filter(|_| member.ended.is_none()) else { continue };
-        let executes = found.contains_key(&node) || !shares(member);
+        let executes = found.contains_key(&node) || !inherits(&member.shares);
         if executes && member.shares.exit_signal.is_some() {
             let cause = "its parent gets another signal than SIGCHLD at its end, which execve(2) \
                          would change";
@@ -156,16 +152,7 @@ impl Executes {
     pub(super) fn pass(&self, control: BorrowedFd) -> io::Result<()> {
         raw::set_dumpable(true);
         let exe = File::open(&self.path)?;
-        let (own, theirs) = pair().map_err(io::Error::other)?;
-        let word = Word::Execute(self.node as u32, exe.as_raw_fd());
-        send(control, &word, &[theirs.as_raw_fd()])?;
-        drop(theirs);
-        match receive::<Request>(own.as_fd()) {
-            Ok((Request::Grow, ..)) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-            // The supervisor is gone, or wants another frame.
-            Err(_) => raw::exit_now(1),
-        }
+        await_growth(control, &Word::Execute(self.node as u32, exe.as_raw_fd()))
     }
 }
 
@@ -249,12 +236,7 @@ impl Before {
         restore::protect(&mut runner, image)?;
         runner.flush()?;
         let insn = capture::syscall_insn(pid, image)?;
-        remote.call(
-            insn,
-            libc::SYS_munmap,
-            "munmap of the stub",
-            [stub.base, STUB_LEN, 0, 0, 0, 0],
-        )?;
+        stub.unmap(&mut remote, insn)?;
         restore::set_registers(remote, &self.registers)
     }
 }
@@ -264,12 +246,7 @@ fn open_files(remote: &mut Remote, stub: &Stub, files: &[FileId]) -> Result<Buil
     let mut program = Program::default();
     let mut rows = Vec::with_capacity(files.len());
     for file in files {
-        let mut path = file.path.clone().into_bytes();
-        path.push(0);
-        let at = Arg::Data(program.data(&path));
-        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-        let args = [Arg::Num(libc::AT_FDCWD as u64), at, Arg::Num(flags), Arg::Num(0)];
-        rows.push(program.call(libc::SYS_openat, "openat", &args));
+        rows.push(program.open("openat", file.path.as_bytes(), libc::O_RDONLY));
     }
     let outcome = remote.run(stub, program)?;
     let open = |row: usize| Ok(outcome.get(row)? as RawFd);
@@ -331,7 +308,7 @@ mod tests {
             member(10, 0, Shared::Directories, Some(10)),
             member(11, 10, Shared::Directories, Some(10)),
         ];
-        assert!(!shares(&all[0]));
+        assert!(!inherits(&all[0].shares));
         assert_eq!(found(&all, &Programs::new()), Ok(Vec::new()));
         all[1].shares.exit_signal = Some(libc::SIGUSR1);
         assert!(found(&all, &Programs::new()).is_err());

@@ -355,8 +355,7 @@ impl Restoring {
         }
         if last {
             let insn = super::capture::syscall_insn(self.pid, &image.memory)?;
-            let args = [self.stub.base, STUB_LEN, 0, 0, 0, 0];
-            remotes[0].call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+            self.stub.unmap(&mut remotes[0], insn)?;
         }
         for (remote, (_, thread)) in remotes.into_iter().zip(&found) {
             set_registers(remote, &thread.registers)?;

@@ -7,12 +7,12 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::fs;
 
 use serde::{Deserialize, Serialize};
 
 use super::gone;
 use super::raw::{compare_tasks, Shared};
+use super::resource::fd;
 use super::resource::ipc::undo;
 
 /// What can be shared. Who shares handlers shares memory (clone(2)).
@@ -138,8 +138,8 @@ impl Sharing {
         self.groups.is_empty()
     }
 
-    /// What each of these processes shares, if it shares anything. They are given by host pid and number in the job, in
-    /// the order in which the job has them.
+    /// What each of these processes shares, if it shares anything. They are given by host pid and
+    /// number in the job, in the order in which the job has them.
     #[must_use]
     pub fn shares(&self, processes: &[(i32, i32)]) -> BTreeMap<i32, Shares> {
         let mut first: BTreeMap<(usize, i32), i32> = BTreeMap::new();
@@ -162,9 +162,8 @@ impl Sharing {
 /// A number above all descriptors of a process, and some more: so it stays the same for a while.
 fn above(pid: i32) -> i32 {
     const STEP: i32 = 256;
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    numbers.max().map_or(STEP, |last| (last / STEP + 1).saturating_mul(STEP))
+    let last = fd::numbers(pid).ok().and_then(|open| open.last().copied());
+    last.map_or(STEP, |last| (last / STEP + 1).saturating_mul(STEP))
 }
 
 #[cfg(test)]

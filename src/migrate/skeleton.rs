@@ -298,6 +298,20 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
         .map_err(|e| io_error("socketpair")(e.into()))
 }
 
+/// In a process of the frame: says `word` over `control`, with a socket on which the supervisor
+/// tells when the frame is to grow on, and waits for that.
+pub(super) fn await_growth(control: BorrowedFd, word: &Word) -> io::Result<()> {
+    let (own, theirs) = pair().map_err(io::Error::other)?;
+    send(control, word, &[theirs.as_raw_fd()])?;
+    drop(theirs);
+    match receive::<Request>(own.as_fd()) {
+        Ok((Request::Grow, ..)) => Ok(()),
+        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+        // The supervisor is gone, or wants another frame.
+        Err(_) => raw::exit_now(1),
+    }
+}
+
 /// The job's clocks as they are now, nanoseconds, in the caller's time namespace: both of one moment,
 /// as nearly as they can be read. What is between two readings would part them for good.
 ///

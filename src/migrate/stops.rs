@@ -14,7 +14,7 @@ use super::image::ProcessImage;
 use super::late::{borrow, run};
 use super::resource::{timers, PartError, View};
 use crate::tracer::inject::{sigbit, Arg, Data, Program};
-use crate::tracer::raw::{self, SigInfo};
+use crate::tracer::raw::SigInfo;
 
 type Result<T> = std::result::Result<T, PartError>;
 
@@ -160,16 +160,10 @@ pub fn take_waiting(pid: i32, image: &ProcessImage, tids: &[i32]) -> Result<Wait
         let view = View::read(pid, tid).map_err(what)?;
         let waits = |signal: &i32| waits(&view, *signal);
         for signal in STOPS.into_iter().filter(waits) {
-            let own = raw::queued_signals(tid, false).map_err(what)?;
-            let own = own.iter().filter(|info| raw::number_of(&info[..]) == signal).count();
             let infos = borrow(pid, tid, image, |remote, stub| {
-                let mut infos = Vec::new();
-                while let Some(info) = timers::dequeue(remote, stub, signal)? {
-                    infos.push(info);
-                }
-                Ok(infos)
+                timers::dequeue_all(&view, remote, stub, signal)
             })?;
-            taken.0.extend(infos.into_iter().enumerate().map(|(n, info)| (tid, info, n < own)));
+            taken.0.extend(infos.into_iter().map(|(info, own)| (tid, info, own)));
         }
     }
     Ok(taken)

@@ -177,18 +177,24 @@ fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, SocketAddr, S
             return Ok(None);
         }
         let fd = raw::accept(listener)?;
-        let own = getsockname::<SockaddrStorage>(fd.as_raw_fd());
-        let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd());
         // Otherwise the client has reset it, and is not there to be answered.
-        if let (Ok(own), Ok(peer)) = (own, peer) {
-            if let (Some(own), Some(peer)) = (address(&own), address(&peer)) {
-                return Ok(Some((fd, own, peer)));
-            }
+        if let Some((own, peer)) = addresses(&fd) {
+            return Ok(Some((fd, own, peer)));
         }
     }
 }
 
-fn address(found: &SockaddrStorage) -> Option<SocketAddr> {
+/// Both addresses of a connected socket: its own and its peer's.
+#[must_use]
+pub fn addresses(fd: &OwnedFd) -> Option<(SocketAddr, SocketAddr)> {
+    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
+    inet(&own).zip(inet(&peer))
+}
+
+/// An address of IPv4 or IPv6; `None`: it is of another family.
+#[must_use]
+pub fn inet(found: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = found.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
     v4.or_else(|| found.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
 }
@@ -379,11 +385,11 @@ impl Relays {
         half.pump(&self.registry, self.linked, out);
         self.halves.insert(dial.stream, half);
         let Some(half) = self.halves.get_mut(&dial.listener) else { return };
-        if let Role::AwayListener(listener) = &mut half.role {
-            listener.waiting.push_back(dial.stream);
-            if made.is_none() {
+        let Role::AwayListener(listener) = &mut half.role else { return };
+        match made {
+            Some(_) => listener.waiting.push_back(dial.stream),
+            None => {
                 // It never was in the queue.
-                listener.waiting.pop_back();
                 listener.taken = listener.taken.saturating_add(1);
                 half.announce = true;
                 half.pump(&self.registry, self.linked, out);

@@ -62,7 +62,8 @@ pub mod term;
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
-pub use listener::{Dial, ListenerState};
+pub use listener::{addresses, inet, Dial, ListenerState};
+pub use raw::accept_queue;
 pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
 

@@ -1,9 +1,9 @@
 //! Every system call of x86-64 and what vosrun does with it: the one place that decides.
 //!
-//! The filter (`tracer::filter`) is made from this table. A policy depends on the number
-//! alone and, but for prctl(2) and timer_settime(2), never on an argument, so that the kernel's bitmap of constant
-//! actions answers for the calls that are let through. A trapped call fails with ENOSYS when its tracer is
-//! gone (seccomp(2), SECCOMP_RET_TRACE): observe as few as possible.
+//! The filter (`tracer::filter`) is made from this table. A policy depends on the number alone and,
+//! but for prctl(2) and timer_settime(2), never on an argument, so that the kernel's bitmap of
+//! constant actions answers for the calls that are let through. A trapped call fails with ENOSYS
+//! when its tracer is gone (seccomp(2), SECCOMP_RET_TRACE): observe as few as possible.
 
 use libc::ENOSYS;
 

@@ -10,7 +10,7 @@ use anyhow::{bail, Context};
 use nix::unistd::{getpid, gettid, getuid, Uid, User};
 use procfs::process::{Process, Status};
 
-use super::inject::{Arg, Program, Remote, Stub, STUB_LEN};
+use super::inject::{Arg, Program, Remote, Stub};
 use super::{filter, raw};
 use crate::migrate::capture;
 use crate::migrate::resource::View;
@@ -156,8 +156,7 @@ fn install_filter(remote: &mut Remote, pid: i32) -> anyhow::Result<()> {
     let insn = capture::syscall_insn_now(pid)?;
     let stub = Stub::map(remote, insn, None)?;
     let installed = put_filter(remote, &stub);
-    let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-    remote.call(insn, libc::SYS_munmap, "munmap of the stub", args)?;
+    stub.unmap(remote, insn)?;
     installed
 }
 

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Heirloom;
 use crate::migrate::raw;
-use crate::migrate::skeleton::{pair, receive, send, Request, Word};
+use crate::migrate::skeleton::{await_growth, Word};
 use crate::tracer::memory::VmFlags;
 
 /// A mapping with the path of its file here, if it is known.
@@ -31,15 +31,7 @@ impl Gate {
         raw::set_dumpable(true);
         let refused = (0..).zip(&self.places).filter(|(_, place)| place.map().is_err());
         let refused = refused.map(|(index, _)| index).collect();
-        let (own, theirs) = pair().map_err(io::Error::other)?;
-        send(control, &Word::Gate(self.node as u32, refused), &[theirs.as_raw_fd()])?;
-        drop(theirs);
-        match receive::<Request>(own.as_fd()) {
-            Ok((Request::Grow, ..)) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-            // The supervisor is gone, or wants another frame.
-            Err(_) => raw::exit_now(1),
-        }
+        await_growth(control, &Word::Gate(self.node as u32, refused))
     }
 }
 

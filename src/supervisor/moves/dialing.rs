@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{stream_key, Mover, Side, StreamKey};
 use crate::migrate::files::Files;
 use crate::migrate::resource::fd::tcp::envelope::Envelopes;
-use crate::migrate::resource::fd::{tcp, FdView};
+use crate::migrate::resource::fd::{self, tcp, FdView};
 use crate::proxy::{Dial, Relays, StreamId};
 
 /// Between two looks at whether the job has closed a listening socket in which clients wait.
@@ -86,8 +86,9 @@ impl Mover {
             return true;
         }
         let pids: Vec<i32> = self.sup.session.processes().into_iter().collect();
+        let open = |pid| fd::numbers(pid).unwrap_or_default();
         let mut all =
-            pids.into_iter().flat_map(|pid| numbers(pid).into_iter().map(move |fd| (pid, fd)));
+            pids.into_iter().flat_map(|pid| open(pid).into_iter().map(move |fd| (pid, fd)));
         let found = all.find(|at| is_it(*at));
         dialing.found_at.extend(found.map(|at| (listener, at)));
         found.is_some()
@@ -112,10 +113,4 @@ impl Mover {
 
 fn holds(pid: i32, fd: i32, key: StreamKey) -> bool {
     FdView::read(pid, fd).is_ok_and(|view| (view.dev, view.ino) == (key.0, key.1))
-}
-
-/// The open descriptors of a process.
-fn numbers(pid: i32) -> Vec<i32> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -242,11 +242,7 @@ impl Call {
             }
         } else if result >= 0 {
             // Memory that cannot be written: the kernel has written it just now.
-            let answered = match &self.then {
-                Then::Signals(places) => signalfd::to_job(tid, places, result.unsigned_abs()),
-                then => answer(tid, then, result.unsigned_abs()),
-            };
-            if let Err(e) = answered {
+            if let Err(e) = answer(tid, &self.then, result.unsigned_abs()) {
                 tracing::debug!("the answer of a call of thread {tid}: {e}");
             }
             if let Then::Number | Then::Owner | Then::Born { .. } = self.then {
@@ -314,7 +310,8 @@ fn answer(tid: i32, then: &Then, result: u64) -> io::Result<()> {
     const F_UNLCK: u8 = 2;
     match then {
         Then::Nothing | Then::Number | Then::Owner | Then::Born { .. } | Then::Got(..) => Ok(()),
-        Then::SignalFd | Then::Signals(_) => Ok(()),
+        Then::SignalFd => Ok(()),
+        Then::Signals(places) => signalfd::to_job(tid, places, result),
         Then::Word(at) => {
             let word = numbers::to_job_signed(read_word(tid, *at)?);
             write_all(tid, *at, &word.to_le_bytes())

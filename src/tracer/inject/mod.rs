@@ -410,8 +410,7 @@ impl Remote {
     /// # Errors
     /// When the thread is gone or the call fails.
     pub fn close_with(mut self, stub: &Stub, insn: u64) -> Result<()> {
-        let args = [stub.base, STUB_LEN, 0, 0, 0, 0];
-        let call = Single { insn, nr: libc::SYS_munmap, what: "munmap of the stub", args };
+        let call = stub.unmapping(insn);
         self.enter_call(&call)?;
         // The stop of which the loan ends is that of the call's exit as well.
         self.enter_signal_stop()?;

@@ -66,6 +66,14 @@ impl Program {
         self.add(nr, what, args, true);
     }
 
+    /// Adds the call that opens a file, which the program's children do not get; `path` needs no null.
+    /// Gives its row.
+    pub fn open(&mut self, what: &'static str, path: &[u8], flags: i32) -> usize {
+        let path = Arg::Data(self.data(&[path, b"\0"].concat()));
+        let flags = (flags | libc::O_CLOEXEC) as u64;
+        self.call(libc::SYS_openat, what, &[Arg::Num(libc::AT_FDCWD as u64), path, flags.into()])
+    }
+
     fn add(&mut self, nr: i64, what: &'static str, some: &[Arg], optional: bool) -> usize {
         let mut args = [Arg::Num(0); 6];
         args[..some.len()].copy_from_slice(some);

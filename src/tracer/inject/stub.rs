@@ -80,6 +80,21 @@ impl Stub {
         Ok(stub)
     }
 
+    /// Takes it out of the process by a call at the `syscall` instruction `insn`; the thread stays
+    /// borrowed.
+    ///
+    /// # Errors
+    /// When the thread is gone or the call fails.
+    pub fn unmap(&self, remote: &mut Remote, insn: u64) -> Result<()> {
+        let Single { nr, what, args, .. } = self.unmapping(insn);
+        remote.call(insn, nr, what, args).map(drop)
+    }
+
+    pub(super) fn unmapping(&self, insn: u64) -> Single {
+        let args = [self.base, STUB_LEN, 0, 0, 0, 0];
+        Single { insn, nr: libc::SYS_munmap, what: "munmap of the stub", args }
+    }
+
     /// Nothing may be written to and executed in this process (PR_SET_MDWE of prctl(2), or a
     /// security module): the code gets a page of its own, which the tracer alone writes to.
     fn divide(remote: &mut Remote, insn: u64, base: u64) -> Result<Self> {

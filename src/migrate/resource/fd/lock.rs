@@ -282,9 +282,7 @@ impl Opened {
 
 /// Puts the call into `program` that opens what `fd` stands for once more. Gives its row.
 pub fn open_again(fd: i32, flags: i32, program: &mut Program) -> usize {
-    let path = Arg::Data(program.data(format!("/proc/self/fd/{fd}\0").as_bytes()));
-    let args = [Arg::Num(libc::AT_FDCWD as u64), path, Arg::Num((flags | libc::O_CLOEXEC) as u64)];
-    program.call(libc::SYS_openat, "openat", &args)
+    program.open("openat", format!("/proc/self/fd/{fd}").as_bytes(), flags)
 }
 
 impl Lock {

@@ -60,7 +60,7 @@ pub use outside::Outside;
 pub use owner::Signals;
 pub use pipe::outside_holders;
 pub use place::{Making, PROVIDED};
-pub use view::{views, FdView, Views};
+pub use view::{numbers, views, FdView, Views};
 
 /// A captured open file description, as it travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -259,7 +259,10 @@ fn fdinfo(host_pid: i32, fd: i32) -> io::Result<String> {
 }
 
 /// The open descriptors of a process, ascending.
-pub(super) fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn numbers(host_pid: i32) -> io::Result<Vec<i32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(format!("/proc/{host_pid}/fd"))? {
         numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));

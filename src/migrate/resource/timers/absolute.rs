@@ -51,7 +51,8 @@ impl Timer {
     }
 }
 
-fn state_of(image: &ProcessImage) -> Result<Option<(usize, State)>, PartError> {
+/// The timers of a process, with the place of that part in the image.
+pub(super) fn state_of(image: &ProcessImage) -> Result<Option<(usize, State)>, PartError> {
     let Some(at) = image.parts.iter().position(|part| part.name == Posix.name()) else {
         return Ok(None);
     };

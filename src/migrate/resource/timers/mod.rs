@@ -28,7 +28,7 @@ use crate::tracer::memory::read_proc;
 
 pub use absolute::{absolute_of, note_absolute, Absolute, SeenAbsolute};
 pub use overrun::count_again;
-pub(crate) use pending::dequeue;
+pub(crate) use pending::{dequeue, dequeue_all};
 pub use pending::{is_unmeasured, join, measure, Overdue};
 
 const SECOND: u64 = 1_000_000_000;

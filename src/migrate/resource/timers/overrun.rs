@@ -4,15 +4,13 @@
 //! timer is set so far in the past that one signal stands for as many periods, and this is taken.
 //! The timer goes on with the period in which it was.
 
-use std::collections::VecDeque;
-
-use super::super::signals::in_queue;
-use super::pending::{ask_one, dequeue, is_queued, periods, timer_of};
-use super::{decode, set, Part, PartError, Posix, State, Timer};
+use super::absolute::state_of;
+use super::pending::{ask_one, dequeue_all, is_queued, periods, take_signal, taken, timer_of};
+use super::{set, PartError, State, Timer};
 use crate::migrate::image::ProcessImage;
 use crate::migrate::resource::View;
-use crate::tracer::inject::{comes_with_trap, sigbit, Arg, Program, Remote, Stub};
-use crate::tracer::raw::{number_of, SigInfo};
+use crate::tracer::inject::{comes_with_trap, Arg, Program, Remote, Stub};
+use crate::tracer::raw::SigInfo;
 
 /// Puts the question into `program`; gives its row.
 pub(super) fn ask(program: &mut Program, id: i32) -> usize {
@@ -38,10 +36,7 @@ impl Timer {
 /// The timers of a new process that have something to count, each with the thread (host tid) that
 /// takes its signals.
 fn counting(pid: i32, image: &ProcessImage, tids: &[i32]) -> Result<Vec<(Timer, i32)>, PartError> {
-    let Some(part) = image.parts.iter().find(|part| part.name == Posix.name()) else {
-        return Ok(Vec::new());
-    };
-    let State { timers, .. } = decode(Posix.name(), &part.state)?;
+    let Some((_, State { timers, .. })) = state_of(image)? else { return Ok(Vec::new()) };
     let told = |timer: &Timer| {
         let place = image.threads.iter().position(|thread| thread.tid == timer.thread);
         place.and_then(|place| tids.get(place)).copied().unwrap_or(pid)
@@ -78,13 +73,7 @@ fn count(view: &View, timer: &Timer, remote: &mut Remote, stub: &Stub) -> Result
         // It has expired again: its next signal tells another number.
         return Ok(());
     }
-    let private =
-        in_queue(view, false)?.iter().filter(|i| number_of(&i[..]) == timer.signal).count();
-    let mut others: VecDeque<(SigInfo, bool)> = VecDeque::new();
-    while let Some(info) = dequeue(remote, stub, timer.signal)? {
-        let place = others.len();
-        others.push_back((info, place < private));
-    }
+    let others = dequeue_all(view, remote, stub, timer.signal)?;
     let counted = expire(timer, remote, stub);
     for (info, private) in others {
         remote.queue(stub, &info, private)?;
@@ -125,20 +114,13 @@ fn take_one(
     const PATIENCE_S: u64 = 5;
     let mut program = Program::default();
     set(&mut program, timer, (libc::TIMER_ABSTIME, begin as u64));
-    let wanted = Arg::Data(program.data(&sigbit(timer.signal).to_le_bytes()));
-    let patience = [PATIENCE_S.to_le_bytes(), [0; 8]].concat();
-    let patience = Arg::Data(program.data(&patience));
-    let mut info = [0; 128];
-    let at = program.data(&info);
-    let args = [wanted, Arg::Data(at), patience, Arg::Num(8)];
-    let row = program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args);
+    let asked = take_signal(&mut program, timer.signal, PATIENCE_S);
     let outcome = remote.run(stub, program)?;
-    if outcome.raw(row) == -i64::from(libc::EAGAIN) {
-        return Ok(None);
+    let info = taken(&outcome, asked)?;
+    if info.is_some() {
+        outcome.all_ok()?;
     }
-    outcome.all_ok()?;
-    info.copy_from_slice(outcome.data(at));
-    Ok(Some(info))
+    Ok(info)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{ask_times, OWN_THREAD};
 use super::{blocker, clock_of_thread, decode, encode, read, set, OnThread, Posix, State, Timer};
 use crate::migrate::image::{ProcessImage, ThreadImage};
 use crate::migrate::resource::{Part, PartError, View};
-use crate::tracer::inject::{sigbit, Arg, InjectError, Program, Remote, Stub};
+use crate::tracer::inject::{sigbit, Arg, Data, InjectError, Outcome, Program, Remote, Stub};
 use crate::tracer::raw::{code_of, number_of, SigInfo};
 
 /// When timers with a pending signal were due, by their id: on their clock, as the job sees it,
@@ -166,19 +166,51 @@ pub(crate) fn dequeue(
     signal: i32,
 ) -> Result<Option<SigInfo>, InjectError> {
     let mut program = Program::default();
+    let asked = take_signal(&mut program, signal, 0);
+    taken(&remote.run(stub, program)?, asked)
+}
+
+/// Puts the call into `program` that takes a signal, for which it waits so many seconds.
+pub(super) fn take_signal(program: &mut Program, signal: i32, seconds: u64) -> (usize, Data) {
     let set = Arg::Data(program.data(&sigbit(signal).to_le_bytes()));
-    let at_once = Arg::Data(program.data(&[0; 16]));
-    let mut info = [0; 128];
-    let at = program.data(&info);
-    let args = [set, Arg::Data(at), at_once, Arg::Num(8)];
-    let row = program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args);
-    let outcome = remote.run(stub, program)?;
+    let patience = Arg::Data(program.data(&[seconds.to_le_bytes(), [0; 8]].concat()));
+    let at = program.data(&[0; 128]);
+    let args = [set, Arg::Data(at), patience, Arg::Num(8)];
+    (program.call(libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", &args), at)
+}
+
+/// What [`take_signal`] has taken, if anything.
+pub(super) fn taken(
+    outcome: &Outcome,
+    (row, at): (usize, Data),
+) -> Result<Option<SigInfo>, InjectError> {
     if outcome.raw(row) == -i64::from(libc::EAGAIN) {
         return Ok(None);
     }
     outcome.get(row)?;
+    let mut info = [0; 128];
     info.copy_from_slice(outcome.data(at));
     Ok(Some(info))
+}
+
+/// Takes all of a blocked signal that waits for the thread of `view` and its process, each with whether
+/// it is the thread's own.
+///
+/// # Errors
+/// When the queue cannot be read, or the call in the thread fails.
+pub(crate) fn dequeue_all(
+    view: &View,
+    remote: &mut Remote,
+    stub: &Stub,
+    signal: i32,
+) -> Result<Vec<(SigInfo, bool)>, PartError> {
+    let own = in_queue(view, false)?;
+    let private = own.iter().filter(|info| number_of(&info[..]) == signal).count();
+    let mut all = Vec::new();
+    while let Some(info) = dequeue(remote, stub, signal)? {
+        all.push((info, all.len() < private));
+    }
+    Ok(all)
 }
 
 /// Puts into an image what the threads have told of the process's timers, and `overdue`. The signals

@@ -60,7 +60,7 @@ impl Mover {
         let clocks = job_clocks(&self.sup.session).map_err(own)?;
         let user = User::of(&view).map_err(own)?.unwrap_or_else(User::own);
         let (bequests, programs) = Default::default();
-        let it = Plan {
+        Ok(Plan {
             members,
             nodename,
             domainname,
@@ -70,8 +70,7 @@ impl Mover {
             user,
             bequests,
             programs,
-        };
-        Ok(it)
+        })
     }
 
     /// Stops every thread.

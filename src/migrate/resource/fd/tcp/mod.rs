@@ -12,7 +12,7 @@
 //! options, which directions are shut down.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{getpeername, getsockname, shutdown, Shutdown, SockaddrStorage};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use super::{decode, encode, failed, raw, CaptureCx, FdError, FdKind, FdView, Obj
 use crate::capabilities::Area::Sockets;
 use crate::capabilities::Capability;
 use crate::control::Finding;
+use crate::proxy;
 
 pub mod envelope;
 mod options;
@@ -105,17 +106,9 @@ impl Listener {
         let v6_only = raw::option_bytes(number, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4);
         let v6_only = v6_only.is_ok_and(|v| v.iter().any(|byte| *byte != 0));
         let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
-        let backlog = backlog(number).map_err(view.failed("ask for the backlog"))?;
-        Ok(Self { own, backlog, v6_only, options })
+        let (_, backlog) = proxy::accept_queue(fd.as_fd()).map_err(view.failed("ask for the backlog"))?;
+        Ok(Self { own, backlog: backlog.cast_signed(), v6_only, options })
     }
-}
-
-/// That of listen(2): `tcpi_sacked` of `struct tcp_info` (tcp_get_info, net/ipv4/tcp.c).
-fn backlog(fd: i32) -> std::io::Result<i32> {
-    const AT: usize = 28;
-    let info = raw::option_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, AT + 4)?;
-    let told = info.get(AT..).and_then(|bytes| bytes.try_into().ok());
-    told.map(i32::from_ne_bytes).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
 }
 
 impl Connection {
@@ -213,19 +206,11 @@ fn refuse_state(state: u8, view: &FdView) -> Result<(), FdError> {
 /// Both addresses of a connection: the job's and its peer's.
 #[must_use]
 pub fn addresses(view: &FdView, cx: &dyn CaptureCx) -> Option<(SocketAddr, SocketAddr)> {
-    let fd = cx.dup(view).ok()?;
-    let own = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
-    let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok()?;
-    inet(&own).zip(inet(&peer))
-}
-
-fn inet(found: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = found.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
-    v4.or_else(|| found.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
+    proxy::addresses(&cx.dup(view).ok()?)
 }
 
 fn address(found: &SockaddrStorage, view: &FdView) -> Result<SocketAddr, FdError> {
-    match inet(found) {
+    match proxy::inet(found) {
         Some(SocketAddr::V6(a)) if a.scope_id() != 0 => Err(view.refuse(
             "VOS-TCP-OPTION",
             "it is connected by a link-local address, which means an interface of this machine",
