@@ -5,6 +5,7 @@
 //! supervisor answers with zero or more [`Reply::Progress`] and one final reply.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub enum Request {
     /// A person says that the copy on node `dead` can never run again: wake the frozen copy
     /// held here ([`JobState::InDoubt`] or [`JobState::Prepared`]). [`Reply::Ok`].
     Recover { dead: String },
+    /// Every TCP connection of the job here; [`Reply::Connections`].
+    Connections,
 }
 
 /// A supervisor's answer.
@@ -52,6 +55,7 @@ pub enum Reply {
     Ok,
     /// The request could not be carried out: one sentence.
     Error(String),
+    Connections(Vec<ConnectionStatus>),
 }
 
 /// Where a job is in its life, as seen by this supervisor.
@@ -93,6 +97,26 @@ pub struct FdStatus {
     pub what: String,
     /// `native`, `recreated`, `forwarded via a`.
     pub binding: String,
+}
+
+/// A TCP connection of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// The pid that the job sees of a process which has it.
+    pub pid: i32,
+    /// Its number there.
+    pub fd: i32,
+    /// The addresses that the program sees.
+    pub own: SocketAddr,
+    pub peer: SocketAddr,
+    /// As in [`FdStatus`].
+    pub binding: String,
+    /// Bytes that the peer has acknowledged, and bytes that have come. Those of a forwarded connection
+    /// are counted since the job came to this node.
+    pub sent: u64,
+    pub received: u64,
+    /// Smoothed round trip, microseconds; none is known of a forwarded connection.
+    pub rtt_us: Option<u32>,
 }
 
 /// Everything `ps` and `inspect` show of a job.

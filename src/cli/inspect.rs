@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use super::check;
 use super::human::{age_since, amount, clean, count, duration, size};
 use super::out::{print, print_json, Paint};
 use super::ps::{state_word, status_document};
-use super::select::find_job;
-use crate::control::{FdStatus, JobState, JobStatus, MoveReport};
+use super::error::Fail;
+use super::select::{find_job, question, unexpected, Seen, PATIENCE};
+use crate::control::{
+    ConnectionStatus, FdStatus, JobState, JobStatus, MoveReport, Reply, Request,
+};
 use crate::state::StateDir;
 
 /// Options of `vosrun inspect`.
@@ -24,16 +29,30 @@ pub struct InspectArgs {
 pub fn inspect(state: &StateDir, args: &InspectArgs, json: bool) -> anyhow::Result<u8> {
     let seen = find_job(state, args.job.as_deref())?;
     let status = seen.status()?;
+    let connections = connections(&seen, status)?;
     if json {
-        print_json(status_document(status))?;
+        let mut document = status_document(status);
+        document["network"] = json!(connections);
+        print_json(document)?;
     } else {
-        print(&render(status, Paint::stdout()))?;
+        print(&render(status, &connections, Paint::stdout()))?;
     }
     Ok(0)
 }
 
+/// None of a job that runs elsewhere.
+fn connections(seen: &Seen, status: &JobStatus) -> Result<Vec<ConnectionStatus>, Fail> {
+    if status.connections == 0 {
+        return Ok(Vec::new());
+    }
+    match question(seen, &Request::Connections, PATIENCE)? {
+        Reply::Connections(all) => Ok(all),
+        _ => Err(unexpected(seen)),
+    }
+}
+
 /// The picture of a job: a headline, then one labelled line for each subject.
-fn render(s: &JobStatus, paint: Paint) -> String {
+fn render(s: &JobStatus, connections: &[ConnectionStatus], paint: Paint) -> String {
     let mut text = headline(s, paint);
     text += &labelled("Command", &command(s));
     text += &labelled("Tree", &tree(s));
@@ -42,6 +61,7 @@ fn render(s: &JobStatus, paint: Paint) -> String {
         text += &labelled("Memory", &memory);
         text += &labelled("Files", &files(&s.fds));
         text += &residue(&s.fds);
+        text += &network(s, connections);
     }
     for (i, line) in s.depends.iter().enumerate() {
         text += &labelled(if i == 0 { "Depends" } else { "" }, &clean(line));
@@ -125,6 +145,33 @@ fn residue(fds: &[FdStatus]) -> String {
         .collect()
 }
 
+/// Each connection: its addresses, what it is bound to, bytes both ways, and whose it is.
+fn network(s: &JobStatus, all: &[ConnectionStatus]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut text = labelled("Network", &count(all.len(), "connection", "connections"));
+    for c in all {
+        let comm = s.processes.iter().find(|p| p.pid == c.pid).map_or("", |p| &p.comm);
+        let trip = c.rtt_us.map_or_else(String::new, |us| {
+            format!("   round trip {}", duration(f64::from(us) / 1000.0))
+        });
+        let line = format!(
+            "{} → {}   {}   {} sent, {} received{trip}   {} {} fd {}",
+            c.own,
+            c.peer,
+            clean(&c.binding),
+            amount(c.sent),
+            amount(c.received),
+            clean(comm),
+            c.pid,
+            c.fd
+        );
+        text += &labelled("", &line);
+    }
+    text
+}
+
 fn past_move(m: &MoveReport) -> String {
     format!(
         "{} ago {}→{} ok pause {} {} ({})",
@@ -162,8 +209,20 @@ mod tests {
         FdStatus { fd, kind: kind.into(), what: what.into(), binding: binding.into() }
     }
 
+    fn connection(fd: i32, own: &str, peer: &str) -> ConnectionStatus {
+        let (own, peer) = (own.parse().unwrap(), peer.parse().unwrap());
+        let binding = "forwarded via a".into();
+        ConnectionStatus { pid: 7, fd, own, peer, binding, sent: 0, received: 0, rtt_us: None }
+    }
+
     #[test]
     fn picture() {
+        let first = connection(5, "10.0.0.1:80", "10.0.0.9:5000");
+        let (binding, rtt_us) = ("native".into(), Some(12_000));
+        let connections = [
+            ConnectionStatus { binding, sent: 2000, received: 7, rtt_us, ..first },
+            connection(6, "[::1]:80", "[::1]:5001"),
+        ];
         let job = JobStatus {
             fds: vec![
                 fd(0, "tty", "/dev/pts/3", "forwarded via a"),
@@ -174,7 +233,7 @@ mod tests {
             ..status("api")
         };
         assert_eq!(
-            render(&job, Paint::default()),
+            render(&job, &connections, Paint::default()),
             "api  a4a4a4a4   RUNNING on b (pid 7)   epoch 5\n\
              Command    /usr/bin/api -x   cwd /var/lib/api   started 6h12m ago on a   terminal /dev/pts/3\n\
              Tree       1 process, 6 threads   api 7 (pid 4711 on b)\n\
@@ -182,6 +241,9 @@ mod tests {
              Files      3 fds: 1 pipe · 2 tty\n           \
                         fd 0 /dev/pts/3 forwarded via a\n           \
                         fd 1 /dev/pts/3 forwarded via a\n\
+             Network    2 connections\n           \
+                        10.0.0.1:80 → 10.0.0.9:5000   native   2.00 kB sent, 7 B received   round trip 12 ms   api 7 fd 5\n           \
+                        [::1]:80 → [::1]:5001   forwarded via a   0 B sent, 0 B received   api 7 fd 6\n\
              Depends    home a (terminal)\n\
              History    2m ago a→b ok pause 87 ms 2.13 GB (m-7f3a0001)\n\
              Preflight  ✔ movable   (vosrun check a4a4a4a4 --to NODE for a target-specific answer)\n"
@@ -191,7 +253,7 @@ mod tests {
     #[test]
     fn blockers_are_listed() {
         let job = JobStatus { blockers: vec![blocker()], ..status("api") };
-        let text = render(&job, Paint::default());
+        let text = render(&job, &[], Paint::default());
         assert!(text.contains("Preflight  not movable\n ✘ VOS-DEV"), "{text}");
     }
 }

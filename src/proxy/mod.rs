@@ -63,7 +63,7 @@ pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
 pub use listener::{addresses, inet, Dial, ListenerState};
-pub use raw::accept_queue;
+pub use raw::{accept_queue, traffic};
 pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
 

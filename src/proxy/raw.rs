@@ -149,6 +149,36 @@ pub fn accept_queue(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     }
 }
 
+/// What has gone over a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that the peer has acknowledged.
+    pub sent: u64,
+    /// Bytes that have come.
+    pub received: u64,
+    /// Smoothed round trip, microseconds.
+    pub rtt_us: u32,
+}
+
+/// `tcpi_bytes_acked`, `tcpi_bytes_received` and `tcpi_rtt` of `struct tcp_info` (linux/tcp.h).
+///
+/// # Errors
+/// `ENOPROTOOPT` for what is no TCP socket.
+pub fn traffic(fd: BorrowedFd<'_>) -> io::Result<Traffic> {
+    const RTT: usize = 68;
+    const SENT: usize = 120;
+    let info: [u8; SENT + 16] = tcp_info(fd)?;
+    let (rtt, counts) = (info.get(RTT..RTT + 4), info.get(SENT..).map(<[u8]>::as_chunks::<8>));
+    match (rtt, counts) {
+        (Some(&[a, b, c, d]), Some(([sent, received], []))) => Ok(Traffic {
+            sent: u64::from_ne_bytes(*sent),
+            received: u64::from_ne_bytes(*received),
+            rtt_us: u32::from_ne_bytes([a, b, c, d]),
+        }),
+        _ => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+    }
+}
+
 /// The beginning of `struct tcp_info` (TCP_INFO of tcp(7)).
 fn tcp_info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u8; N]> {
     let mut info = [0_u8; N];

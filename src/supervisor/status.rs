@@ -6,14 +6,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use procfs::process::{Process, Stat, Status};
 
 use super::session::Session;
 use super::Supervisor;
-use crate::control::{FdStatus, JobState, JobStatus, ProcessStatus};
+use crate::control::{ConnectionStatus, FdStatus, JobState, JobStatus, ProcessStatus};
 use crate::migrate::resource::fd::{self, pty, FdView};
+use crate::proxy;
 
 /// CPU time at the last question.
 #[derive(Debug)]
@@ -53,6 +55,21 @@ impl Supervisor {
     pub fn processes(&self) -> Vec<ProcessStatus> {
         let seen = self.session.processes().into_iter().filter_map(look);
         seen.map(|p| process_status(&p, &self.node)).collect()
+    }
+
+    /// The TCP connections of the job here, each once. `bind` as in [`Self::status`].
+    #[must_use]
+    pub fn connections(&self, bind: Bind) -> Vec<ConnectionStatus> {
+        let mut seen = BTreeSet::new();
+        let mut all = Vec::new();
+        for process in self.processes() {
+            for view in views(process.host_pid) {
+                if seen.insert((view.dev, view.ino)) {
+                    all.extend(connection(process.pid, &view, bind));
+                }
+            }
+        }
+        all
     }
 
     /// Everything that `ps` and `inspect` show of this job. `bind` names what stands behind
@@ -129,18 +146,17 @@ fn terminal(tty_nr: i32) -> Option<String> {
     }
 }
 
-/// Numbers of the process's descriptors, ascending.
-fn numbers(pid: i32) -> BTreeSet<i32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
-}
-
 /// What stands behind a description: `native`, `recreated` or `forwarded via HOME`.
 pub type Bind<'a> = &'a dyn Fn(&FdView) -> String;
 
 fn descriptors(pid: i32, bind: Bind) -> Vec<FdStatus> {
-    let views = numbers(pid).into_iter().filter_map(|fd| FdView::read(pid, fd).ok());
-    views.map(|view| describe(view, bind)).collect()
+    views(pid).map(|view| describe(view, bind)).collect()
+}
+
+/// The descriptors of a process.
+fn views(pid: i32) -> impl Iterator<Item = FdView> {
+    let numbers = fd::numbers(pid).unwrap_or_default();
+    numbers.into_iter().filter_map(move |fd| FdView::read(pid, fd).ok())
 }
 
 fn describe(view: FdView, bind: Bind) -> FdStatus {
@@ -169,12 +185,29 @@ fn by_link(what: &str) -> String {
 
 /// Established TCP connections of a process, each once, in whatever network namespace.
 fn connections(pid: i32) -> u32 {
-    let all = numbers(pid).into_iter().filter(|number| fd::tcp::is_established(pid, *number));
-    all.map(|number| link(pid, &format!("fd/{number}"))).collect::<BTreeSet<_>>().len() as u32
+    let all = views(pid).filter(|view| fd::tcp::established(view).is_some());
+    all.map(|view| view.link).collect::<BTreeSet<_>>().len() as u32
+}
+
+/// How the binding of what comes over another node begins.
+pub const FORWARDED: &str = "forwarded";
+
+/// What is to be told of a connection of the process that the job knows by the number `pid`.
+fn connection(pid: i32, view: &FdView, bind: Bind) -> Option<ConnectionStatus> {
+    let socket = fd::tcp::established(view)?;
+    let (own, peer) = proxy::addresses(&socket)?;
+    let traffic = proxy::traffic(socket.as_fd()).ok()?;
+    let binding = bind(view);
+    let rtt_us = (!binding.starts_with(FORWARDED)).then_some(traffic.rtt_us);
+    let (sent, received) = (traffic.sent, traffic.received);
+    Some(ConnectionStatus { pid, fd: view.fd, own, peer, binding, sent, received, rtt_us })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -195,7 +228,7 @@ mod tests {
     fn own_descriptors_are_described() {
         let own = std::process::id() as i32;
         let (reader, _writer) = std::io::pipe().unwrap();
-        let view = FdView::read(own, std::os::fd::AsRawFd::as_raw_fd(&reader)).unwrap();
+        let view = FdView::read(own, reader.as_raw_fd()).unwrap();
         let shown = describe(view, &|_| "native".into());
         assert_eq!((shown.kind.as_str(), shown.binding.as_str()), ("pipe", "native"));
         assert!(shown.what.starts_with("pipe:["), "{}", shown.what);
@@ -206,7 +239,18 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let own = std::process::id() as i32;
         let before = connections(own);
-        let _one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let one = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(connections(own) > before);
+        let (mut other, _) = listener.accept().unwrap();
+        (&one).write_all(b"question").unwrap();
+        other.read_exact(&mut [0; 8]).unwrap();
+        let view = FdView::read(own, one.as_raw_fd()).unwrap();
+        let shown = connection(7, &view, &|_| "native".into()).unwrap();
+        assert_eq!((shown.pid, shown.received, shown.own), (7, 0, one.local_addr().unwrap()));
+        assert_eq!((shown.peer, shown.rtt_us.is_some()), (listener.local_addr().unwrap(), true));
+        let forwarded = connection(7, &view, &|_| format!("{FORWARDED} via a")).unwrap();
+        assert_eq!((forwarded.rtt_us, forwarded.binding.as_str()), (None, "forwarded via a"));
+        let view = FdView::read(own, other.as_raw_fd()).unwrap();
+        assert_eq!(connection(7, &view, &|_| String::new()).unwrap().received, 8);
     }
 }

@@ -1,6 +1,8 @@
 //! What a job does not get at the target is said: by `check` before, and by the move itself.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
@@ -26,6 +28,7 @@ pub fn cells() -> Vec<Cell> {
         cells.push(Cell::new(format!("said/{word}/nice"), move |_| nice(who)));
     }
     cells.push(Cell::new("said/root/affinity", |_| affinity()));
+    cells.push(Cell::new("said/user/connections", connections));
     cells
 }
 
@@ -77,6 +80,45 @@ fn of_proc(job: &Job<'_>, file: &str) -> Result<String> {
     let mut cat = job.hosts.command(job.at, Path::new("/bin/cat"));
     cat.arg(format!("/proc/{}/{file}", job.host_pid()?));
     procs::run(&mut cat, common::SOON)?.good("cat")
+}
+
+/// `inspect` where the job is, as a document.
+fn inspected(job: &Job<'_>) -> Result<Value> {
+    let text = job.hosts.run(job.at, &["inspect", &job.name, "--json"])?.good("inspect")?;
+    serde_json::from_str(&text).with_context(|| text.clone())
+}
+
+/// `inspect` lists the connections: whose they are, over whom, and how much has gone over them.
+fn connections(worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(Who::User)?;
+    let meet = hosts.fresh_dir("meet")?.join("point");
+    let program = guest("tcp_server")?.args(["any4"]).env("GUEST_MEET", &meet);
+    let mut job = Job::start(hosts, Start::Launched, program)?;
+    job.await_ready()?;
+    let port: u16 = fs::read_to_string(&meet)?.trim().parse()?;
+    let mut client = TcpStream::connect(("127.0.0.1", port))?;
+    BufReader::with_capacity(1, client.try_clone()?).read_line(&mut String::new())?;
+    let [own, peer] = [client.peer_addr()?, client.local_addr()?].map(|a| a.to_string());
+    let check = |job: &Job<'_>, binding: &str, knows_trip: bool| -> Result<Value> {
+        let document = inspected(job)?;
+        let [one] = document["network"].as_array().context("no network")?.as_slice() else {
+            anyhow::bail!("not one connection: {document}");
+        };
+        ensure!(one["own"] == own.as_str() && one["peer"] == peer.as_str(), "{one}");
+        ensure!(one["binding"] == binding && one["rtt_us"].is_u64() == knows_trip, "{one}");
+        Ok(one.clone())
+    };
+    let one = check(&job, "native", true)?;
+    ensure!(one["received"] == 0 && one["sent"].as_u64() > Some(0), "{one}");
+    job.migrate(1)?;
+    client.write_all(b"question")?;
+    client.read_exact(&mut [0; 8])?;
+    let one = check(&job, &format!("forwarded via {}", job.hosts.hosts[0].name), false)?;
+    ensure!(one["received"] == 8, "{one}");
+    let text = job.hosts.run(1, &["inspect", &job.name])?.good("inspect")?;
+    ensure!(text.contains(&format!("{own} → {peer}   forwarded via")), "{text}");
+    drop(client);
+    job.finish().map(drop)
 }
 
 fn allowed_cpus(job: &Job<'_>) -> Result<String> {

@@ -42,6 +42,10 @@ impl Mover {
                 let why = "there is no frozen copy of it here".into();
                 self.sup.finish(client, &Reply::Error(why));
             }
+            Request::Connections => {
+                let connections = self.connections();
+                self.sup.finish(client, &Reply::Connections(connections));
+            }
             Request::Status => {
                 let status = self.status();
                 self.sup.finish(client, &Reply::Status(Box::new(status)));

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{stream_key, Class, LinkKey, Mover, StreamKey};
-use crate::control::{Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
+use crate::control::{ConnectionStatus, Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::ids::Epoch;
 use crate::migrate::message::Msg;
 use crate::migrate::resource::fd::{self, FdView};
 use crate::supervisor::serve::ClientKey;
+use crate::supervisor::status::FORWARDED;
 
 /// What hinders a move, and when that was found out.
 #[derive(Debug)]
@@ -41,6 +42,12 @@ impl Mover {
         self.sup.board.depends = self.depends();
         let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
         self.sup.status(&|view| binding(view, streams, restored, home))
+    }
+
+    /// The job's TCP connections.
+    pub(super) fn connections(&self) -> Vec<ConnectionStatus> {
+        let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
+        self.sup.connections(&|view| binding(view, streams, restored, home))
     }
 
     /// The blockers that can be known without a target.
@@ -176,7 +183,7 @@ fn binding(
     home: &str,
 ) -> String {
     if streams.contains_key(&stream_key(view)) {
-        format!("forwarded via {home}")
+        format!("{FORWARDED} via {home}")
     } else if restored.contains(&(view.dev, view.ino)) {
         "recreated".into()
     } else {

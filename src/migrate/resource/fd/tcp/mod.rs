@@ -157,13 +157,12 @@ pub fn is_listening(fd: &OwnedFd) -> bool {
     state(fd).is_ok_and(|state| state == LISTEN)
 }
 
-/// Is this descriptor of a process a connection on which bytes may come and go?
+/// A duplicate of a descriptor that is a connection on which bytes may come and go.
 #[must_use]
-pub fn is_established(pid: i32, fd: i32) -> bool {
+pub fn established(view: &FdView) -> Option<OwnedFd> {
     use crate::tracer::raw::{pidfd_getfd, pidfd_open};
-    let Ok(view) = FdView::read(pid, fd) else { return false };
-    let dup = || pidfd_getfd(&pidfd_open(pid)?, fd);
-    is_tcp(&view) && dup().and_then(|dup| state(&dup)).is_ok_and(|state| state == ESTABLISHED)
+    let dup = is_tcp(view).then(|| pidfd_getfd(&pidfd_open(view.host_pid)?, view.fd));
+    dup?.ok().filter(|dup| state(dup).is_ok_and(|state| state == ESTABLISHED))
 }
 
 /// A connection that was made away from the job's home, or a socket that listens there.
