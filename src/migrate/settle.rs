@@ -719,24 +719,30 @@ mod tests {
     /// It is woken again and again on the other CPU, also between two looks at it.
     #[test]
     fn a_sleeper_that_changes_its_cpu_never_seems_to_have_slept_for_long() {
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
         let (say, tid) = std::sync::mpsc::channel();
-        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let end = std::sync::Arc::clone(&over);
+        let begin = std::time::Instant::now();
+        let clock = move || begin.elapsed().as_nanos() as u64;
+        // When it began its last sleep.
+        let shared = std::sync::Arc::new((AtomicBool::new(false), AtomicU64::new(0)));
+        let of_sleeper = std::sync::Arc::clone(&shared);
         let sleeper = std::thread::spawn(move || {
             say.send(nix::unistd::gettid().as_raw()).unwrap();
-            while !end.load(std::sync::atomic::Ordering::Relaxed) {
+            while !of_sleeper.0.load(SeqCst) {
+                of_sleeper.1.store(clock(), SeqCst);
                 cpus::nap();
             }
         });
         let (pid, tid) = (std::process::id() as i32, tid.recv().unwrap());
         for turn in 0..20_000 {
             let _ = crate::migrate::resource::raw::set_affinity(tid, &[1 << (turn % 2)]);
+            let before = shared.1.load(SeqCst);
             let Some(asleep) = Looked::at(pid, tid).asleep else { continue };
             let now = scheduler_clocks(std::iter::once(&asleep))[&asleep.cpu];
-            let slept = now.saturating_sub(asleep.since);
-            assert!(slept < 1_000_000_000, "turn {turn}: {slept} ns, {asleep:?}");
+            let (slept, most) = (now.saturating_sub(asleep.since), clock() - before);
+            assert!(slept < most + 1_000_000_000, "turn {turn}: {slept} ns of {most}, {asleep:?}");
         }
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        shared.0.store(true, SeqCst);
         sleeper.join().unwrap();
     }
 
