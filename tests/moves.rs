@@ -9,6 +9,8 @@ mod callers;
 mod common;
 #[path = "moves/delayed.rs"]
 mod delayed;
+#[path = "moves/disturbed.rs"]
+mod disturbed;
 #[path = "moves/left.rs"]
 mod left;
 #[path = "moves/said.rs"]
@@ -17,6 +19,8 @@ mod said;
 mod soak;
 #[path = "moves/table.rs"]
 mod table;
+#[path = "moves/translation.rs"]
+mod translation;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -477,139 +481,6 @@ fn moved(guest: Guest, start: Start, who: Who, way: Way, worker: &mut Worker) ->
     talk.job.await_ready()?;
     moves(&mut talk.job, way)?;
     check_output(guest, &talk.finish()?)
-}
-
-/// What becomes of a guest that is not to move to a node without namespaces.
-#[derive(Debug, Clone, Copy)]
-enum Fate {
-    /// Moves of these users' jobs are refused, by VOS-TRANSLATE.
-    Refused,
-    /// The same whenever it holds what cannot be there, which comes and goes.
-    RefusedAtTimes,
-    /// The guest sees something that docs/limits.md tells of.
-    Differs(&'static str),
-}
-
-const BOTH: &[Who] = &[Who::Root, Who::User];
-
-const TRANSLATION: &[(&str, &[Who], Fate)] = &[
-    ("tcp_stream+4", BOTH, Fate::Refused),
-    ("tcp_stream+6", BOTH, Fate::Refused),
-    ("tcp_stream+mapped", BOTH, Fate::Refused),
-    ("tcp_names+4", BOTH, Fate::Refused),
-    ("tcp_names+6", BOTH, Fate::Refused),
-    ("tcp_queue", BOTH, Fate::Refused),
-    ("tcp_half", BOTH, Fate::Refused),
-    ("tcp_full", BOTH, Fate::Refused),
-    ("tcp_blocked", BOTH, Fate::Refused),
-    ("tcp_reset", BOTH, Fate::Refused),
-    ("tcp_shared", BOTH, Fate::Refused),
-    ("tcp_turns", BOTH, Fate::Refused),
-    ("tcp_server", BOTH, Fate::Refused),
-    ("tcp_server+blocking", BOTH, Fate::Refused),
-    ("tcp_server+any4", BOTH, Fate::Refused),
-    ("tcp_server+v6only+blocking", BOTH, Fate::Refused),
-    ("tcp_server+group", BOTH, Fate::Refused),
-    ("tcp_crowd", BOTH, Fate::Refused),
-    ("tcp_backlog", BOTH, Fate::Refused),
-    ("seccomp_own_pid", BOTH, Fate::Refused),
-    ("clone_signal", BOTH, Fate::Refused),
-    ("exit_signal", BOTH, Fate::Refused),
-    ("seccomp_later", BOTH, Fate::RefusedAtTimes),
-    ("mem_layout", BOTH, Fate::Differs("the kernel's vdso is one mapping more there")),
-    ("fd_proc", BOTH, Fate::Differs("what is read of `status` has the target's numbers there")),
-    (
-        "sig_order",
-        BOTH,
-        Fate::Differs("the thread that sends is no faster there than those that receive"),
-    ),
-    ("pidfd_thread", BOTH, Fate::Differs("fdinfo has the target's numbers there")),
-];
-
-/// `check` and `migrate` refuse the job, which goes on.
-fn refused_by_name(mut job: Job<'_>, code: &str) -> Result<()> {
-    let refused = job.try_migrate(1)?;
-    anyhow::ensure!(refused.code() == 10, "a refused move ended with {}", refused.code());
-    anyhow::ensure!(refused.stdout.contains(code), "not {code}: {}", refused.stdout);
-    job.await_progress(3)?;
-    job.finish().map(drop)
-}
-
-/// As [`refused_by_name`], before the freeze or at it, or the job moves.
-fn refused_at_times(mut job: Job<'_>) -> Result<()> {
-    for to in [1, 2, 1, 2] {
-        let ended = job.try_migrate(to)?;
-        let refused = [10, 11].contains(&ended.code()) && ended.stdout.contains("VOS-TRANSLATE");
-        anyhow::ensure!(ended.code() == 0 || refused, "{}: {}", ended.code(), ended.stdout);
-        if ended.code() == 0 {
-            job.at = to;
-            break;
-        }
-        job.await_progress(3)?;
-    }
-    job.await_progress(3)?;
-    job.finish().map(drop)
-}
-
-/// Moves between nodes that make no namespaces, because they may not or are not to.
-fn translated(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
-    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
-        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
-    }
-    let hosts = match who {
-        Who::Root => worker.hosts(who)?,
-        Who::User => worker.refusing_hosts()?,
-    };
-    let fate = TRANSLATION.iter().find(|(name, ..)| *name == guest.name());
-    if let Some((.., Fate::Differs(why))) = fate {
-        anyhow::bail!("SKIP {why}");
-    }
-    let Talk { mut job, peer } = Talk::start(hosts, start, guest)?;
-    job.translate = who == Who::Root;
-    job.await_ready()?;
-    if let Some((_, by, Fate::Refused)) = fate {
-        if by.contains(&who) {
-            refused_by_name(job, "VOS-TRANSLATE")?;
-            return peer.map_or(Ok(()), |peer| peer.finish().map(drop));
-        }
-    }
-    if let Some((.., Fate::RefusedAtTimes)) = fate {
-        return refused_at_times(job);
-    }
-    for (turn, to) in [1, 2, 0, 1, 2, 1].into_iter().enumerate() {
-        job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;
-        if turn % 3 != 0 {
-            job.await_progress(2).with_context(|| format!("after move {turn}"))?;
-        }
-    }
-    job.await_progress(3)?;
-    check_output(guest, &job.finish()?)
-}
-
-/// Is it about what the kernel numbers, names or shares besides processes?
-fn has_objects(guest: &Guest) -> bool {
-    let moves = TRANSLATION.iter().all(|(name, ..)| *name != guest.name());
-    moves
-        && ["sysv_", "posix_mq", "mq_", "clone_", "pty_", "signalfd_"]
-            .iter()
-            .any(|kind| guest.source.starts_with(kind))
-}
-
-/// Moves to nodes with namespaces and to those without, in turns: what is made at one is the same at
-/// the next.
-fn mixed(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
-    if let (Start::Attached, Some((by, why))) = (start, guest.launched_only) {
-        anyhow::ensure!(!by.contains(&who), "SKIP {why}");
-    }
-    let Talk { mut job, .. } = Talk::start(worker.hosts(who)?, start, guest)?;
-    job.await_ready()?;
-    let turns = [(1, true), (2, false), (0, true), (1, false), (2, true), (0, false), (1, true)];
-    for (turn, (to, translate)) in turns.into_iter().enumerate() {
-        job.translate = translate;
-        job.migrate(to).with_context(|| format!("move {turn}, to host {to}"))?;
-        job.await_progress(3).with_context(|| format!("after move {turn}"))?;
-    }
-    check_output(guest, &job.finish()?)
 }
 
 /// The lines of stdout: none lost, none twice, none out of order.
@@ -1085,122 +956,6 @@ fn placed(via: &'static [&'static str], who: Who, worker: &mut Worker) -> Result
     check_output(ids, &job.finish()?)
 }
 
-/// What wakes a sleeping call before the job moves, without ending it.
-#[derive(Debug, Clone, Copy)]
-enum Disturbance {
-    /// A signal that is ignored.
-    Ignored,
-    /// SIGSTOP, then SIGCONT.
-    Stopped,
-    /// A move that is given up in its freeze.
-    GivenUp,
-    /// The move before.
-    Moved,
-}
-
-/// Calls with a timeout that signal(7) knows to go on after a stop.
-const RESTARTED: [&[&str]; 5] = [
-    &["nanosleep"],
-    &["clock_nanosleep-relative"],
-    &["poll"],
-    &["futex-relative"],
-    &["futex-bitset"],
-];
-
-fn stop_and_continue(pid: i32) -> Result<()> {
-    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
-    common::until(common::SOON, "the stop", || {
-        // A traced process is in a tracing stop then.
-        let states = procs::thread_states(pid);
-        Ok(states.iter().all(|s| ['t', 'T'].contains(s)).then_some(()))
-    })?;
-    Ok(kill(Pid::from_raw(pid), Signal::SIGCONT)?)
-}
-
-/// A job that is stopped while its home cannot reach it stays stopped when the home comes, and
-/// its stand-in stops then.
-fn unheard_stop(worker: &mut Worker) -> Result<()> {
-    let hosts = worker.hosts(Who::Root)?;
-    let program = Program::new(build::guest("sleepers", Flavour::Plain)?).args(["nanosleep"]);
-    let mut job = Job::start(hosts, Start::Attached, program)?;
-    job.await_ready()?;
-    job.migrate(1)?;
-    hosts.set_link(0, 2, false)?;
-    job.migrate(2)?;
-    let mut stop = hosts.command(2, Path::new("/bin/kill"));
-    stop.args(["-STOP", &job.host_pid()?.to_string()]);
-    procs::run(&mut stop, common::SOON)?.good("kill -STOP")?;
-    let is_stopped = |job: &Job| Ok::<bool, anyhow::Error>(job.ps()?["state"] == "STOPPED");
-    common::until(common::SOON, "the stop", || Ok(is_stopped(&job)?.then_some(())))?;
-    hosts.set_link(0, 2, true)?;
-    let standin = job.child.id() as i32;
-    common::until(common::SOON, "the stop of the stand-in", || {
-        Ok(procs::state(standin).is_some_and(|s| ['t', 'T'].contains(&s)).then_some(()))
-    })?;
-    anyhow::ensure!(is_stopped(&job)?, "the job was let go on");
-    kill(Pid::from_raw(standin), Signal::SIGCONT)?;
-    job.excuse(60_000.0)?;
-    job.await_progress(2)?;
-    job.finish().map(drop)
-}
-
-/// A call that was woken already ends neither with an error nor early when the job moves.
-fn disturbed(how: Disturbance, of: Guest, worker: &mut Worker) -> Result<()> {
-    let hosts = worker.hosts(Who::User)?;
-    let program = of.program()?;
-    // Attached: no shell's vosrun stops along with it.
-    let mut job = Job::start(hosts, Start::Attached, program)?;
-    job.await_ready()?;
-    job.await_progress(5)?;
-    for to in [1, 2, 0, 1, 2, 0] {
-        match how {
-            Disturbance::Ignored => kill(Pid::from_raw(job.host_pid()?), Signal::SIGWINCH)?,
-            Disturbance::Stopped => stop_and_continue(job.host_pid()?)?,
-            // At home no new process takes it, which would have the limit.
-            Disturbance::GivenUp if to == 0 => {}
-            Disturbance::GivenUp => {
-                hosts.limit_node(to, "--fsize=0:")?;
-                let given_up = job.try_migrate(to);
-                hosts.limit_node(to, "--fsize=unlimited:")?;
-                let code = given_up?.code();
-                anyhow::ensure!(code == 11, "a move that should be given up ended with {code}");
-            }
-            // So long that a timeout which starts anew at each move is seen.
-            Disturbance::Moved => std::thread::sleep(Duration::from_millis(300)),
-        }
-        job.migrate(to).with_context(|| format!("to host {to}"))?;
-        // How long it has slept is not known after a wake-up that was none of the supervisor's.
-        if matches!(how, Disturbance::Ignored | Disturbance::Stopped) {
-            job.excuse(3000.0)?;
-        }
-    }
-    job.await_progress(5)?;
-    job.finish().map(drop)
-}
-
-fn disturbed_cells() -> Vec<Cell> {
-    let kinds = [
-        ("ignored", Disturbance::Ignored),
-        ("stopped", Disturbance::Stopped),
-        ("given-up", Disturbance::GivenUp),
-        ("moved", Disturbance::Moved),
-    ];
-    let mut cells = Vec::new();
-    for (word, how) in kinds {
-        for call in RESTARTED {
-            let of = with("sleepers", call);
-            let run = move |w: &mut Worker| disturbed(how, of, w);
-            cells.push(Cell::new(format!("disturbed/{word}/{}", call[0]), run));
-        }
-    }
-    for of in ["transfers_out", "transfers_in", "pipe_flow"] {
-        let run = move |w: &mut Worker| disturbed(Disturbance::GivenUp, guest(of), w);
-        cells.push(Cell::new(format!("disturbed/given-up/{of}"), run));
-    }
-    cells.push(Cell::new("disturbed/unheard-stop", unheard_stop));
-    cells
-}
-
 /// The hosts themselves: names, clocks and links are what the tests take them for.
 fn hosts_differ(worker: &mut Worker) -> Result<()> {
     let hosts = worker.bare_three(Who::Root)?;
@@ -1227,7 +982,7 @@ fn hosts_differ(worker: &mut Worker) -> Result<()> {
 
 fn cells() -> Vec<Cell> {
     let mut cells = stream_cells();
-    cells.extend(disturbed_cells());
+    cells.extend(disturbed::cells());
     cells.extend(table::cells());
     cells.extend(said::cells());
     cells.extend(left::cells());
@@ -1289,14 +1044,14 @@ fn cells() -> Vec<Cell> {
             let run = move |w: &mut Worker| native(guest, who, w);
             let cell = Cell::new(format!("native/{}/{name}", who.word()), run);
             cells.push(cell.alone(guest.hogs()));
-            let run = move |w: &mut Worker| translated(guest, Start::Launched, who, w);
+            let run = move |w: &mut Worker| translation::translated(guest, Start::Launched, who, w);
             let cell = Cell::new(format!("translated/{}/{name}", who.word()), run);
             cells.push(cell.alone(guest.hogs()));
         }
-        if has_objects(&guest) {
+        if translation::has_objects(&guest) {
             for (start, word) in [(Start::Launched, "mixed"), (Start::Attached, "mixed-attached")] {
                 for who in [Who::Root, Who::User] {
-                    let run = move |w: &mut Worker| mixed(guest, start, who, w);
+                    let run = move |w: &mut Worker| translation::mixed(guest, start, who, w);
                     cells.push(Cell::new(format!("{word}/{}/{name}", who.word()), run));
                 }
             }
