@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::check;
+use super::error::Fail;
 use super::human::{age_since, amount, clean, count, duration, size};
 use super::out::{print, print_json, Paint};
 use super::ps::{state_word, status_document};
-use super::error::Fail;
 use super::select::{find_job, question, unexpected, Seen, PATIENCE};
-use crate::control::{
-    ConnectionStatus, FdStatus, JobState, JobStatus, MoveReport, Reply, Request,
-};
+use crate::control::{ConnectionStatus, FdStatus, JobState, JobStatus, MoveReport, Reply, Request};
 use crate::state::StateDir;
 
 /// Options of `vosrun inspect`.

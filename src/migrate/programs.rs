@@ -56,7 +56,8 @@ pub fn of(pids: &[i32], members: &[Member]) -> io::Result<Programs> {
     for pid in pids {
         // The frame is made anew without one that has ended meanwhile.
         let Ok(job) = View::read_process(*pid).map(|view| view.job_pid) else { continue };
-        let place = members.iter().position(|member| member.ids.pid == job && inherits(&member.shares));
+        let place =
+            members.iter().position(|member| member.ids.pid == job && inherits(&member.shares));
         let program = place.map(|place| program(*pid).map(|file| (place as u32, file))).transpose();
         match program {
             Err(e) if gone::is_ending(*pid) => tracing::debug!("program of process {pid}: {e}"),

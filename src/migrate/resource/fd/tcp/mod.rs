@@ -106,7 +106,8 @@ impl Listener {
         let v6_only = raw::option_bytes(number, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4);
         let v6_only = v6_only.is_ok_and(|v| v.iter().any(|byte| *byte != 0));
         let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
-        let (_, backlog) = proxy::accept_queue(fd.as_fd()).map_err(view.failed("ask for the backlog"))?;
+        let (_, backlog) =
+            proxy::accept_queue(fd.as_fd()).map_err(view.failed("ask for the backlog"))?;
         Ok(Self { own, backlog: backlog.cast_signed(), v6_only, options })
     }
 }
