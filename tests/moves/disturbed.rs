@@ -65,7 +65,8 @@ fn unheard_stop(worker: &mut Worker) -> Result<()> {
     until(SOON, "the stop of the stand-in", || {
         Ok(procs::state(standin).is_some_and(|s| ['t', 'T'].contains(&s)).then_some(()))
     })?;
-    ensure!(is_stopped(&job)?, "the job was let go on");
+    let shown = job.ps()?;
+    ensure!(shown["state"] == "STOPPED", "the job was let go on: {shown}");
     kill(Pid::from_raw(standin), Signal::SIGCONT)?;
     job.excuse(60_000.0)?;
     job.await_progress(2)?;
