@@ -252,14 +252,20 @@ fn started_again(wchan: &str, args: &[u64; 6]) -> Option<i64> {
     }
 }
 
+/// Is this a call which a stop ends, and others can count those who wait in it (`GETNCNT` and
+/// `GETZCNT` of semctl(2))?
+#[must_use]
+pub fn is_counted(nr: i64) -> bool {
+    [libc::SYS_semop, libc::SYS_semtimedop].contains(&nr)
+}
+
 /// What is seen of a thread before it is stopped.
 #[derive(Debug)]
 pub struct Looked {
     /// `None` when it does not sleep in a call with a timeout that a move would lose, or this
     /// kernel has no such file.
     pub asleep: Option<Asleep>,
-    /// It waits in a call that a stop ends, and others can count those who do (`GETNCNT` and
-    /// `GETZCNT` of semctl(2)).
+    /// See [`is_counted`].
     pub is_counted: bool,
 }
 
@@ -277,7 +283,7 @@ impl Looked {
         let first = read();
         let is_counted = first.as_ref().is_ok_and(|text| {
             let nr = text.split(' ').next().and_then(|nr| nr.parse().ok());
-            nr.is_some_and(|nr: i64| [libc::SYS_semop, libc::SYS_semtimedop].contains(&nr))
+            nr.is_some_and(is_counted)
         });
         let asleep = || {
             // Most have no timeout.

@@ -43,7 +43,7 @@ int main(void)
         crew_say(&mates[1], 'x');
         await_waiters(0, GETNCNT);
         await_waiters(1, GETZCNT);
-        for (int look = 0; look < 10; look++) {
+        for (int look = 0; look < 200; look++) {
             CHECK_EQ(SYS(semctl(id, 0, GETNCNT)), 1, "waiters");
             CHECK_EQ(SYS(semctl(id, 1, GETZCNT)), 1, "waiters for zero");
         }

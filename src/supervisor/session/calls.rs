@@ -106,14 +106,16 @@ impl Session {
         ways
     }
 
-    /// [`Session::go`] of many. Those that wait in calls which no kernel starts again wait there
-    /// again before the others can see that they do not (`GETNCNT` of semctl(2)).
+    /// [`Session::go`] of many. Those that wait where others can count them ([`settle::is_counted`])
+    /// wait there again before the others go on.
     ///
     /// # Errors
     /// The first thread that was not resumed; the others were, if they could be.
     pub fn go_all(&mut self, ways: &[(i32, Way)]) -> Result<(), (i32, io::Error)> {
+        let is_counted =
+            |tid| self.in_flight.get(&tid).is_some_and(|call| settle::is_counted(call.restart.nr));
         let (waiting, others): (Vec<_>, Vec<_>) =
-            ways.iter().copied().partition(|(_, way)| matches!(way, Way::Step(_)));
+            ways.iter().copied().partition(|(tid, _)| is_counted(*tid));
         let mut first = Ok(());
         let mut go = |session: &mut Self, ways: &[(i32, Way)]| {
             for &(tid, way) in ways {
