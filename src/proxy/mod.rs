@@ -118,6 +118,8 @@ pub struct Relays {
     wanted: VecDeque<Dial>,
     /// Streams that are listening sockets.
     listeners: Vec<StreamId>,
+    /// Streams that are terminals at home: these alone are looked at without an event.
+    terminals: Vec<StreamId>,
     /// The highest number that was ever used.
     last_stream: StreamId,
 }
@@ -135,6 +137,7 @@ impl Relays {
             linked: false,
             wanted: VecDeque::new(),
             listeners: Vec::new(),
+            terminals: Vec::new(),
             last_stream: 0,
         }
     }
@@ -160,6 +163,7 @@ impl Relays {
             self.free.push(token);
         }
         self.listeners.retain(|id| *id != stream);
+        self.terminals.retain(|id| *id != stream);
     }
 
     /// Adds an away half, frozen until [`Relays::thaw`]. Returns the job's end: the read end
@@ -236,8 +240,10 @@ impl Relays {
         if self.halves.contains_key(&half.id) {
             return Err(RelayError::Full(half.id));
         }
-        if matches!(half.role, Role::HomeListener(_) | Role::AwayListener(_)) {
-            self.listeners.push(half.id);
+        match half.role {
+            Role::HomeListener(_) | Role::AwayListener(_) => self.listeners.push(half.id),
+            Role::HomeTty(_) => self.terminals.push(half.id),
+            Role::HomePipe | Role::AwayPipe { .. } | Role::AwayPty(_) | Role::Socket(_) => {}
         }
         self.last_stream = self.last_stream.max(half.id);
         self.halves.insert(half.id, half);
@@ -460,14 +466,16 @@ impl Relays {
             Role::HomeTty(tty) => half.local.is_some() && tty.wants_tick(),
             _ => false,
         };
-        (self.looks_again() || self.halves.values().any(waits)).then_some(TICK)
+        let mut terminals = self.terminals.iter().filter_map(|id| self.halves.get(id));
+        (self.looks_again() || terminals.any(waits)).then_some(TICK)
     }
 
     /// Looks whether this process came to the foreground, and what the job has accepted.
     pub fn on_tick(&mut self, out: Out<'_>) {
         self.find_accepted(out);
         self.accept_again(out);
-        for half in self.halves.values_mut() {
+        for id in &self.terminals {
+            let Some(half) = self.halves.get_mut(id) else { continue };
             if activate(half) {
                 measure(half);
                 half.pump(&self.registry, self.linked, out);
