@@ -4,7 +4,7 @@
 //! elsewhere each phase is written once, when it is over.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -20,13 +20,18 @@ pub struct Progress {
     terminal: bool,
     bar: Option<ProgressBar>,
     current: Option<MoveEvent>,
+    /// When bytes were shown for the first time.
+    copying: Option<Instant>,
 }
+
+/// A rate means nothing before.
+const RATE_AFTER: Duration = Duration::from_millis(500);
 
 impl Progress {
     /// An empty display; the first event brings the headline.
     pub fn to_stderr() -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { paint: Paint::stderr(), terminal, bar: None, current: None }
+        Self { paint: Paint::stderr(), terminal, bar: None, current: None, copying: None }
     }
 
     /// Shows an event.
@@ -45,7 +50,7 @@ impl Progress {
     /// Writes the last phase's line for good.
     pub fn end(&mut self) {
         self.end_phase();
-        self.current = None;
+        (self.current, self.copying) = (None, None);
     }
 
     fn end_phase(&mut self) {
@@ -63,7 +68,8 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        bar.set_style(style(event.bytes.is_some()));
+        let copying = event.bytes.map(|_| *self.copying.get_or_insert_with(Instant::now));
+        bar.set_style(style(copying.map(|since| since.elapsed() >= RATE_AFTER)));
         if let Some((done, all)) = event.bytes {
             bar.set_length(all);
             bar.set_position(done);
@@ -73,11 +79,12 @@ impl Progress {
     }
 }
 
-fn style(with_bytes: bool) -> ProgressStyle {
-    let template = if with_bytes {
-        " {prefix} {bar:20} {percent:>3}%   {decimal_bytes}/{decimal_total_bytes}   {decimal_bytes_per_sec}   {msg}"
-    } else {
-        " {prefix} {msg}"
+/// With a bar of bytes, and with their rate, if so.
+fn style(with_rate: Option<bool>) -> ProgressStyle {
+    let template = match with_rate {
+        Some(true) => " {prefix} {bar:20} {percent:>3}%   {decimal_bytes}/{decimal_total_bytes}   {decimal_bytes_per_sec}   {msg}",
+        Some(false) => " {prefix} {bar:20} {percent:>3}%   {decimal_bytes}/{decimal_total_bytes}   {msg}",
+        None => " {prefix} {msg}",
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::asleep::SchedulerClocks;
 use super::freeze::{Frozen, FrozenProcess};
 use super::gone;
 use super::image::{Ids, ProcessImage, ThreadImage};
@@ -43,7 +44,7 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> PartError {
 /// What a capture of processes is told of their job.
 pub struct Capturing<'a> {
     /// The clocks at the freeze.
-    pub scheduler_now: &'a settle::SchedulerClocks,
+    pub scheduler_now: &'a SchedulerClocks,
     pub running: &'a Running,
     /// The job's semaphores.
     pub sets: &'a [undo::Asked],
@@ -58,7 +59,7 @@ pub struct Capturing<'a> {
 impl<'a> Capturing<'a> {
     /// Without semaphores and anywhere.
     #[must_use]
-    pub fn new(scheduler_now: &'a settle::SchedulerClocks, running: &'a Running) -> Self {
+    pub fn new(scheduler_now: &'a SchedulerClocks, running: &'a Running) -> Self {
         let (numbers, parents) = Default::default();
         Self { scheduler_now, running, sets: &[], near: None, numbers, parents }
     }
@@ -267,7 +268,7 @@ impl Asked {
     fn open(
         mut view: View,
         thread: &Frozen,
-        scheduler_now: &settle::SchedulerClocks,
+        scheduler_now: &SchedulerClocks,
         running: &Running,
         insn: u64,
     ) -> Result<Self, PartError> {

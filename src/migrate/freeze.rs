@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::asleep::{scheduler_clocks, Asleep, Looked, SchedulerClocks};
 use super::resource::View;
-use super::settle::{self, Asleep, Looked, SchedulerClocks};
 use super::stops;
 use crate::tracer::inject::sigbit;
 use crate::tracer::raw;
@@ -144,7 +144,7 @@ pub fn freeze(watched: &mut dyn Watched) -> std::result::Result<FrozenJob, NotFr
     let done = freezing.all();
     let frozen = freezing.frozen;
     let asleep = frozen.values().filter_map(|(_, thread)| thread.asleep.as_ref());
-    let scheduler_now = settle::scheduler_clocks(asleep);
+    let scheduler_now = scheduler_clocks(asleep);
     match done.and_then(|()| by_process(root, &frozen)) {
         Ok(processes) => Ok(FrozenJob { processes, scheduler_now }),
         Err(error) => {

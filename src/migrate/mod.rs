@@ -1,7 +1,9 @@
 //! MOVEMENT: a frozen job becomes bytes, bytes become a job.
 
+mod address_space;
 mod ahead;
 pub mod apart;
+pub mod asleep;
 pub mod building;
 pub mod capture;
 pub mod cpus;
@@ -13,6 +15,7 @@ mod growing;
 pub mod heritage;
 pub mod image;
 pub mod joining;
+pub mod judge;
 pub mod late;
 pub mod leaving;
 pub mod message;

@@ -31,7 +31,7 @@ use super::restore::{self, RestoreError, Restoring, Runner};
 use super::skeleton::{await_growth, Word};
 use super::tree::{self, Member, Step, Tree};
 use super::vdso::Vdso;
-use super::{capture, gone, reexec};
+use super::{address_space, capture, gone, reexec};
 use crate::control::Finding;
 use crate::syscalls::translate::REMEDY;
 use crate::tracer::inject::{write_all, Program, Remote, Stub, STUB_LEN};
@@ -212,21 +212,21 @@ impl Before {
         let insn = vdso.syscall_insn().ok_or(RestoreError::Image("no vdso here"))?;
         let now = io_error("maps", crate::tracer::memory::maps(pid))?;
         let mut remote = Remote::open(pid, false)?;
-        let mut free = restore::Free::new(&now, image);
+        let mut free = address_space::Free::new(&now, image);
         let stub = Stub::map(&mut remote, insn, Some(free.take(STUB_LEN)?))?;
         let built = open_files(&mut remote, &stub, &image.files)?;
         let mut runner = Runner::new(&mut remote, &stub);
-        restore::clear(&mut runner, &now, (0, 0, 0, 0), &[], image, &vdso, &mut free)?;
+        address_space::clear(&mut runner, &now, (0, 0, 0, 0), &[], image, &vdso, &mut free)?;
         let none = vec![None; image.mappings.len()];
         let heritage = Heritage::default();
-        restore::make_mappings(&mut runner, image, &built, (&heritage, &none), &mut free)?;
-        restore::set_layout(&mut runner, image, -1)?;
+        address_space::make_mappings(&mut runner, image, &built, (&heritage, &none), &mut free)?;
+        address_space::set_layout(&mut runner, image, -1)?;
         for fd in &built.paths {
             runner.call(libc::SYS_close, "close", &[*fd as u64])?;
         }
         runner.flush()?;
         if !vdso.is_like(image) {
-            restore::redirect(&mut runner, pid, image, &vdso)?;
+            address_space::redirect(&mut runner, pid, image, &vdso)?;
         }
         let mut at = 0;
         for (start, end) in &image.data {
@@ -234,7 +234,7 @@ impl Before {
             io_error("write its memory", write_all(pid, *start, &self.pages[at..to]))?;
             at = to;
         }
-        restore::protect(&mut runner, image)?;
+        address_space::protect(&mut runner, image)?;
         runner.flush()?;
         let insn = capture::syscall_insn(pid, image)?;
         stub.unmap(&mut remote, insn)?;

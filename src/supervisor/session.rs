@@ -18,9 +18,10 @@ use std::path::Path;
 pub use calls::Way;
 use calls::{InFlight, Stage};
 
+use crate::migrate::asleep::SchedulerClocks;
 use crate::migrate::freeze::{Frozen, Watched};
 use crate::migrate::resource::aio::Submitting;
-use crate::migrate::settle::{self, SchedulerClocks};
+use crate::migrate::settle;
 use crate::migrate::transfer;
 use crate::syscalls::handles::Handles;
 use crate::syscalls::translate::signalfd::Signalfds;

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{forgive, process_of, Session, TaskState};
+use crate::migrate::asleep::{is_counted, scheduler_clocks, SchedulerClocks};
 use crate::migrate::capture::Running;
 use crate::migrate::freeze::{self, Frozen, Watched};
 use crate::migrate::image::Restart;
 use crate::migrate::resource::View;
-use crate::migrate::settle::{self, Again, Asked, Place, SchedulerClocks};
+use crate::migrate::settle::{self, Again, Asked, Place};
 use crate::migrate::transfer;
 use crate::tracer::inject::Remote;
 use crate::tracer::memory::task_state;
@@ -106,16 +107,15 @@ impl Session {
         ways
     }
 
-    /// [`Session::go`] of many. Those that wait where others can count them ([`settle::is_counted`])
+    /// [`Session::go`] of many. Those that wait where others can count them ([`is_counted`])
     /// wait there again before the others go on.
     ///
     /// # Errors
     /// The first thread that was not resumed; the others were, if they could be.
     pub fn go_all(&mut self, ways: &[(i32, Way)]) -> Result<(), (i32, io::Error)> {
-        let is_counted =
-            |tid| self.in_flight.get(&tid).is_some_and(|call| settle::is_counted(call.restart.nr));
+        let waits = |tid| self.in_flight.get(&tid).is_some_and(|call| is_counted(call.restart.nr));
         let (waiting, others): (Vec<_>, Vec<_>) =
-            ways.iter().copied().partition(|(tid, _)| is_counted(*tid));
+            ways.iter().copied().partition(|(tid, _)| waits(*tid));
         let mut first = Ok(());
         let mut go = |session: &mut Self, ways: &[(i32, Way)]| {
             for &(tid, way) in ways {
@@ -289,7 +289,7 @@ impl Session {
                 tracing::warn!("thread {}: {e}", wait.tid);
             }
         })?;
-        let now = settle::scheduler_clocks(thread.asleep.iter());
+        let now = scheduler_clocks(thread.asleep.iter());
         let again = self.in_flight.get(&pid).map(InFlight::again);
         let worked = run_in(pid, work);
         let way = self.way_on(&thread, &now, again.as_ref())?;

@@ -20,7 +20,6 @@ use crate::ids::NodeId;
 use crate::migrate::image::ProcessImage;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
-use crate::migrate::preflight;
 use crate::migrate::raw::Shared;
 use crate::migrate::resource::fd::tcp::{envelope::Envelopes, State};
 use crate::migrate::resource::fd::unix::Renames;
@@ -32,6 +31,7 @@ use crate::migrate::skeleton::{
     coarse_tick, offsets, own_clocks, Footing, Growing, Plan, Skeleton,
 };
 use crate::migrate::terminals::{self, Terminal};
+use crate::migrate::{judge, preflight};
 use crate::proxy::{AwayEnd, AwayState, PtyPair, Relays};
 use crate::state::StateDir;
 use crate::syscalls::table::TABLE;
@@ -119,7 +119,7 @@ impl Mover {
 
     /// Judges the job by its greeting, and decides how it would live here.
     fn send_verdict(&mut self, key: LinkKey, a: &mut Arriving) {
-        let verdict = preflight::judge(&a.hello);
+        let verdict = judge::judge(&a.hello);
         a.footing = match verdict.translated {
             true => Footing::Translated,
             false => Footing::Namespaces,
@@ -275,7 +275,7 @@ impl Mover {
         size_segments(&mut parcel.image.processes, &parcel.image.ipc)?;
         let mapped = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let unknown: BTreeSet<FileId> = mapped
-            .filter(|f| !a.files.contains_key(f) && !preflight::is_same_file(f, &a.hello.boot_id))
+            .filter(|f| !a.files.contains_key(f) && !judge::is_same_file(f, &a.hello.boot_id))
             .cloned()
             .collect();
         let unknown = unknown.into_iter().collect();
@@ -470,7 +470,7 @@ impl Mover {
 fn found_here(a: &Arriving, file: &FileId) -> Option<String> {
     match a.files.get(file) {
         Some(path) => Some(path.to_string_lossy().into_owned()),
-        None => preflight::is_same_file(file, &a.hello.boot_id).then(|| file.path.clone()),
+        None => judge::is_same_file(file, &a.hello.boot_id).then(|| file.path.clone()),
     }
 }
 

@@ -17,8 +17,8 @@ use crate::control::JobState;
 use crate::ids::{JobId, NodeId};
 use crate::journal::Step;
 use crate::migrate::image::ProcessImage;
+use crate::migrate::judge;
 use crate::migrate::message::{Failure, Hello, Msg, PROTOCOL};
-use crate::migrate::preflight;
 use crate::migrate::resource::fd::lock::Lock;
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::restore::NewThread;
@@ -118,7 +118,7 @@ fn read_hello(version: u32, body: &[u8]) -> std::result::Result<Hello, Failure> 
 fn judge_only(mut link: Link, mut hello: Hello) -> Result<u8> {
     let until = Instant::now() + PATIENCE;
     loop {
-        link.send(&Msg::Verdict(preflight::judge(&hello)), &[])?;
+        link.send(&Msg::Verdict(judge::judge(&hello)), &[])?;
         let frame = loop {
             if let Some(frame) = link.next_frame() {
                 break frame;
@@ -243,7 +243,7 @@ impl Mover {
             return Ok(());
         }
         if hello.dry {
-            self.send(key, &Msg::Verdict(preflight::judge(&hello)), &[]);
+            self.send(key, &Msg::Verdict(judge::judge(&hello)), &[]);
             return Ok(());
         }
         self.take_in(key, hello)?;
