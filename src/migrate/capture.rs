@@ -92,12 +92,8 @@ pub fn capture(
         }
     }
     let sets = if of.sets.is_empty() || !may_undo(frozen)? { &[] } else { of.sets };
-    let mut stub = None;
-    let outcome = ask(&mut threads, (insn, &mut stub), of.near, sets);
-    let mut stub = stub.map(|stub| (stub, insn));
-    // The stub is the first one's.
-    let close = |thread: &mut Asked| thread.close(stub.take());
-    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(close);
+    let outcome = ask(&mut threads, insn, of.near, sets);
+    let closed: Result<(), InjectError> = threads.iter_mut().try_for_each(Asked::close);
     let ((asked, parts, overdue), undo) = outcome?;
     closed?;
     memory.layout.brk = asked.brk;
@@ -215,6 +211,8 @@ struct Asked {
     view: View,
     image: ThreadImage,
     remote: Option<Remote>,
+    /// The stub that it has mapped, with the `syscall` instruction for that.
+    mapped: Option<(Stub, u64)>,
     batch: Option<Batch>,
     /// It is on our CPU. After `remote`: dropped in this order.
     fetched: Option<Fetched>,
@@ -317,13 +315,19 @@ impl Asked {
         if let Some(info) = signal {
             requeue(&mut remote, insn, &info)?;
         }
-        Ok(Self { view, image, remote: Some(remote), batch: None, fetched: None })
+        Ok(Self { view, image, remote: Some(remote), mapped: None, batch: None, fetched: None })
     }
 
-    /// Ends the loan, and takes a stub out of the process that was mapped by this thread, at this
-    /// `syscall` instruction.
-    fn close(&mut self, stub: Option<(Stub, u64)>) -> Result<(), InjectError> {
-        let closed = match (self.remote.take(), stub) {
+    /// Maps the stub, in which all threads are asked.
+    fn map(&mut self, insn: u64) -> Result<Stub, PartError> {
+        let stub = Stub::map(self.remote()?, insn, None)?;
+        self.mapped = Some((stub, insn));
+        Ok(stub)
+    }
+
+    /// Ends the loan, and takes the stub out of the process if this thread has mapped it.
+    fn close(&mut self) -> Result<(), InjectError> {
+        let closed = match (self.remote.take(), self.mapped.take()) {
             (Some(remote), Some((stub, insn))) => remote.close_with(&stub, insn),
             (remote, _) => remote.map_or(Ok(()), Remote::close),
         };
@@ -424,17 +428,16 @@ fn not_known(pid: i32, cause: &str) -> PartError {
 /// Of the memory, the process's parts, and its timers whose signals are pending.
 type Answers = (Memory, Vec<PartState>, Overdue);
 
-/// Asks all threads. Gives their answers, and what the process is to undo; the stub that is `mapped`
-/// for it stays.
+/// Asks all threads. Gives their answers, and what the process is to undo; the first one has the stub
+/// mapped from then on.
 fn ask(
     threads: &mut [Asked],
-    (insn, mapped): (u64, &mut Option<Stub>),
+    insn: u64,
     near: Option<&Near>,
     sets: &[undo::Asked],
 ) -> Result<(Answers, Vec<Undo>), PartError> {
     threads[0].fetched = near.and_then(|near| near.fetch(threads[0].view.tid));
-    let stub = Stub::map(threads[0].remote()?, insn, None)?;
-    *mapped = Some(stub);
+    let stub = threads[0].map(insn)?;
     // What expires during these questions is seen by those that follow.
     let undo = ask_undo(&mut threads[0], &stub, sets)?;
     Ok((ask_until_settled(threads, &stub, near)?, undo))

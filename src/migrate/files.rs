@@ -11,7 +11,7 @@ use super::image::FdImage;
 use super::resource::fd::lock::{self, Lock, LockKind};
 use super::resource::fd::unix::Sockets;
 use super::resource::fd::{
-    self, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Outside, Slot, Views,
+    self, known_or, pty, BulkId, BulkSource, CaptureCx, FdError, FdView, Outside, Slot, Views,
 };
 use crate::control::Finding;
 use crate::tracer::raw;
@@ -69,18 +69,10 @@ impl CaptureCx for Files {
         self.queues.get(&id)
     }
     fn outside(&self) -> io::Result<&Outside> {
-        if let Some(known) = self.outside.get() {
-            return Ok(known);
-        }
-        let outside = Outside::read(&self.job_pids())?;
-        Ok(self.outside.get_or_init(|| outside))
+        known_or(&self.outside, || Outside::read(&self.job_pids()))
     }
     fn sockets(&self) -> io::Result<&Sockets> {
-        if let Some(known) = self.sockets.get() {
-            return Ok(known);
-        }
-        let sockets = Sockets::read()?;
-        Ok(self.sockets.get_or_init(|| sockets))
+        known_or(&self.sockets, Sockets::read)
     }
     fn let_timers_expire(&self) {
         self.expired.get_or_init(cpus::let_timers_expire);

@@ -1,27 +1,8 @@
 /* Descriptors of /proc and /sys: own files and directories, those of a child and of the machine,
  * half read. */
-#include "guest.h"
+#include "proc_text.h"
 #include <dirent.h>
 #include <sys/wait.h>
-
-static char text[1 << 16];
-
-static size_t read_all(int fd)
-{
-    size_t used = 0;
-    ssize_t n;
-    while ((n = SYS(read(fd, text + used, sizeof(text) - 1 - used))) > 0)
-        used += (size_t)n;
-    text[used] = 0;
-    return used;
-}
-
-static void check_holds(int fd, const char *wanted, const char *what)
-{
-    SYS(lseek(fd, 0, SEEK_SET));
-    read_all(fd);
-    CHECK(strstr(text, wanted), "%s: no `%s` in %.200s", what, wanted, text);
-}
 
 /* Numbers of the open descriptors, by a directory that stays open. */
 static int count(int fd)
@@ -67,12 +48,7 @@ int main(void)
         check_holds(sysfs, "never", "a file of /sys");
         CHECK_EQ(SYS(lseek(half, 0, SEEK_CUR)), 30, "position");
         CHECK_EQ(count(dir), before, "descriptors");
-        long got = 0;
-        CHECK_EQ(SYS(pread(mem, &got, sizeof(got), (off_t)(uintptr_t)&value)), 8, "own memory");
-        CHECK_EQ(got, value, "own memory");
-        got++;
-        CHECK_EQ(SYS(pwrite(mem, &got, sizeof(got), (off_t)(uintptr_t)&value)), 8, "own memory");
-        CHECK_EQ(value, got, "own memory, written");
+        check_memory(mem, &value);
         SYS(lseek(score, 0, SEEK_SET));
         CHECK(read_all(score) > 0, "the own score");
     } while (guest_running());

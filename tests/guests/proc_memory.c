@@ -1,27 +1,7 @@
 /* Descriptors of /proc that show memory: the own maps, whole and half read, memory itself for reading
  * and writing, the environment, maps of a child. */
-#include "guest.h"
+#include "proc_text.h"
 #include <sys/wait.h>
-
-static char text[1 << 16];
-
-static size_t read_all(int fd)
-{
-    size_t used = 0;
-    ssize_t n;
-    while ((n = SYS(read(fd, text + used, sizeof(text) - 1 - used))) > 0)
-        used += (size_t)n;
-    text[used] = 0;
-    return used;
-}
-
-static void check_holds(int fd, const char *wanted, const char *what)
-{
-    SYS(lseek(fd, 0, SEEK_SET));
-    size_t used = read_all(fd);
-    CHECK(memmem(text, used, wanted, strlen(wanted)), "%s: no `%s` in %zu bytes: %.200s", what,
-          wanted, used, text);
-}
 
 int main(void)
 {
@@ -47,13 +27,9 @@ int main(void)
         check_holds(environment, "GUEST_STATUS=", "own environment");
         CHECK_EQ(SYS(lseek(half, 0, SEEK_CUR)), 50, "position");
         CHECK(fcntl(half, F_GETFD) == FD_CLOEXEC && fcntl(mem, F_GETFD) == 0, "close-on-exec");
-        long got = 0;
-        CHECK_EQ(SYS(pread(mem, &got, sizeof(got), (off_t)(uintptr_t)&value)), 8, "own memory");
-        CHECK_EQ(got, value, "own memory");
-        got++;
-        CHECK_EQ(SYS(pwrite(mem, &got, sizeof(got), (off_t)(uintptr_t)&value)), 8, "own memory");
-        CHECK_EQ(value, got, "own memory, written");
+        check_memory(mem, &value);
         /* The two share a position. */
+        long got = 0;
         SYS(lseek(mem, (off_t)(uintptr_t)&value, SEEK_SET));
         CHECK_EQ(SYS(read(twin, &got, sizeof(got))), 8, "own memory, by a duplicate");
         CHECK_EQ(got, value, "own memory, by a duplicate");

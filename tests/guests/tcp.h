@@ -146,4 +146,17 @@ static inline void tcp_finish(int fd)
         ;
     SYS(close(fd));
 }
+
+/* A socket that listens at a port of 127.0.0.1, which its clients find in the file GUEST_MEET. */
+static inline int tcp_listener(int backlog)
+{
+    int listener = SYS(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    union tcp_address own;
+    socklen_t len = tcp_loopback(&own, "4", 0);
+    SYS(bind(listener, &own.any, len));
+    SYS(listen(listener, backlog));
+    SYS(getsockname(listener, &own.any, &len));
+    tcp_say_file("", ntohs(own.v4.sin_port));
+    return listener;
+}
 #endif

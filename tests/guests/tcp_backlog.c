@@ -16,13 +16,7 @@ int main(void)
 {
     static unsigned char buf[LENGTH];
     guest_begin();
-    int listener = SYS(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    union tcp_address own;
-    socklen_t len = tcp_loopback(&own, "4", 0);
-    SYS(bind(listener, &own.any, len));
-    SYS(listen(listener, 16));
-    SYS(getsockname(listener, &own.any, &len));
-    tcp_say_file("", ntohs(own.v4.sin_port));
+    int listener = tcp_listener(16);
     while (waiting(listener) < CALLERS)
         usleep(1000);
     guest_ready();

@@ -23,13 +23,7 @@ static void answer(int fd)
 int main(void)
 {
     guest_begin();
-    int listener = SYS(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    union tcp_address own;
-    socklen_t len = tcp_loopback(&own, "4", 0);
-    SYS(bind(listener, &own.any, len));
-    SYS(listen(listener, 8));
-    SYS(getsockname(listener, &own.any, &len));
-    tcp_say_file("", ntohs(own.v4.sin_port));
+    int listener = tcp_listener(8);
     guest_ready();
     do {
         struct pollfd p = {.fd = listener, .events = POLLIN};

@@ -10,6 +10,7 @@
 //! kind; `view` reads /proc, `place` puts descriptors at their numbers, `content` carries
 //! files that exist nowhere else, `raw` holds every unsafe block.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -93,6 +94,18 @@ impl Slot {
         let args = [of as u64, self.fd as u64, flags as u64].map(Arg::Num);
         program.call(libc::SYS_dup3, "dup3", &args);
     }
+}
+
+/// What is known already, or else made, and known from then on.
+///
+/// # Errors
+/// Those of `make`.
+pub fn known_or<T>(known: &OnceCell<T>, make: impl FnOnce() -> io::Result<T>) -> io::Result<&T> {
+    if let Some(known) = known.get() {
+        return Ok(known);
+    }
+    let made = make()?;
+    Ok(known.get_or_init(|| made))
 }
 
 /// What capture may ask.

@@ -70,11 +70,7 @@ impl CaptureCx for Here {
     }
 
     fn outside(&self) -> io::Result<&Outside> {
-        if let Some(known) = self.outside.get() {
-            return Ok(known);
-        }
-        let outside = Outside::read(&self.job_pids())?;
-        Ok(self.outside.get_or_init(|| outside))
+        super::known_or(&self.outside, || Outside::read(&self.job_pids()))
     }
 
     fn sockets(&self) -> io::Result<&Sockets> {

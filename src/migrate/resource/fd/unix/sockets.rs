@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::super::pipe::outside_holders;
-use super::super::{find, CaptureCx, FdError, FdKind, FdView};
+use super::super::{find, known_or, CaptureCx, FdError, FdKind, FdView};
 use super::diag::{self, Entry};
 use super::ids::Ids;
 use super::queue::{self, Peeked};
@@ -62,30 +62,25 @@ impl Sockets {
 
     /// Of the sockets that have to do with the job, those that other processes hold.
     pub(super) fn outside(&self, cx: &dyn CaptureCx) -> io::Result<&HashSet<u64>> {
-        if let Some(known) = self.outside.get() {
-            return Ok(known);
-        }
-        let mut wanted = Vec::new();
-        for ino in cx.all().iter().filter(|v| Unix.recognises(v)).map(|v| v.ino) {
-            let Some(entry) = self.table.get(&ino) else { continue };
-            wanted.push(ino);
-            wanted.extend(entry.peer.iter().chain(&entry.waiting).chain(self.connected_to(ino)));
-            wanted.extend(self.listener_of(ino));
-        }
-        wanted.retain(|ino| *ino != 0);
-        let mut pids = cx.job_pids();
-        // What it inherited for the job it does not use.
-        pids.push(std::process::id() as i32);
-        let found = outside_holders("socket", &wanted, &pids)?;
-        Ok(self.outside.get_or_init(|| found))
+        known_or(&self.outside, || {
+            let mut wanted = Vec::new();
+            for ino in cx.all().iter().filter(|v| Unix.recognises(v)).map(|v| v.ino) {
+                let Some(entry) = self.table.get(&ino) else { continue };
+                wanted.push(ino);
+                wanted
+                    .extend(entry.peer.iter().chain(&entry.waiting).chain(self.connected_to(ino)));
+                wanted.extend(self.listener_of(ino));
+            }
+            wanted.retain(|ino| *ino != 0);
+            let mut pids = cx.job_pids();
+            // What it inherited for the job it does not use.
+            pids.push(std::process::id() as i32);
+            outside_holders("socket", &wanted, &pids)
+        })
     }
 
     pub(super) fn ids(&self, cx: &dyn CaptureCx) -> io::Result<&Ids> {
-        if let Some(known) = self.ids.get() {
-            return Ok(known);
-        }
-        let ids = Ids::read(&cx.job_pids())?;
-        Ok(self.ids.get_or_init(|| ids))
+        known_or(&self.ids, || Ids::read(&cx.job_pids()))
     }
 
     /// Looks at what waits in a socket of a frozen job. Gives the descriptions on their way in
