@@ -214,7 +214,7 @@ pub struct Interrupted<'a> {
     pub in_group_stop: bool,
     /// Seen before the stop.
     pub asleep: Option<Asleep>,
-    /// [`scheduler_clocks`] at the freeze.
+    /// [`scheduler_clocks`](super::asleep::scheduler_clocks) at the freeze.
     pub now: &'a SchedulerClocks,
     /// What is known of an earlier interruption.
     pub again: Option<&'a Again>,
