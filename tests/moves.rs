@@ -118,6 +118,7 @@ const GUESTS: &[Guest] = &[
     guest("rseq").proves(&["rseq"]),
     guest("rseq_sections"),
     guest("futexes").proves(&["futexes"]),
+    guest("futex_pi"),
     guest("sigmask").proves(&["signal-mask"]),
     guest("sigactions").proves(&["signal-actions"]),
     guest("traps").proves(&["traps"]),

@@ -1,6 +1,6 @@
 //! The job's clocks: those of this machine, and how far the job's are ahead.
 
-use super::{numbers, Entry, Making, Translation};
+use super::{inheriting, numbers, Entry, Making, Translation};
 use crate::migrate::resource::{raw, timers};
 
 /// Nanoseconds of a second.
@@ -128,14 +128,18 @@ fn timerfd_clock(tid: i32, fd: i32) -> Option<i32> {
 
 /// futex(2).
 pub(super) fn futex(it: &Translation, call: &mut Making) -> Option<Entry> {
-    let operation = call.arg(1) as u32 & super::table::FUTEX_OPERATION;
-    if operation != super::table::FUTEX_WAIT_BITSET {
-        return Some(Entry::errno(libc::ENOSYS));
+    match call.arg(1) as u32 & super::table::FUTEX_OPERATION {
+        super::table::FUTEX_WAIT_BITSET if call.arg(3) == 0 => None,
+        super::table::FUTEX_WAIT_BITSET => monotonic(it, call, 3),
+        // FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI.
+        11 | 12 | 0x10b | 0x10c => Some(Entry::errno(libc::ENOSYS)),
+        _ => inheriting::begin(it, call),
     }
-    match call.arg(3) {
-        0 => None,
-        _ => time(call, 3, it.ahead.monotonic),
-    }
+}
+
+/// An argument that points to a time of CLOCK_MONOTONIC.
+pub(super) fn monotonic(it: &Translation, call: &mut Making, arg: u8) -> Option<Entry> {
+    time(call, arg, it.ahead.monotonic)
 }
 
 /// futex_wait(2) and futex_waitv(2).

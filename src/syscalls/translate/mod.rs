@@ -14,6 +14,7 @@
 mod clocks;
 mod exec;
 mod filter;
+mod inheriting;
 mod ipc;
 mod messages;
 pub mod numbers;
@@ -131,6 +132,8 @@ enum Then {
         parent: u64,
         child: u64,
     },
+    /// It was made in place of one of a priority-inheriting futex.
+    Inheriting(inheriting::Step),
 }
 
 impl Translation {
@@ -234,7 +237,12 @@ impl Call {
         let asked = &self.asked;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = arguments(asked);
         let result = now.rax as i64;
-        if let (Then::Owner, ..0) = (&self.then, result) {
+        if let Then::Inheriting(step) = self.then {
+            // As above.
+            if let Err(e) = inheriting::end(tid, step, &mut regs) {
+                tracing::debug!("the futex of thread {tid}: {e}");
+            }
+        } else if let (Then::Owner, ..0) = (&self.then, result) {
             // A group's number may look like an error.
             let known = numbers::to_job_signed(result as i32);
             if result < -4095 || known != 0 {
@@ -252,7 +260,7 @@ impl Call {
                 regs.rax = i64::from(object) as u64;
             }
         }
-        if (arguments(&now), now.rax) != (arguments(&regs), regs.rax) {
+        if (arguments(&now), now.rax, now.rip) != (arguments(&regs), regs.rax, regs.rip) {
             raw::set_regs(tid, &regs)?;
         }
         Ok(())
@@ -310,7 +318,7 @@ fn answer(tid: i32, then: &Then, result: u64) -> io::Result<()> {
     const F_UNLCK: u8 = 2;
     match then {
         Then::Nothing | Then::Number | Then::Owner | Then::Born { .. } | Then::Got(..) => Ok(()),
-        Then::SignalFd => Ok(()),
+        Then::SignalFd | Then::Inheriting(_) => Ok(()),
         Then::Signals(places) => signalfd::to_job(tid, places, result),
         Then::Word(at) => {
             let word = numbers::to_job_signed(read_word(tid, *at)?);

@@ -3,14 +3,13 @@
 
 use std::io;
 
+use super::inheriting::{NUMBER, OWNER_DIED, WAITERS};
 use super::numbers;
 use crate::migrate::resource::raw::robust_list;
 use crate::tracer::inject::{read_exact, write_all};
 
-/// FUTEX_TID_MASK, FUTEX_OWNER_DIED and FUTEX_WAITERS of linux/futex.h.
-const NUMBER: u32 = 0x3fff_ffff;
-const OWNER_DIED: u32 = 1 << 30;
-const WAITERS: u32 = 1 << 31;
+/// The bit of a pointer to a mutex with priority inheritance.
+const INHERITING: u64 = 1;
 /// Most mutexes that the kernel looks at (ROBUST_LIST_LIMIT).
 const MOST: usize = 2048;
 
@@ -35,23 +34,33 @@ fn give_numbers(tid: i32) -> io::Result<()> {
     }
     let (first, offset, pending) = (word(tid, head)?, word(tid, head + 8)?, word(tid, head + 16)?);
     if pending != 0 {
-        give_number(tid, pending, offset)?;
+        give_number(tid, pending & !INHERITING, offset)?;
+        wake(tid, head + 16, pending)?;
     }
-    // The lowest bit marks those with priority inheritance.
-    let mut entry = first & !1;
+    let (mut place, mut entry) = (head, first);
     for _ in 0..MOST {
+        wake(tid, place, entry)?;
+        entry &= !INHERITING;
         if entry == 0 || entry == head {
             break;
         }
-        let next = word(tid, entry)? & !1;
         give_number(tid, entry, offset)?;
-        entry = next;
+        (place, entry) = (entry, word(tid, entry)?);
     }
     Ok(())
 }
 
+/// The kernel leaves it to others to wake those that wait for a mutex with priority inheritance,
+/// which are none here.
+fn wake(tid: i32, place: u64, entry: u64) -> io::Result<()> {
+    match entry & INHERITING {
+        0 => Ok(()),
+        _ => write_all(tid, place, &(entry & !INHERITING).to_le_bytes()),
+    }
+}
+
 fn give_number(tid: i32, entry: u64, offset: u64) -> io::Result<()> {
-    let at = (entry & !1).wrapping_add(offset);
+    let at = entry.wrapping_add(offset);
     let mut bytes = [0; 4];
     read_exact(tid, at, &mut bytes)?;
     let now = u32::from_le_bytes(bytes);
