@@ -33,6 +33,7 @@ const TREES: &[Tree] = &[
     Tree { name: "100 processes", processes: 100, moves: 12, wanted: Wanted::Nothing },
     Tree { name: "1000 processes", processes: 1000, moves: 8, wanted: Wanted::AtMost(3.0) },
     Tree { name: "3000 processes", processes: 3000, moves: 4, wanted: Wanted::Nothing },
+    Tree { name: "5000 processes", processes: 5000, moves: 4, wanted: Wanted::Nothing },
 ];
 
 /// Idle siblings in the second table.

@@ -13,7 +13,21 @@ use crate::migrate::message::Msg;
 use crate::migrate::transport::Link;
 use crate::node;
 
+/// A peer that says nothing is asked after so long (TCP_KEEPIDLE of tcp(7)).
+const KEEPALIVE: Duration = Duration::from_secs(3);
+/// A peer that takes nothing is gone after so long (TCP_USER_TIMEOUT of tcp(7)).
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
+/// A target reads nothing while it makes processes, for at most so long each.
+const PATIENCE_PER_PROCESS: Duration = Duration::from_millis(20);
+
 impl Mover {
+    /// What is sent on a link may wait until so many processes have been made (0: none).
+    pub(super) fn be_patient(&mut self, key: LinkKey, processes: usize) {
+        if let Some(peer) = self.links.get(&key) {
+            let _ = peer.link.set_timeouts(KEEPALIVE, patience(processes));
+        }
+    }
+
     /// Sends to the other half of the relays, if it is connected.
     pub(super) fn say(&mut self, msg: Msg, payload: &[u8]) {
         if let Some(key) = self.relay_link {
@@ -30,8 +44,7 @@ impl Mover {
     }
 
     pub(super) fn add_link(&mut self, mut link: Link) -> Result<LinkKey> {
-        // A peer that is gone without a word is noticed within 15 seconds.
-        let _ = link.set_timeouts(Duration::from_secs(3), Duration::from_secs(10));
+        let _ = link.set_timeouts(KEEPALIVE, LINK_PATIENCE);
         let fd = std::os::fd::AsFd::as_fd(&link).as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let key = self.next_link;
@@ -254,7 +267,24 @@ impl Mover {
     }
 }
 
+fn patience(processes: usize) -> Duration {
+    let made = u32::try_from(processes).unwrap_or(u32::MAX);
+    PATIENCE_PER_PROCESS.saturating_mul(made).saturating_add(LINK_PATIENCE)
+}
+
 fn is_relayed(msg: &Msg) -> bool {
     use Msg::{Progress, Relay, Signal, SignalsTaken};
     matches!(msg, Relay(_) | Signal { .. } | SignalsTaken(_) | Progress(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 5,000 processes took a target longer than it may be away from its link otherwise.
+    #[test]
+    fn a_source_waits_for_a_target_that_makes_many_processes() {
+        assert_eq!(patience(0), LINK_PATIENCE);
+        assert!(patience(5_000) > Duration::from_secs(60));
+    }
 }

@@ -61,6 +61,7 @@ impl Mover {
             self.relay(Side::Home, |relays, out| relays.thaw(out));
         }
         release_locks(&frozen, &image);
+        self.be_patient(target.key, 0);
         self.send(target.key, &Msg::Commit, &[]);
         let text = owns_text(&to, self.sup.job.meta.epoch.next());
         self.progress(&to, Phase::Commit, text, None);

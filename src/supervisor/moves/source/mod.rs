@@ -235,6 +235,7 @@ impl Mover {
         reached("before-hello");
         let peer = (target.id, target.name.clone());
         self.write_journal(id, Step::Intent, &peer).map_err(own)?;
+        self.be_patient(target.key, self.sup.session.processes().len());
         let mut frozen = None;
         let decided = self.until_ready(id, target, local, laps, &mut frozen).and_then(|image| {
             still_leased(frozen.as_ref(), &image)?;
