@@ -131,8 +131,9 @@ fn two_hosts(who: Who, gate: Option<&Gate>) -> Result<Hosts> {
 fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
     let mut at_target = Gate::new("ready")?;
     let mut at_source = end.source_point().map(Gate::new).transpose()?;
-    let target_stands = matches!(end, End::Cancelled | End::TargetDies);
+    let is_cut = matches!(end, End::Cut(_));
     // A source that has heard that the target is ready would decide for the move.
+    let target_stands = matches!(end, End::Cancelled | End::TargetDies | End::Cut("image-sent"));
     let says_nothing = target_stands || matches!(end, End::DiesBehind("image-sent"));
     let hosts = two_hosts(who, says_nothing.then_some(&at_target))?;
     let args: &[&str] = if matches!(end, End::Refused) { &["socket"] } else { &[] };
@@ -165,7 +166,10 @@ fn comes_to_nothing(who: Who, start: Start, end: End) -> Result<()> {
                 gate.release()?;
             }
             let ended = ended(mover)?;
-            if matches!(end, End::Cut(_)) {
+            if is_cut && target_stands {
+                at_target.release()?;
+            }
+            if is_cut {
                 // A target that may have been told to go on asks the source until it hears.
                 hosts.set_link(0, 1, true)?;
             }
