@@ -35,7 +35,8 @@ use crate::tracer::inject::{read_exact, sigbit, word};
 use crate::tracer::raw::{self, Regs};
 
 const ERESTARTSYS: i64 = -512;
-const ERESTARTNOINTR: i64 = -513;
+/// The kernel makes the call again, also after a handler (linux/errno.h).
+pub const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 const EINTR: i64 = -(libc::EINTR as i64);

@@ -128,12 +128,18 @@ fn timerfd_clock(tid: i32, fd: i32) -> Option<i32> {
 
 /// futex(2).
 pub(super) fn futex(it: &Translation, call: &mut Making) -> Option<Entry> {
-    match call.arg(1) as u32 & super::table::FUTEX_OPERATION {
-        super::table::FUTEX_WAIT_BITSET if call.arg(3) == 0 => None,
-        super::table::FUTEX_WAIT_BITSET => monotonic(it, call, 3),
-        // FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI.
-        11 | 12 | 0x10b | 0x10c => Some(Entry::errno(libc::ENOSYS)),
-        _ => inheriting::begin(it, call),
+    use libc::{
+        FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE_PI, FUTEX_LOCK_PI, FUTEX_LOCK_PI2,
+        FUTEX_PRIVATE_FLAG, FUTEX_TRYLOCK_PI, FUTEX_UNLOCK_PI, FUTEX_WAIT_BITSET,
+        FUTEX_WAIT_REQUEUE_PI,
+    };
+    match call.arg(1) as i32 & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME) {
+        FUTEX_WAIT_BITSET if call.arg(3) != 0 => monotonic(it, call, 3),
+        FUTEX_WAIT_REQUEUE_PI | FUTEX_CMP_REQUEUE_PI => Some(Entry::errno(libc::ENOSYS)),
+        FUTEX_LOCK_PI | FUTEX_LOCK_PI2 | FUTEX_TRYLOCK_PI | FUTEX_UNLOCK_PI => {
+            inheriting::begin(it, call)
+        }
+        _ => None,
     }
 }
 

@@ -238,7 +238,7 @@ impl Call {
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = arguments(asked);
         let result = now.rax as i64;
         if let Then::Inheriting(step) = self.then {
-            // As above.
+            // Memory that cannot be read: the kernel has read it just now.
             if let Err(e) = inheriting::end(tid, step, &mut regs) {
                 tracing::debug!("the futex of thread {tid}: {e}");
             }

@@ -3,7 +3,8 @@
 
 use std::io;
 
-use super::inheriting::{NUMBER, OWNER_DIED, WAITERS};
+use libc::{FUTEX_OWNER_DIED, FUTEX_TID_MASK, FUTEX_WAITERS};
+
 use super::numbers;
 use crate::migrate::resource::raw::robust_list;
 use crate::tracer::inject::{read_exact, write_all};
@@ -35,11 +36,11 @@ fn give_numbers(tid: i32) -> io::Result<()> {
     let (first, offset, pending) = (word(tid, head)?, word(tid, head + 8)?, word(tid, head + 16)?);
     if pending != 0 {
         give_number(tid, pending & !INHERITING, offset)?;
-        wake(tid, head + 16, pending)?;
+        let_kernel_wake(tid, head + 16, pending)?;
     }
     let (mut place, mut entry) = (head, first);
     for _ in 0..MOST {
-        wake(tid, place, entry)?;
+        let_kernel_wake(tid, place, entry)?;
         entry &= !INHERITING;
         if entry == 0 || entry == head {
             break;
@@ -50,9 +51,9 @@ fn give_numbers(tid: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel leaves it to others to wake those that wait for a mutex with priority inheritance,
-/// which are none here.
-fn wake(tid: i32, place: u64, entry: u64) -> io::Result<()> {
+/// The kernel would not wake those that wait for a mutex with priority inheritance: it looks for
+/// them in its own books, where they are not. Without the mark at `place` it does.
+fn let_kernel_wake(tid: i32, place: u64, entry: u64) -> io::Result<()> {
     match entry & INHERITING {
         0 => Ok(()),
         _ => write_all(tid, place, &(entry & !INHERITING).to_le_bytes()),
@@ -64,10 +65,10 @@ fn give_number(tid: i32, entry: u64, offset: u64) -> io::Result<()> {
     let mut bytes = [0; 4];
     read_exact(tid, at, &mut bytes)?;
     let now = u32::from_le_bytes(bytes);
-    if now & NUMBER != numbers::to_job(tid) as u32 {
+    if now & FUTEX_TID_MASK != numbers::to_job(tid) as u32 {
         return Ok(());
     }
     // Others may just be setting the bit for those that wait; waking nobody does no harm.
-    let then = tid as u32 | now & OWNER_DIED | WAITERS;
+    let then = tid as u32 | now & FUTEX_OWNER_DIED | FUTEX_WAITERS;
     write_all(tid, at, &then.to_le_bytes())
 }

@@ -212,8 +212,7 @@ const PRCTL: &[u32] =
 /// FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
 const FUTEX: &[u32] = &[9, 6, 7, 8, 11, 12, 13, 256 | 11, 256 | 12, 256 | 13];
 /// All of a futex operation but FUTEX_PRIVATE_FLAG.
-pub const FUTEX_OPERATION: u32 = 0x17f;
-pub const FUTEX_WAIT_BITSET: u32 = 9;
+const FUTEX_OPERATION: u32 = 0x17f;
 
 const SYS_FCHMODAT2: i64 = 452;
 const SYS_FUTEX_WAIT: i64 = 455;
