@@ -285,7 +285,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-NETNS",
         title: "no network namespace at the target",
-        text: "The job has TCP connections, whose addresses are those of its home. At the target its sockets are in a network namespace in which these addresses are its own, and the target's kernel makes none.\nWay out: allow user and network namespaces there (sysctl user.max_net_namespaces, vosrun explain VOS-USERNS), run its node as root, or let the program close its connections.",
+        text: "The job has TCP or UDP sockets, whose addresses are those of its home. At the target its sockets are in network namespaces in which these addresses are its own, and the target's kernel makes none, or (for UDP) no pair of veth links or no routing rules there.\nWay out: allow user and network namespaces there (sysctl user.max_net_namespaces, vosrun explain VOS-USERNS), run its node as root, or let the program close its sockets.",
     },
     Code {
         code: "VOS-NO-PEER",
@@ -440,7 +440,17 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-UDP",
         title: "a UDP socket",
-        text: "The program has a UDP socket that cannot be moved or relayed.\nWay out: let the program close it, or let it finish here.",
+        text: "UDP sockets move: the home keeps the real socket and relays its datagrams. The program has one that is bound to a multicast or broadcast address, which cannot be relayed.\nWay out: let the program bind it to any address, close it, or finish here.",
+    },
+    Code {
+        code: "VOS-UDP-AWAY",
+        title: "a UDP socket that got its address away from home",
+        text: "A UDP socket that the program binds or sends from first after a move has an address of the node where it runs then; only the job's home keeps one for it.\nWay out: let the program close the socket, or let it finish on this node.",
+    },
+    Code {
+        code: "VOS-UDP-OPTION",
+        title: "an option of a UDP socket that cannot go along",
+        text: "The program has set an option of a UDP socket that means something of this machine, or of what is under way: SO_ZEROCOPY, SO_TIMESTAMPING, SO_TXTIME, IP_MINTTL, UDP_CORK, UDP_ENCAP, SO_BINDTODEVICE, SO_PEEK_OFF, a filter, or a link-local address.\nWay out: let the program switch it off, or let it finish here.",
     },
     Code {
         code: "VOS-UNIX",

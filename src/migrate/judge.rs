@@ -131,7 +131,7 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     }
     let refused = super::skeleton::try_namespaces(user).err();
     if refused.is_none() && !hello.translate {
-        verdict.findings.extend(judge_connections(hello.connections));
+        verdict.findings.extend(judge_relayed(hello.connections, hello.datagrams));
         return;
     }
     if !user.is_givable() {
@@ -158,18 +158,21 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
     verdict.findings.extend(hello.untranslated.iter().filter(for_root).cloned());
 }
 
-/// Connections are kept in a network namespace.
-fn judge_connections(connections: u32) -> Option<Finding> {
-    if connections == 0 {
-        return None;
-    }
-    fd::tcp::envelope::probe().err().map(|e| {
-        blocker(
+/// Sockets are kept in network namespaces.
+fn judge_relayed(connections: u32, datagrams: u32) -> Option<Finding> {
+    let kinds: [(u32, &str, fn() -> std::io::Result<()>); 2] = [
+        (connections, "TCP", fd::tcp::envelope::probe),
+        (datagrams, "UDP", fd::udp::envelope::probe),
+    ];
+    let mut used = kinds.into_iter().filter(|(count, ..)| *count > 0);
+    used.find_map(|(count, name, probe)| {
+        let e = probe().err()?;
+        Some(blocker(
             "VOS-NETNS",
-            format!("{connections} TCP connections: {e}"),
+            format!("{count} {name} {}: {e}", if count == 1 { "socket" } else { "sockets" }),
             "the target makes no network namespace, in which the old addresses are the job's",
             "allow them on the target (user.max_net_namespaces), or run its node as root",
-        )
+        ))
     })
 }
 

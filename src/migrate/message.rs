@@ -32,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 11;
+pub const PROTOCOL: u32 = 12;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -186,8 +186,9 @@ pub struct Hello {
     pub translate: bool,
     /// What stands in the way of a target without namespaces.
     pub untranslated: Vec<Finding>,
-    /// How many TCP connections are relayed.
+    /// How many TCP sockets are relayed, and how many UDP sockets.
     pub connections: u32,
+    pub datagrams: u32,
     pub source: String,
     /// The node whose agent holds the job's relays: id and name.
     pub home: (NodeId, String),

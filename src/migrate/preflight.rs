@@ -53,11 +53,12 @@ pub struct Open {
     pub sockets: Vec<Wanted>,
     /// What cannot be there if it makes no namespaces.
     pub untranslated: Vec<Finding>,
-    /// How many TCP connections are relayed.
+    /// How many TCP sockets are relayed, and how many UDP sockets.
     pub connections: u32,
+    pub datagrams: u32,
 }
 
-/// Terminals, TCP connections, and pipes with an end outside of the job. A pipe whose other end is
+/// Terminals, TCP and UDP sockets, and pipes with an end outside of the job. A pipe whose other end is
 /// with a process that is just being made seems to be one: see [`still_forwarded`].
 ///
 /// # Errors
@@ -68,7 +69,7 @@ pub fn forwarded(files: &Files, known: &Forwarded) -> io::Result<Forwarded> {
     let own = |v: &FdView| fd::pty::has_hung_up(v) || fd::pty::is_inside(v, all);
     let one_ended = |v: &&FdView| (fd::is_terminal(v) && !own(v)) || is_unnamed_stream(v);
     found.extend(all.iter().filter(one_ended).map(identity));
-    found.extend(connections(files));
+    found.extend(kept_sockets(files).map(identity));
     let pipes: Vec<u64> =
         pipes(files).filter(|v| !found.contains(&identity(v))).map(|v| v.ino).collect();
     if !pipes.is_empty() {
@@ -103,7 +104,7 @@ pub fn still_forwarded(
         false => fd::outside_holders("pipe", &doubtful, &files.job_pids())?,
     };
     let mut found = before.clone();
-    found.extend(connections(files));
+    found.extend(kept_sockets(files).map(identity));
     for view in pipes(files).filter(|v| !known.contains(&identity(v))) {
         match outside.contains(&view.ino) || is_held_elsewhere(files, view)? {
             true => found.insert(identity(view)),
@@ -113,10 +114,9 @@ pub fn still_forwarded(
     Ok(found)
 }
 
-/// TCP connections, which may have been made since the last look.
-fn connections(files: &Files) -> impl Iterator<Item = (u64, u64)> + '_ {
-    let all = files.views.objects.iter();
-    all.filter(|view| fd::tcp::is_kept(view, files)).map(identity)
+/// TCP and UDP sockets that the home keeps. They may have been made since the last look.
+fn kept_sockets(files: &Files) -> impl Iterator<Item = &FdView> {
+    files.views.objects.iter().filter(|view| fd::inet::is_kept(view, files))
 }
 
 fn identity(view: &FdView) -> (u64, u64) {
@@ -196,7 +196,8 @@ pub fn local(
         files: others.filter_map(|v| Named::of(v, false).ok().flatten()).collect(),
         sockets: wanted_names(&files.views.objects, files),
         untranslated: files.untranslated(is_forwarded),
-        connections: connections(files).count() as u32,
+        connections: kept_sockets(files).filter(|view| !fd::udp::is_udp(view)).count() as u32,
+        datagrams: kept_sockets(files).filter(|view| fd::udp::is_udp(view)).count() as u32,
     };
     findings.sort_by_key(|f| f.severity != Severity::Blocker);
     findings.dedup();
@@ -406,6 +407,7 @@ pub fn hello(pids: &[i32], of: Move, open: Open) -> io::Result<Hello> {
         translate: of.translate,
         untranslated: open.untranslated,
         connections: open.connections,
+        datagrams: open.datagrams,
         source: of.source.to_owned(),
         home: of.home,
         cpu: cpu_flags(),

@@ -14,6 +14,7 @@ use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::unistd::{pipe2, read};
 use serde::{Deserialize, Serialize};
 
+use super::datagram::{self, DatagramState};
 use super::endpoint::{Endpoint, Role};
 use super::listener::{self, ListenerState};
 use super::local::Local;
@@ -45,6 +46,8 @@ pub enum AwayEnd {
     Tcp(Box<TcpState>),
     /// The job's listening socket.
     Listener(ListenerState),
+    /// The job's UDP socket.
+    Datagrams(Box<DatagramState>),
 }
 
 /// State of the job's terminal.
@@ -61,12 +64,13 @@ pub struct PtyState {
 }
 
 impl AwayState {
-    /// Is it a TCP socket that the job has, and that is made beforehand?
+    /// Is it a socket that the job has, and that is made beforehand?
     #[must_use]
     pub fn wants_socket(&self) -> bool {
         match &self.end {
             AwayEnd::Tcp(state) => socket::is_open(state),
             AwayEnd::Listener(state) => listener::is_open(state),
+            AwayEnd::Datagrams(state) => state.is_open(),
             _ => false,
         }
     }
@@ -163,6 +167,7 @@ pub(super) fn freeze(
         Role::Socket(ref socket) if socket.away => {
             AwayEnd::Tcp(Box::new(socket::freeze(half, job_end)?))
         }
+        Role::AwayDatagrams(_) => AwayEnd::Datagrams(Box::new(datagram::freeze(half, job_end)?)),
         _ => {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -339,7 +344,9 @@ pub(super) fn rebuild(
         }
         AwayEnd::Pty(state) => rebuild_pty(id, *state, pty.map_or_else(PtyPair::open, Ok)?),
         // Both of its ends are made beforehand.
-        AwayEnd::Tcp(_) | AwayEnd::Listener(_) => Err(io::ErrorKind::InvalidInput.into()),
+        AwayEnd::Tcp(_) | AwayEnd::Listener(_) | AwayEnd::Datagrams(_) => {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
     }
 }
 

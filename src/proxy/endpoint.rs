@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use mio::{Interest, Registry, Token};
 
 use super::away::Pty;
+use super::datagram::{AwayDatagrams, HomeDatagrams};
 use super::home::HomeTty;
 use super::listener::{AwayListener, HomeListener};
 use super::local::{Got, Local, Put};
@@ -43,6 +44,9 @@ pub(super) enum Role {
     /// The real listening socket, and the job's.
     HomeListener(HomeListener),
     AwayListener(AwayListener),
+    /// The real UDP socket, and the job's.
+    HomeDatagrams(Box<HomeDatagrams>),
+    AwayDatagrams(Box<AwayDatagrams>),
 }
 
 /// See the module.
@@ -97,6 +101,7 @@ impl Endpoint {
         token: Token,
     ) -> Result<(), RelayError> {
         let interest = match (&self.tx, &self.rx) {
+            _ if matches!(self.role, Role::AwayDatagrams(_)) => Interest::READABLE,
             (Some(_), None) | (None, None) => Interest::READABLE,
             (None, Some(_)) => Interest::WRITABLE,
             (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
@@ -122,6 +127,9 @@ impl Endpoint {
         if let Role::AwayListener(listener) = &mut self.role {
             listener.captured = false;
             self.announce = true;
+        }
+        if let (Role::HomeDatagrams(home), Some(local)) = (&self.role, &self.local) {
+            home.begin(local.as_fd());
         }
         if let Some(tx) = &mut self.tx {
             tx.hold(false);
@@ -151,6 +159,8 @@ impl Endpoint {
             Role::Socket(_) => self.socket_failed(),
             // No slave is open just now; the job may open it again by /dev/tty.
             Role::AwayPty(_) | Role::HomeListener(_) | Role::AwayListener(_) => {}
+            // An error is read as datagrams are.
+            Role::HomeDatagrams(_) | Role::AwayDatagrams(_) => {}
         }
     }
 
@@ -184,6 +194,9 @@ impl Endpoint {
     }
 
     fn fill(&mut self) {
+        if self.role.is_datagrams() {
+            return self.fill_datagrams(false);
+        }
         let mut buf = [0; CHUNK];
         while self.readable && self.may_read() {
             let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
@@ -229,6 +242,10 @@ impl Endpoint {
 
     /// Reads all that the local object holds into the sender, whatever the window.
     pub fn take_all(&mut self) {
+        if self.role.is_datagrams() {
+            self.readable = true;
+            return self.fill_datagrams(true);
+        }
         let mut buf = [0; CHUNK];
         while let (Some(tx), Some(local)) = (&mut self.tx, &self.local) {
             if tx.closed() {
@@ -243,6 +260,9 @@ impl Endpoint {
 
     /// Writes backlog and received bytes to the local object.
     pub fn drain(&mut self) {
+        if self.role.is_datagrams() {
+            return self.drain_datagrams();
+        }
         self.write_all();
         if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
             socket.trim(local.as_fd());
@@ -286,6 +306,9 @@ impl Endpoint {
     fn close_if_done(&mut self, registry: &Registry) {
         match self.role {
             Role::Socket(_) => return self.end_socket(registry),
+            Role::HomeDatagrams(_) | Role::AwayDatagrams(_) => {
+                return self.end_datagrams(registry);
+            }
             Role::HomeListener(_) | Role::AwayListener(_) => return,
             _ => {}
         }
@@ -356,7 +379,10 @@ impl Endpoint {
             Role::Socket(socket) => socket.notices(self.id),
             Role::HomeListener(listener) => listener.notices(self.id),
             Role::AwayListener(listener) => listener.notices(self.id),
-            Role::HomePipe | Role::AwayPipe { .. } => Vec::new(),
+            Role::HomePipe
+            | Role::AwayPipe { .. }
+            | Role::HomeDatagrams(_)
+            | Role::AwayDatagrams(_) => Vec::new(),
         };
         if self.rx.as_ref().is_some_and(Receiver::broken) {
             notices.push(RelayMsg::BrokenPipe { stream: self.id });
@@ -377,6 +403,7 @@ impl Endpoint {
             (RelayMsg::Over { .. }, Role::Socket(socket)) if !socket.away => {
                 socket.over_there = true;
             }
+            (RelayMsg::Over { .. }, Role::HomeDatagrams(home)) => home.over_there = true,
             (&RelayMsg::Data { offset, eof, .. }, _) => {
                 let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
                 // A writer that goes on has not heard yet.

@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::away::{AwayEnd, AwayState, PtyState};
+use super::datagram;
 use super::endpoint::{Endpoint, Role};
 use super::listener;
 use super::local::Local;
@@ -38,6 +39,8 @@ pub enum HomeEnd {
     Socket(OwnedFd),
     /// A listening one.
     Listener(OwnedFd),
+    /// A UDP socket with an address.
+    Datagrams(OwnedFd),
 }
 
 /// Whose process group tells whether the terminal may be used.
@@ -236,6 +239,7 @@ pub(super) fn build(id: StreamId, end: HomeEnd) -> io::Result<(Endpoint, Local, 
         HomeEnd::Terminal(fd, control) => terminal(id, fd, control),
         HomeEnd::Socket(fd) => socket::home(id, fd),
         HomeEnd::Listener(fd) => listener::home(id, fd),
+        HomeEnd::Datagrams(fd) => datagram::home(id, fd),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
-//! of the home, the terminal, TCP connections (`socket`) and listening sockets (`listener`).
+//! of the home, the terminal, TCP connections (`socket`) and listening sockets (`listener`), UDP
+//! sockets (`datagram`).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
@@ -50,6 +51,7 @@ use std::time::Duration;
 use mio::{Registry, Token};
 
 mod away;
+mod datagram;
 mod endpoint;
 mod home;
 mod listener;
@@ -60,6 +62,7 @@ pub mod stream;
 pub mod term;
 
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
+pub use datagram::{Head, Told, Usual, Wires};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
 pub use listener::{addresses, inet, Dial, ListenerState};
@@ -219,6 +222,29 @@ impl Relays {
         Ok(())
     }
 
+    /// As [`Relays::rebuild_socket`], of a UDP socket: `wires` lead to the job's, if it has it still.
+    ///
+    /// # Errors
+    /// [`RelayError::Io`] when the state is of another kind, or the sockets cannot be used.
+    pub fn rebuild_datagrams(
+        &mut self,
+        state: AwayState,
+        wires: Option<Wires>,
+    ) -> Result<(), RelayError> {
+        let id = state.stream;
+        let failed = |e| RelayError::io(id, "make the job's UDP socket", e);
+        let AwayEnd::Datagrams(state) = state.end else {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        };
+        let (half, local) = datagram::rebuild(id, *state, wires).map_err(failed)?;
+        match local {
+            Some(local) => self.insert(half, local)?,
+            None => self.keep(half)?,
+        }
+        let half = self.halves.get(&id);
+        half.map_or(Ok(()), |half| half.watch_datagrams(&self.registry)).map_err(failed)
+    }
+
     fn insert(&mut self, mut half: Endpoint, local: local::Local) -> Result<(), RelayError> {
         self.attach(&mut half, local)?;
         self.keep(half)
@@ -243,7 +269,12 @@ impl Relays {
         match half.role {
             Role::HomeListener(_) | Role::AwayListener(_) => self.listeners.push(half.id),
             Role::HomeTty(_) => self.terminals.push(half.id),
-            Role::HomePipe | Role::AwayPipe { .. } | Role::AwayPty(_) | Role::Socket(_) => {}
+            Role::HomePipe
+            | Role::AwayPipe { .. }
+            | Role::AwayPty(_)
+            | Role::Socket(_)
+            | Role::HomeDatagrams(_)
+            | Role::AwayDatagrams(_) => {}
         }
         self.last_stream = self.last_stream.max(half.id);
         self.halves.insert(half.id, half);
@@ -500,9 +531,12 @@ fn unknown(stream: StreamId) -> RelayError {
 
 fn is_away(half: &Endpoint) -> bool {
     match &half.role {
-        Role::AwayPipe { .. } | Role::AwayPty(_) | Role::AwayListener(_) => true,
+        Role::AwayPipe { .. }
+        | Role::AwayPty(_)
+        | Role::AwayListener(_)
+        | Role::AwayDatagrams(_) => true,
         Role::Socket(socket) => socket.away,
-        Role::HomePipe | Role::HomeTty(_) | Role::HomeListener(_) => false,
+        Role::HomePipe | Role::HomeTty(_) | Role::HomeListener(_) | Role::HomeDatagrams(_) => false,
     }
 }
 

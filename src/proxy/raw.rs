@@ -199,6 +199,24 @@ fn tcp_info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u8; N]> {
     }
 }
 
+/// SO_PEEK_OFF: where the next MSG_PEEK begins, bytes; -1: always at the first one (socket(7)).
+///
+/// # Errors
+/// `EOPNOTSUPP` for a socket that has no such thing.
+pub fn set_peek_offset(fd: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+    // SAFETY: offset lives through the call and has the length told.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
 /// accept4(2), with close-on-exec.
 ///
 /// # Errors

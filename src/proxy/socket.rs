@@ -351,12 +351,21 @@ impl Endpoint {
 
     /// The away half is through, and the home half has told all that it did.
     pub(super) fn is_over_away(&self) -> bool {
-        matches!(&self.role, Role::Socket(socket) if socket.away) && self.is_over()
+        let away = match &self.role {
+            Role::Socket(socket) => socket.away,
+            role => matches!(role, Role::AwayDatagrams(_)),
+        };
+        away && self.is_over()
     }
 
     /// Both halves are through (home side).
     pub(super) fn is_over_everywhere(&self) -> bool {
-        matches!(&self.role, Role::Socket(socket) if socket.over_there) && self.is_over()
+        let over_there = match &self.role {
+            Role::Socket(socket) => socket.over_there,
+            Role::HomeDatagrams(home) => home.over_there,
+            _ => false,
+        };
+        over_there && self.is_over()
     }
 
     /// Was it dialed with these addresses of the job and the client?

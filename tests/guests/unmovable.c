@@ -44,7 +44,11 @@ static long may_lack(long value, const char *what)
 
 static void netlink(void) { SYS(socket(AF_NETLINK, SOCK_RAW, 0)); }
 static void tcp(void) { SYS(socket(AF_INET, SOCK_STREAM, 0)); }
-static void udp(void) { SYS(socket(AF_INET6, SOCK_DGRAM, 0)); }
+static void udp_group(void)
+{
+    struct sockaddr_in group = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0xefff4d09)};
+    SYS(bind(SYS(socket(AF_INET, SOCK_DGRAM, 0)), (struct sockaddr *)&group, sizeof(group)));
+}
 static void unix_socket(void)
 {
     int pair[2];
@@ -364,7 +368,7 @@ static const struct {
     const char *name;
     void (*hold)(void);
 } KINDS[] = {
-    {"netlink", netlink}, {"tcp-unconnected", tcp}, {"udp", udp}, {"unix", unix_socket},
+    {"netlink", netlink}, {"tcp-unconnected", tcp}, {"udp-group", udp_group}, {"unix", unix_socket},
     {"socket-other", other_socket}, {"proc-outside", proc}, {"pidfd-outside", pidfd},
     {"namespace-fd", namespace_fd}, {"fanotify", fanotify}, {"io-uring", io_uring},
     {"perf", perf}, {"bpf", bpf}, {"userfaultfd", userfaultfd}, {"secretmem", secretmem},

@@ -71,7 +71,7 @@ const HELD: &[&str] = &[
     "socket-other",
     "tcp-unconnected",
     "thread-files-epoll",
-    "udp",
+    "udp-group",
     "unix",
     "untraced",
     "userfaultfd",

@@ -29,6 +29,7 @@ mod device;
 mod directory;
 mod epoll;
 mod eventfd;
+pub mod inet;
 mod inotify;
 pub mod kernel_file;
 pub mod lock;
@@ -50,6 +51,7 @@ pub mod tcp;
 #[cfg(test)]
 pub(in crate::migrate) mod testing;
 mod timerfd;
+pub mod udp;
 pub mod unix;
 mod view;
 
@@ -295,6 +297,7 @@ pub const KINDS: &[&dyn FdKind] = &[
     &inotify::Inotify,
     &unix::Unix,
     &tcp::Tcp,
+    &udp::Udp,
     &socket::Socket,
     &refused::Rest,
     &place::Provided,

@@ -1,4 +1,4 @@
-//! Sockets of other families and protocols than AF_UNIX and TCP (socket(7)): none moves.
+//! Sockets of other families and protocols than AF_UNIX, TCP and UDP (socket(7)): none moves.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -16,7 +16,6 @@ impl FdKind for Socket {
     fn capabilities(&self) -> &'static [Capability] {
         const {
             &[
-                Capability::refused(Sockets, "udp", "UDP sockets", "VOS-UDP"),
                 Capability::refused(Sockets, "netlink", "netlink sockets", "VOS-NETLINK"),
                 Capability::refused(
                     Sockets,
@@ -63,7 +62,6 @@ fn family(fd: &OwnedFd) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::net::UdpSocket;
 
     use nix::sys::socket::{socket, AddressFamily, SockFlag, SockProtocol, SockType};
 
@@ -79,7 +77,6 @@ mod tests {
             SockProtocol::NetlinkRoute,
         );
         assert_eq!(refusal(&netlink.expect("netlink")), "VOS-NETLINK");
-        assert_eq!(refusal(&UdpSocket::bind("[::1]:0").expect("udp")), "VOS-UDP");
     }
 
     #[test]

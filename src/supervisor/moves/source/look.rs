@@ -15,10 +15,11 @@ use crate::migrate::leaving;
 use crate::migrate::message::{Msg, Verdict, PROTOCOL};
 use crate::migrate::preflight::{self, Forwarded, Local};
 use crate::migrate::raw::Shared;
+use crate::migrate::resource::fd::inet;
 use crate::migrate::resource::fd::mqueue::PASSING as MQ_BUSY;
 use crate::migrate::resource::fd::pty::PASSING as PTY_BUSY;
 use crate::migrate::resource::fd::regular::Named;
-use crate::migrate::resource::fd::tcp::{self, PASSING as TCP_BUSY};
+use crate::migrate::resource::fd::tcp::PASSING as TCP_BUSY;
 use crate::migrate::resource::fd::{FdError, FdView};
 use crate::migrate::resource::filters::{self, UNSEEN as UNSEEN_FILTERS};
 use crate::migrate::resource::keyrings;
@@ -135,15 +136,15 @@ impl Mover {
         Ok(local)
     }
 
-    /// A connection that the job has made away from home, where it cannot be kept.
+    /// A connection or UDP socket that the job has made away from home, where it cannot be kept.
     pub(super) fn made_away(&self, files: &Files) -> Option<Finding> {
         if self.is_home() {
             return None;
         }
         let known = |view: &FdView| self.streams.contains_key(&stream_key(view));
         let mut all = files.views.objects.iter();
-        let found = all.find(|view| !known(view) && tcp::is_kept(view, files));
-        found.map(tcp::made_away)
+        let found = all.find(|view| !known(view) && inet::is_kept(view, files));
+        found.map(inet::made_away)
     }
 
     /// Those of the processes that are not in the middle of vfork(2), and not too new to tell.

@@ -351,7 +351,7 @@ impl Mover {
                 Class::Terminal => HomeEnd::Terminal(fd, control),
                 Class::Read => HomeEnd::Input(fd),
                 Class::Written => HomeEnd::Output(fd),
-                Class::Connection => tcp_end(fd),
+                Class::Connection => socket_end(fd),
             };
             frozen.states.push(home.add_home(stream, end).map_err(own)?);
             self.streams.insert(key, stream);
@@ -372,7 +372,7 @@ impl Mover {
         for (key, fd) in new {
             let stream = home.new_stream();
             frozen.begun.push(stream);
-            frozen.states.push(home.add_home(stream, tcp_end(fd)).map_err(own)?);
+            frozen.states.push(home.add_home(stream, socket_end(fd)).map_err(own)?);
             self.streams.insert(key, stream);
         }
         Ok(())
@@ -509,11 +509,12 @@ impl Mover {
     }
 }
 
-/// The real end of a TCP socket.
-fn tcp_end(fd: OwnedFd) -> HomeEnd {
-    match fd::tcp::is_listening(&fd) {
-        true => HomeEnd::Listener(fd),
-        false => HomeEnd::Socket(fd),
+/// The real end of a socket.
+fn socket_end(fd: OwnedFd) -> HomeEnd {
+    match (fd::udp::is_datagram(&fd), fd::tcp::is_listening(&fd)) {
+        (true, _) => HomeEnd::Datagrams(fd),
+        (false, true) => HomeEnd::Listener(fd),
+        (false, false) => HomeEnd::Socket(fd),
     }
 }
 

@@ -21,7 +21,8 @@ use crate::migrate::image::ProcessImage;
 use crate::migrate::late;
 use crate::migrate::message::{Hello, Msg, Parcel, Verdict};
 use crate::migrate::raw::Shared;
-use crate::migrate::resource::fd::tcp::{envelope::Envelopes, State};
+use crate::migrate::resource::fd::tcp::{self, envelope::Envelopes};
+use crate::migrate::resource::fd::udp;
 use crate::migrate::resource::fd::unix::Renames;
 use crate::migrate::resource::fd::{self, signalfd, BulkId};
 use crate::migrate::resource::memory::FileId;
@@ -370,12 +371,12 @@ impl Mover {
         let skeleton = a.skeleton.as_ref().context("an image before the frame")?;
         let mut ends: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut away = self.new_relays()?;
-        let mut sockets = tcp_sockets(parcel)?;
+        let mut sockets = sockets(parcel)?;
         let mut envelopes = Envelopes::default();
         for state in &parcel.relays {
-            if matches!(state.end, AwayEnd::Tcp(_) | AwayEnd::Listener(_)) {
+            if matches!(state.end, AwayEnd::Tcp(_) | AwayEnd::Listener(_) | AwayEnd::Datagrams(_)) {
                 let socket = sockets.remove(&state.stream).filter(|_| state.wants_socket());
-                let job = rebuild_tcp(&mut away, &mut envelopes, state, socket)?;
+                let job = rebuild_socket(&mut away, &mut envelopes, state, socket)?;
                 ends.extend(job.map(|job| (state.stream, job)));
                 continue;
             }
@@ -483,34 +484,51 @@ fn last_of_memories(processes: &[ProcessImage]) -> Vec<bool> {
     last
 }
 
-/// The TCP sockets of an image, by their streams.
-fn tcp_sockets(parcel: &Parcel) -> Result<BTreeMap<u32, State>> {
+/// A socket whose real end is at home.
+enum Socket {
+    Tcp(tcp::State),
+    Udp(udp::Bound),
+}
+
+/// The sockets of an image that are relayed, by their streams.
+fn sockets(parcel: &Parcel) -> Result<BTreeMap<u32, Socket>> {
     let mut all = BTreeMap::new();
     for (object, stream) in &parcel.streams {
         let object = parcel.image.files.objects.get(*object as usize);
-        let socket = State::of(object.context("a relay of no descriptor")?)?;
-        all.extend(socket.map(|socket| (*stream, socket)));
+        let object = object.context("a relay of no descriptor")?;
+        let tcp = tcp::State::of(object)?.map(Socket::Tcp);
+        let udp = udp::State::bound(object)?.map(Socket::Udp);
+        all.extend(tcp.or(udp).map(|socket| (*stream, socket)));
     }
     Ok(all)
 }
 
-/// Makes the job's TCP socket, if it has one still, and the away half of its relay.
-fn rebuild_tcp(
+/// Makes the job's socket, if it has one still, and the away half of its relay.
+fn rebuild_socket(
     away: &mut Relays,
     envelopes: &mut Envelopes,
     state: &AwayState,
-    socket: Option<State>,
+    socket: Option<Socket>,
 ) -> Result<Option<OwnedFd>> {
     match (&state.end, socket) {
-        (AwayEnd::Listener(_), Some(State::Listener(listener))) => {
+        (AwayEnd::Listener(_), Some(Socket::Tcp(tcp::State::Listener(listener)))) => {
             let job = envelopes.listen(state.stream, &listener)?;
             away.rebuild_listener(state.clone(), Some(job.try_clone()?))?;
             Ok(Some(job))
         }
-        (AwayEnd::Tcp(_), Some(State::Connection(connection))) => {
+        (AwayEnd::Tcp(_), Some(Socket::Tcp(tcp::State::Connection(connection)))) => {
             let pair = envelopes.connect(&connection)?;
             away.rebuild_socket(state.clone(), Some((pair.job.as_fd(), pair.far)))?;
             Ok(Some(pair.job))
+        }
+        (AwayEnd::Datagrams(datagrams), Some(Socket::Udp(bound))) => {
+            let made = udp::envelope::make(&bound, datagrams.usual())?;
+            away.rebuild_datagrams(state.clone(), Some(made.wires))?;
+            Ok(Some(made.job))
+        }
+        (AwayEnd::Datagrams(_), None) => {
+            away.rebuild_datagrams(state.clone(), None)?;
+            Ok(None)
         }
         (AwayEnd::Listener(_), None) => {
             away.rebuild_listener(state.clone(), None)?;

@@ -14,29 +14,21 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    bind, connect, listen, recv, send as send_bytes, socket, AddressFamily, Backlog, MsgFlags,
-    NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage,
+    bind, connect, listen, socket, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage,
 };
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::super::inet::namespace::{set_transparent, tried, Helper};
+use super::super::inet::options::{self, When};
+use super::super::inet::rtnetlink;
 use super::super::raw;
-use super::options::{self, When};
 use super::{Connection, Listener};
-use crate::migrate::newborn;
-use crate::migrate::raw::{exit_now, fork};
-use crate::migrate::resource::creds::User;
-use crate::migrate::skeleton::{pair, receive, send};
 
 /// Size of the buffers of the supervisor's end, bytes. It bounds what a freeze has to carry.
 const BUFFER: i32 = 128 << 10;
-
-/// Index of lo in a namespace.
-const LO: u32 = 1;
 
 /// A connection in the envelope.
 #[derive(Debug)]
@@ -56,35 +48,19 @@ enum Request {
     Dial(SocketAddr, SocketAddr),
 }
 
-/// What the helper answers.
-#[derive(Debug, Serialize, Deserialize)]
-enum Word {
-    /// With descriptors, if any were asked for.
-    Done,
-    Failed(String),
-}
-
 /// The helper in a namespace.
 #[derive(Debug)]
 pub struct Envelope {
-    control: OwnedFd,
-    helper: Pid,
+    helper: Helper<Request>,
 }
 
 impl Envelope {
     /// Makes the namespace. The caller has one thread.
     ///
     /// # Errors
-    /// The step that failed; `EPERM` or `ENOSPC` where an ordinary user may make none.
+    /// As [`Helper::start`].
     pub fn open() -> io::Result<Self> {
-        let (control, theirs) = pair().map_err(io::Error::other)?;
-        let pid = fork(None)?;
-        if pid == 0 {
-            help(theirs);
-        }
-        drop(theirs);
-        let envelope = Self { control, helper: Pid::from_raw(pid) };
-        envelope.answer().map(|_| envelope)
+        Helper::start(furnish, answer).map(|helper| Self { helper })
     }
 
     /// Makes both ends of a connection.
@@ -92,33 +68,14 @@ impl Envelope {
     /// # Errors
     /// The step that failed.
     pub fn connect(&self, connection: &Connection) -> io::Result<Pair> {
-        let mut fds = self.ask(&Request::Connect(connection.clone()))?.into_iter();
+        let mut fds = self.helper.ask(&Request::Connect(connection.clone()))?.into_iter();
         let both = fds.next().zip(fds.next());
         both.map(|(job, far)| Pair { job, far }).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    fn ask(&self, request: &Request) -> io::Result<Vec<OwnedFd>> {
-        send(self.control.as_fd(), request, &[])?;
-        self.answer()
-    }
-
     fn ask_for_one(&self, request: &Request) -> io::Result<OwnedFd> {
-        let fd = self.ask(request)?.into_iter().next();
+        let fd = self.helper.ask(request)?.into_iter().next();
         fd.ok_or_else(|| io::ErrorKind::InvalidData.into())
-    }
-
-    fn answer(&self) -> io::Result<Vec<OwnedFd>> {
-        match receive::<Word>(self.control.as_fd())? {
-            (Word::Done, _, fds) => Ok(fds),
-            (Word::Failed(text), ..) => Err(io::Error::other(text)),
-        }
-    }
-}
-
-impl Drop for Envelope {
-    fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(self.helper, nix::sys::signal::Signal::SIGKILL);
-        let _ = waitpid(self.helper, None);
     }
 }
 
@@ -206,103 +163,19 @@ impl Envelopes {
     }
 }
 
-/// The helper's life.
-fn help(control: OwnedFd) -> ! {
-    newborn::close_others(&[control.as_raw_fd()]);
-    let entered = enter();
-    if let Err(e) = entered {
-        tell(&control, Err(e));
-        exit_now(1);
-    }
-    tell(&control, Ok(Vec::new()));
-    while let Ok((request, ..)) = receive::<Request>(control.as_fd()) {
-        let made = match request {
-            Request::Connect(connection) => make(&connection).map(|pair| vec![pair.job, pair.far]),
-            Request::Listen(listener) => make_listener(&listener).map(|fd| vec![fd]),
-            Request::Dial(peer, own) => make_dialed(peer, own).map(|fd| vec![fd]),
-        };
-        tell(&control, made);
-    }
-    exit_now(0)
-}
-
-fn tell(control: &OwnedFd, done: io::Result<Vec<OwnedFd>>) {
-    let (word, fds) = match done {
-        Ok(fds) => (Word::Done, fds),
-        Err(e) => (Word::Failed(e.to_string()), Vec::new()),
-    };
-    let numbers: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    if send(control.as_fd(), &word, &numbers).is_err() {
-        exit_now(1);
-    }
-}
-
-/// Names what was tried.
-fn tried<E: Into<io::Error>>(what: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
-    move |e| {
-        let e = e.into();
-        io::Error::new(e.kind(), format!("{what}: {e}"))
-    }
-}
-
-fn enter() -> io::Result<()> {
-    newborn::unshare(User::own(), libc::CLONE_NEWNET).map_err(tried("network namespace"))?;
-    link_up().map_err(tried("lo up"))?;
-    own_everything(libc::AF_INET).map_err(tried("route of all addresses"))?;
+fn furnish() -> io::Result<()> {
+    rtnetlink::link_up(rtnetlink::LO).map_err(tried("lo up"))?;
+    rtnetlink::own_everything(libc::AF_INET).map_err(tried("route of all addresses"))?;
     // A kernel may be without v6.
-    let _ = own_everything(libc::AF_INET6);
+    let _ = rtnetlink::own_everything(libc::AF_INET6);
     Ok(())
 }
 
-/// RTM_NEWLINK of rtnetlink(7).
-fn link_up() -> io::Result<()> {
-    const RTM_NEWLINK: u16 = 16;
-    let up = (libc::IFF_UP as u32).to_ne_bytes();
-    // struct ifinfomsg: family and type, index, flags, which flags.
-    let body = [[0; 4], LO.to_ne_bytes(), up, up].concat();
-    routing(RTM_NEWLINK, 0, &body)
-}
-
-/// `ip route add local default dev lo`: RTM_NEWROUTE of rtnetlink(7).
-fn own_everything(family: i32) -> io::Result<()> {
-    const RTM_NEWROUTE: u16 = 24;
-    /// NLM_F_CREATE and NLM_F_EXCL.
-    const NEW: u16 = 0x600;
-    const RTPROT_BOOT: u8 = 3;
-    const RTA_OIF: u16 = 4;
-    const LENGTH: u16 = 8;
-    let family = u8::try_from(family).map_err(io::Error::other)?;
-    let (table, scope, kind) = (libc::RT_TABLE_LOCAL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
-    // struct rtmsg, and one attribute.
-    let mut body = vec![family, 0, 0, 0, table, RTPROT_BOOT, scope, kind, 0, 0, 0, 0];
-    body.extend(LENGTH.to_ne_bytes());
-    body.extend(RTA_OIF.to_ne_bytes());
-    body.extend(LO.to_ne_bytes());
-    routing(RTM_NEWROUTE, NEW, &body)
-}
-
-/// One request of rtnetlink(7), acknowledged.
-fn routing(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-    const HEADER: usize = 16;
-    const NLM_F_REQUEST_ACK: u16 = 5;
-    let protocol = SockProtocol::NetlinkRoute;
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend((NLM_F_REQUEST_ACK | flags).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    send_bytes(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
-    let mut answer = [0; 1024];
-    let len = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    // struct nlmsgerr: the negated errno comes first.
-    let error =
-        answer.get(..len).and_then(|a| a.get(HEADER..HEADER + 4)).and_then(|e| e.try_into().ok());
-    match error.map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(negated) => Err(io::Error::from_raw_os_error(-negated)),
-        None => Err(io::ErrorKind::InvalidData.into()),
+fn answer(request: Request) -> io::Result<Vec<OwnedFd>> {
+    match request {
+        Request::Connect(connection) => make(&connection).map(|pair| vec![pair.job, pair.far]),
+        Request::Listen(listener) => make_listener(&listener).map(|fd| vec![fd]),
+        Request::Dial(peer, own) => make_dialed(peer, own).map(|fd| vec![fd]),
     }
 }
 
@@ -314,12 +187,11 @@ fn any_address(of: SocketAddr) -> io::Result<OwnedFd> {
     };
     let made = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     raw::set_option(made.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &ON)?;
-    set_transparent(&made, of, &ON)?;
+    set_transparent(&made, of, true)?;
     Ok(made)
 }
 
 const ON: [u8; 4] = 1i32.to_ne_bytes();
-const OFF: [u8; 4] = 0i32.to_ne_bytes();
 
 fn make_listener(listener: &Listener) -> io::Result<OwnedFd> {
     let Listener { own, backlog, v6_only, options } = listener;
@@ -331,7 +203,7 @@ fn make_listener(listener: &Listener) -> io::Result<OwnedFd> {
     options::set(made.as_raw_fd(), options, When::Early)?;
     bind(made.as_raw_fd(), &SockaddrStorage::from(*own)).map_err(tried(format!("bind {own}")))?;
     raw::listen(made.as_raw_fd(), *backlog).map_err(tried(format!("listen at {own}")))?;
-    set_transparent(&made, *own, &OFF)?;
+    set_transparent(&made, *own, false)?;
     options::set(made.as_raw_fd(), options, When::Made)?;
     Ok(made)
 }
@@ -351,14 +223,6 @@ fn make_dialed(peer: SocketAddr, own: SocketAddr) -> io::Result<OwnedFd> {
     Ok(far)
 }
 
-fn set_transparent(fd: &OwnedFd, of: SocketAddr, on: &[u8]) -> io::Result<()> {
-    let (level, option) = match of {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
-    };
-    raw::set_option(fd.as_raw_fd(), level, option, on)
-}
-
 fn make(connection: &Connection) -> io::Result<Pair> {
     let Connection { own, peer, options, .. } = connection;
     let listener = any_address(*peer)?;
@@ -375,7 +239,7 @@ fn make(connection: &Connection) -> io::Result<Pair> {
     connect(job.as_raw_fd(), &SockaddrStorage::from(*peer)).map_err(tried(to))?;
     let (far, _) = TcpListener::from(listener).accept()?;
     far.set_nodelay(true)?;
-    set_transparent(&job, *own, &OFF)?;
+    set_transparent(&job, *own, false)?;
     options::set(job.as_raw_fd(), options, When::Made)?;
     Ok(Pair { job, far: far.into() })
 }

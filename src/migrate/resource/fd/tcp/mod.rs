@@ -24,9 +24,9 @@ use crate::control::Finding;
 use crate::proxy;
 
 pub mod envelope;
-mod options;
 
-use options::{Setting, When};
+use super::inet;
+use super::inet::options::{self, Protocol, Setting, When};
 
 const NAME: &str = "tcp";
 
@@ -90,7 +90,7 @@ impl State {
     fn read(fd: &OwnedFd, view: &FdView) -> Result<Self, FdError> {
         let state = state(fd).map_err(view.failed("ask for the state"))?;
         refuse_state(state, view)?;
-        options::refuse(fd.as_raw_fd(), view)?;
+        options::refuse(fd.as_raw_fd(), view, Protocol::Tcp)?;
         match state {
             LISTEN => Listener::read(fd, view).map(Self::Listener),
             _ => Connection::read(fd, state, view).map(Self::Connection),
@@ -103,9 +103,9 @@ impl Listener {
         let number = fd.as_raw_fd();
         let own = getsockname::<SockaddrStorage>(number);
         let own = address(&own.map_err(|e| view.failed("getsockname")(e.into()))?, view)?;
-        let v6_only = raw::option_bytes(number, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4);
-        let v6_only = v6_only.is_ok_and(|v| v.iter().any(|byte| *byte != 0));
-        let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
+        let v6_only = inet::is_v6_only(number);
+        let options = options::read(number, own.is_ipv6(), Protocol::Tcp)
+            .map_err(view.failed("read options"))?;
         let (_, backlog) =
             proxy::accept_queue(fd.as_fd()).map_err(view.failed("ask for the backlog"))?;
         Ok(Self { own, backlog: backlog.cast_signed(), v6_only, options })
@@ -133,16 +133,16 @@ impl Connection {
         // After the peer's end of file the kernel does not tell, and nobody could see it.
         let open = [ESTABLISHED, FIN_WAIT1, FIN_WAIT2].contains(&state);
         let shut_read = open && seen & libc::POLLRDHUP != 0;
-        let options = options::read(number, own.is_ipv6()).map_err(view.failed("read options"))?;
+        let options = options::read(number, own.is_ipv6(), Protocol::Tcp)
+            .map_err(view.failed("read options"))?;
         Ok(Self { own, peer, shut_read, shut_write, options })
     }
 }
 
-/// Is it a TCP socket (`system.sockprotoname`, net/socket.c)?
+/// Is it a TCP socket?
 #[must_use]
 pub fn is_tcp(view: &FdView) -> bool {
-    let of_tcp = |name: Vec<u8>| [&b"TCP\0"[..], b"TCPv6\0"].contains(&name.as_slice());
-    view.file_type() == libc::S_IFSOCK && raw::socket_protocol(&view.proc_path()).is_ok_and(of_tcp)
+    inet::is_of(view, [&b"TCP\0"[..], b"TCPv6\0"])
 }
 
 /// Is it a connection or a listening socket, which stays with the home?
@@ -210,15 +210,7 @@ pub fn addresses(view: &FdView, cx: &dyn CaptureCx) -> Option<(SocketAddr, Socke
 }
 
 fn address(found: &SockaddrStorage, view: &FdView) -> Result<SocketAddr, FdError> {
-    match proxy::inet(found) {
-        Some(SocketAddr::V6(a)) if a.scope_id() != 0 => Err(view.refuse(
-            "VOS-TCP-OPTION",
-            "it is connected by a link-local address, which means an interface of this machine",
-            "let the program connect by another address",
-        )),
-        Some(address) => Ok(address),
-        None => Err(super::unexpected("an address of another family")),
-    }
+    inet::address(found, view, Protocol::Tcp)
 }
 
 pub(super) struct Tcp;

@@ -1,4 +1,4 @@
-//! Options of a TCP socket (socket(7), tcp(7), ip(7), ipv6(7)).
+//! Options of a TCP or UDP socket (socket(7), tcp(7), udp(7), ip(7), ipv6(7)).
 
 use std::io;
 use std::os::fd::RawFd;
@@ -16,6 +16,51 @@ const TCP_TX_DELAY: i32 = 37;
 const TCP_THIN_LINEAR_TIMEOUTS: i32 = 16;
 const IPV6_RECVERR: i32 = 25;
 
+// linux/udp.h, linux/in.h, linux/in6.h.
+const UDP_CORK: i32 = 1;
+const UDP_ENCAP: i32 = 100;
+const UDP_NO_CHECK6_TX: i32 = 101;
+const UDP_NO_CHECK6_RX: i32 = 102;
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+const IP_RECVORIGDSTADDR: i32 = 20;
+const IP_MULTICAST_ALL: i32 = 49;
+
+/// Whose options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// The code of an option that cannot go along.
+    #[must_use]
+    pub fn option_code(self) -> &'static str {
+        match self {
+            Self::Tcp => "VOS-TCP-OPTION",
+            Self::Udp => "VOS-UDP-OPTION",
+        }
+    }
+
+    fn refused(self) -> &'static [(i32, i32, &'static str)] {
+        match self {
+            Self::Tcp => &REFUSED_TCP,
+            Self::Udp => &REFUSED_UDP,
+        }
+    }
+
+    fn options(self, v6: bool) -> impl Iterator<Item = (i32, i32)> {
+        let lists: &[&[(i32, i32)]] = match (self, v6) {
+            (Self::Tcp, false) => &[&OPTIONS, &OPTIONS_TCP],
+            (Self::Tcp, true) => &[&OPTIONS, &OPTIONS_TCP, &OPTIONS_V6],
+            (Self::Udp, false) => &[&OPTIONS, &OPTIONS_UDP],
+            (Self::Udp, true) => &[&OPTIONS, &OPTIONS_UDP, &OPTIONS_V6, &OPTIONS_UDP_V6],
+        };
+        lists.iter().flat_map(|list| list.iter().copied())
+    }
+}
+
 /// Largest value of an option that is read, bytes.
 const MOST: usize = 64;
 
@@ -27,19 +72,27 @@ pub struct Setting {
     value: Vec<u8>,
 }
 
-/// Both families have these, in the order in which they are set.
-const OPTIONS: [(i32, i32); 29] = [
+/// All sockets have these, in the order in which they are set.
+const OPTIONS: [(i32, i32); 14] = [
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
     (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
     (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     (libc::SOL_SOCKET, libc::SO_LINGER),
-    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::SOL_SOCKET, libc::SO_BROADCAST),
     (libc::SOL_SOCKET, libc::SO_DONTROUTE),
     (libc::SOL_SOCKET, libc::SO_MARK),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    // It decides the priority as well.
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
     (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE),
+];
+
+const OPTIONS_TCP: [(i32, i32); 15] = [
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
     (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
     (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
@@ -54,11 +107,32 @@ const OPTIONS: [(i32, i32); 29] = [
     (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
     (libc::IPPROTO_TCP, libc::TCP_INQ),
     (libc::IPPROTO_TCP, TCP_TX_DELAY),
-    (libc::IPPROTO_IP, libc::IP_TTL),
-    // It decides the priority as well.
-    (libc::IPPROTO_IP, libc::IP_TOS),
-    (libc::SOL_SOCKET, libc::SO_PRIORITY),
-    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+];
+
+const OPTIONS_UDP: [(i32, i32); 14] = [
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+    (libc::IPPROTO_UDP, UDP_NO_CHECK6_TX),
+    (libc::IPPROTO_UDP, UDP_NO_CHECK6_RX),
+    (libc::IPPROTO_UDP, UDP_SEGMENT),
+    (libc::IPPROTO_UDP, UDP_GRO),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, IP_MULTICAST_ALL),
+];
+
+const OPTIONS_UDP_V6: [(i32, i32); 6] = [
+    (libc::IPPROTO_IPV6, IPV6_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
 ];
 
 /// Those of a v6 socket.
@@ -76,7 +150,16 @@ const SHARING: [(i32, i32); 2] =
 const BUFFERS: [(i32, i32); 2] = [(libc::SO_SNDBUF, 1), (libc::SO_RCVBUF, 2)];
 
 /// What cannot go along while it is not zero, and what it is.
-const REFUSED: [(i32, i32, &str); 8] = [
+const REFUSED_UDP: [(i32, i32, &str); 6] = [
+    (libc::SOL_SOCKET, SO_ZEROCOPY, "SO_ZEROCOPY"),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, "SO_TIMESTAMPING"),
+    (libc::SOL_SOCKET, SO_TXTIME, "SO_TXTIME"),
+    (libc::IPPROTO_IP, libc::IP_MINTTL, "IP_MINTTL"),
+    (libc::IPPROTO_UDP, UDP_CORK, "UDP_CORK"),
+    (libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP"),
+];
+
+const REFUSED_TCP: [(i32, i32, &str); 8] = [
     (libc::SOL_SOCKET, SO_ZEROCOPY, "SO_ZEROCOPY"),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, "SO_TIMESTAMPING"),
     (libc::SOL_SOCKET, SO_TXTIME, "SO_TXTIME"),
@@ -91,16 +174,17 @@ const REFUSED: [(i32, i32, &str); 8] = [
 ///
 /// # Errors
 /// The refusal.
-pub fn refuse(fd: RawFd, view: &FdView) -> Result<(), FdError> {
+pub fn refuse(fd: RawFd, view: &FdView, protocol: Protocol) -> Result<(), FdError> {
     let refused = |what: &str| {
         let remedy = "let the program switch it off, or let it finish here";
-        view.refuse("VOS-TCP-OPTION", format!("it has {what}, which cannot go along"), remedy)
+        view.refuse(protocol.option_code(), format!("it has {what}, which cannot go along"), remedy)
     };
     let is_on = |level, option| {
         // Some kernels lack some of them.
         raw::option_bytes(fd, level, option, MOST).is_ok_and(|v| v.iter().any(|byte| *byte != 0))
     };
-    if let Some((.., what)) = REFUSED.iter().find(|(level, option, _)| is_on(*level, *option)) {
+    let mut options = protocol.refused().iter();
+    if let Some((.., what)) = options.find(|(level, option, _)| is_on(*level, *option)) {
         return Err(refused(what));
     }
     if raw::has_socket_filter(fd) {
@@ -119,13 +203,12 @@ pub fn refuse(fd: RawFd, view: &FdView) -> Result<(), FdError> {
 ///
 /// # Errors
 /// `ENOTSOCK`.
-pub fn read(fd: RawFd, v6: bool) -> io::Result<Vec<Setting>> {
+pub fn read(fd: RawFd, v6: bool, protocol: Protocol) -> io::Result<Vec<Setting>> {
     let locks = raw::socket_option(fd, SO_BUF_LOCK).unwrap_or(0);
     let buffers = BUFFERS.iter().filter(|(_, bit)| locks & bit != 0);
     let buffers = buffers.map(|(option, _)| (libc::SOL_SOCKET, *option));
-    let more = OPTIONS_V6.iter().copied().filter(|_| v6);
     let mut all = Vec::new();
-    for (level, option) in buffers.chain(OPTIONS).chain(more).chain(SHARING) {
+    for (level, option) in buffers.chain(protocol.options(v6)).chain(SHARING) {
         match raw::option_bytes(fd, level, option, MOST) {
             Ok(value) => all.push(Setting { level, option, value }),
             Err(e) if is_unknown(&e) => {}
@@ -166,8 +249,8 @@ impl Setting {
 
     fn is_known(&self) -> bool {
         let of = (self.level, self.option);
-        let lists = [OPTIONS.as_slice(), &OPTIONS_V6, &SHARING];
-        self.is_buffer() || lists.iter().any(|list| list.contains(&of))
+        let mut all = [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(|p| p.options(true));
+        self.is_buffer() || SHARING.contains(&of) || all.any(|known| known == of)
     }
 
     /// The kernel doubles the size of a buffer that it is told.
@@ -248,19 +331,19 @@ mod tests {
             let linger = [1i32.to_ne_bytes(), 5i32.to_ne_bytes()].concat();
             let (fd, name) = (old.as_raw_fd(), libc::SO_LINGER);
             raw::set_option(fd, libc::SOL_SOCKET, name, &linger).expect("SO_LINGER");
-            let known = read(old.as_raw_fd(), v6).expect("read");
+            let known = read(old.as_raw_fd(), v6, Protocol::Tcp).expect("read");
             let (_other, new) = stream(address);
             for when in [When::Early, When::Made, When::Last] {
                 set(new.as_raw_fd(), &known, when).expect("set");
             }
-            assert_eq!(read(new.as_raw_fd(), v6).expect("read"), known);
+            assert_eq!(read(new.as_raw_fd(), v6, Protocol::Tcp).expect("read"), known);
         }
     }
 
     #[test]
     fn buffers_that_grow_by_themselves_are_not_fixed() {
         let (_listener, stream) = stream("127.0.0.1:0");
-        let known = read(stream.as_raw_fd(), false).expect("read");
+        let known = read(stream.as_raw_fd(), false, Protocol::Tcp).expect("read");
         assert!(known.iter().all(|setting| !setting.is_buffer()));
     }
 
