@@ -50,14 +50,14 @@ pub fn link_up(index: u32) -> io::Result<()> {
     request(RTM_NEWLINK, 0, &link(index, up))
 }
 
-/// Two links that are each other's other end, in use, without ARP: what is sent on one comes out of
-/// the other, in packets of at most `mtu` bytes, each of one datagram. Packets with an address of
+/// Two links that are each other's other end, in use, without ARP: what is sent on the first comes out
+/// of the other, in packets of at most `mtu` bytes, each of one datagram. Packets with an address of
 /// 127.0.0.0/8 go there too.
 ///
 /// # Errors
 /// `EOPNOTSUPP` without CONFIG_VETH.
 pub fn veth(ends: [(u32, &str); 2], mtu: u32) -> io::Result<()> {
-    let flags = (libc::IFF_UP | libc::IFF_NOARP) as u32;
+    let flags = libc::IFF_NOARP as u32;
     let named = |(index, name): (u32, &str)| {
         let name = attribute(IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
         [link(index, flags), name, attribute(IFLA_MTU, &mtu.to_ne_bytes())].concat()
@@ -71,7 +71,10 @@ pub fn veth(ends: [(u32, &str); 2], mtu: u32) -> io::Result<()> {
     let localnet = attribute(IPV4_DEVCONF_ROUTE_LOCALNET, &1u32.to_ne_bytes());
     let inet = attribute(libc::AF_INET as u16, &attribute(IFLA_INET_CONF, &localnet));
     let body = [link(ends[0].0, flags), attribute(IFLA_AF_SPEC, &inet)].concat();
-    request(RTM_NEWLINK, 0, &body)
+    request(RTM_NEWLINK, 0, &body)?;
+    // Neither can be without the other. The last one finds its carrier, and sends from then on; the other
+    // one does when the kernel gets round to it (dev_activate, net/sched/sch_generic.c).
+    ends.into_iter().rev().try_for_each(|(index, _)| link_up(index))
 }
 
 /// struct ifinfomsg: family and type, index, flags, which flags.

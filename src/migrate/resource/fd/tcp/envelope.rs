@@ -279,7 +279,7 @@ mod tests {
     fn sockets_have_any_two_addresses() {
         let dir = tempfile::tempdir().expect("dir");
         raw::in_child(&dir.path().join("complaints"), || {
-            if probe().is_err() {
+            if probe().is_err() && !nix::unistd::geteuid().is_root() {
                 // No namespaces here; the cells of tests/moves.rs say so.
                 return Ok(());
             }

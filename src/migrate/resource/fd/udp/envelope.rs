@@ -219,6 +219,9 @@ mod tests {
             true => job.send(&vec![2; size]).map_err(text)?,
             false => job.send_to(&vec![2; size], from).map_err(text)?,
         };
+        let patience = nix::sys::time::TimeVal::new(5, 0);
+        setsockopt(&wires.packets, sockopt::ReceiveTimeout, &patience)
+            .map_err(|e| text(e.into()))?;
         loop {
             let n = recv(wires.packets.as_raw_fd(), &mut buf, MsgFlags::empty());
             let n = n.map_err(|e| text(e.into()))?;
@@ -236,7 +239,7 @@ mod tests {
     fn anybody_may_send_and_be_sent_to() {
         let dir = tempfile::tempdir().expect("dir");
         in_child(&dir.path().join("complaints"), || {
-            if probe().is_err() {
+            if probe().is_err() && !nix::unistd::geteuid().is_root() {
                 // No namespaces here; the cells of tests/moves.rs say so.
                 return Ok(());
             }
@@ -264,7 +267,7 @@ mod tests {
     fn an_unreachable_port_and_a_closed_socket_are_told() {
         let dir = tempfile::tempdir().expect("dir");
         in_child(&dir.path().join("complaints"), || {
-            if probe().is_err() {
+            if probe().is_err() && !nix::unistd::geteuid().is_root() {
                 return Ok(());
             }
             for (own, peer) in [("127.0.0.1:5000", "127.0.0.1:6000"), ("[::1]:5000", "[::1]:6000")]
