@@ -241,11 +241,14 @@ fn freeze_pty(half: &mut Endpoint, slave: Option<BorrowedFd<'_>>) -> io::Result<
     })
 }
 
-/// Undoes [`freeze`], but leaves the half frozen: what was taken from the pty is put back.
+/// Undoes [`freeze`], but leaves the half frozen: what was taken from the pty or socket is put back.
 ///
 /// # Errors
 /// I/O errors of the pty.
 pub(super) fn put_back(half: &mut Endpoint, state: &AwayState) -> io::Result<()> {
+    if let AwayEnd::Datagrams(state) = &state.end {
+        datagram::put_back(half, state);
+    }
     let (AwayEnd::Pty(pty), Some(master)) = (&state.end, &half.local) else { return Ok(()) };
     refill(master, &mut half.backlog, &pty.unread, &pty.termios)
 }

@@ -10,6 +10,14 @@
 
 enum { UDP_NUMBER = 4, UDP_MOST = 65507 };
 
+/* Has the peer send so many datagrams, numbered from zero, of at most so many bytes besides, from its two
+ * ports in turns. */
+#define UDP_REQUEST "send me"
+struct udp_request {
+    char word[sizeof(UDP_REQUEST)];
+    uint32_t count, most;
+};
+
 /* So long an answer may take, milliseconds. */
 enum { UDP_PATIENCE = 60000 };
 

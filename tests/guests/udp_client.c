@@ -21,12 +21,11 @@ static int open_to(union tcp_address *to, socklen_t len, int connected)
 {
     struct in_addr loopback = {htonl(INADDR_LOOPBACK)};
     int fd = udp_socket(to->any.sa_family);
-    if (to->any.sa_family == AF_INET) {
-        union tcp_address own;
-        socklen_t own_len = tcp_loopback(&own, "4", 0);
-        SYS(bind(fd, &own.any, own_len));
+    union tcp_address own;
+    socklen_t own_len = tcp_loopback(&own, to->any.sa_family == AF_INET ? "4" : "6", 0);
+    SYS(bind(fd, &own.any, own_len));
+    if (to->any.sa_family == AF_INET)
         SYS(setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &loopback, sizeof(loopback)));
-    }
     if (connected)
         SYS(connect(fd, &to->any, len));
     return fd;

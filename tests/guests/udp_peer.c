@@ -1,5 +1,4 @@
-/* Echoes datagrams, no part of a job: `e` sends one back. `q`, a count and a size have so many sent as
- * udp.h tells, numbered from zero, from two ports in turns. */
+/* Echoes datagrams, no part of a job; a struct udp_request has many sent instead. */
 #include "udp.h"
 
 int main(void)
@@ -28,15 +27,15 @@ int main(void)
                 continue;
             socklen_t len = sizeof(sender);
             ssize_t n = SYS(recvfrom(p[i].fd, in, sizeof(in), 0, &sender.any, &len));
-            if (n < 9 || in[0] != 'q') {
+            struct udp_request request = {0};
+            if ((size_t)n == sizeof(request))
+                memcpy(&request, in, sizeof(request));
+            if (memcmp(request.word, UDP_REQUEST, sizeof(request.word))) {
                 SYS(sendto(p[i].fd, in, (size_t)n, 0, &sender.any, len));
                 continue;
             }
-            uint32_t count, most;
-            memcpy(&count, in + 1, 4);
-            memcpy(&most, in + 5, 4);
-            for (uint32_t k = 0; k < count; k++) {
-                size_t size = udp_fill(out, k, k % 3 ? k * 37 % (most + 1) : 0);
+            for (uint32_t k = 0; k < request.count; k++) {
+                size_t size = udp_fill(out, k, k % 3 ? k * 37 % (request.most + 1) : 0);
                 SYS(sendto(k % 2 ? other : fd, out, size, 0, &sender.any, len));
             }
         }

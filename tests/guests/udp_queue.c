@@ -9,10 +9,8 @@ static union tcp_address peers[2];
 
 static void ask(int fd, uint32_t count, uint32_t most)
 {
-    unsigned char request[9] = "q";
-    memcpy(request + 1, &count, 4);
-    memcpy(request + 5, &most, 4);
-    SYS(sendto(fd, request, sizeof(request), 0, &peers[0].any, sizeof(peers[0].v4)));
+    struct udp_request request = {.word = UDP_REQUEST, .count = count, .most = most};
+    SYS(sendto(fd, &request, sizeof(request), 0, &peers[0].any, sizeof(peers[0].v4)));
 }
 
 static void take(int fd, uint32_t k)

@@ -108,9 +108,14 @@ int main(int argc, char **argv)
     tcp_say_file("", ntohs(own.v4.sin_port));
     guest_ready();
     union tcp_address now;
-    while (guest_running()) {
+    /* Who has asked gets an answer. */
+    for (int ending = 0; !ending || !udp_has_word(".quiet");) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (!SYS(poll(&p, 1, 50)))
+        if (!ending && !guest_running()) {
+            ending = 1;
+            tcp_say_file(".end", 1);
+        }
+        if (!SYS(poll(&p, 1, 20)))
             continue;
         if (with_info)
             serve_several(fd);
@@ -121,8 +126,6 @@ int main(int argc, char **argv)
         SYS(getsockname(fd, &now.any, &len));
         CHECK(!memcmp(&now, &own, len), "getsockname tells another address");
     }
-    tcp_say_file(".end", 1);
-    tcp_await_file(".quiet", text, sizeof(text));
     SYS(close(fd));
     tcp_say_file(".closed", 1);
     tcp_await_file(".free", text, sizeof(text));

@@ -87,6 +87,8 @@ pub(super) struct HomeDatagrams {
     stuck: Option<Waiting>,
     /// The peer has answered that nobody is there, and the job does not know yet.
     refused: bool,
+    /// The error that waits in the socket is one that the job knows.
+    known_refused: bool,
     /// The away half is through.
     pub over_there: bool,
 }
@@ -109,15 +111,17 @@ pub(super) struct AwayDatagrams {
 pub(super) fn home(id: StreamId, fd: OwnedFd) -> io::Result<(Endpoint, Local, AwayState)> {
     let own = address(getsockname::<SockaddrStorage>(fd.as_raw_fd())?)?;
     let peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).ok().and_then(|peer| inet(&peer));
-    // An error that waits would be taken out; then everything comes over the relay.
-    let unread = match has_error(fd.as_fd())? {
-        true => Vec::new(),
-        false => peek_all(fd.as_fd())?,
+    // Asking for what waits behind an error would take that out: then it comes over the relay.
+    let refused = peer.filter(|_| refuses(fd.as_fd()));
+    let unread = match refused {
+        Some(peer) => vec![refusal(peer)],
+        None => peek_all(fd.as_fd())?,
     };
     let role = HomeDatagrams {
         own,
         peer,
-        skip: unread.len(),
+        skip: if refused.is_some() { 0 } else { unread.len() },
+        known_refused: refused.is_some(),
         partial: Vec::new(),
         stuck: None,
         refused: false,
@@ -164,11 +168,7 @@ pub(super) fn freeze(
     job_end: Option<BorrowedFd<'_>>,
 ) -> io::Result<DatagramState> {
     half.take_all();
-    let waiting = job_end.map(peek_all).transpose()?.unwrap_or_default();
-    let refused = job_end.map(has_error).transpose()?.unwrap_or(false);
-    if refused {
-        tracing::debug!(stream = half.id, "an error that waits in a UDP socket is not carried");
-    }
+    let waiting = job_end.map(take_waiting).transpose()?.unwrap_or_default();
     if job_end.is_none() {
         half.end_both();
     }
@@ -186,6 +186,42 @@ pub(super) fn freeze(
         partial: role.partial.clone(),
         open: half.local.is_some() && job_end.is_some(),
     })
+}
+
+/// What the job has not read, with an error before it. The error is taken out: [`put_back`].
+fn take_waiting(job_end: BorrowedFd<'_>) -> io::Result<Vec<Waiting>> {
+    let peer = getpeername::<SockaddrStorage>(job_end.as_raw_fd()).ok();
+    let refused = refuses(job_end) && {
+        let error = nix::sys::socket::getsockopt(&job_end, sockopt::SocketError)?;
+        error == libc::ECONNREFUSED
+    };
+    let refused = peer.and_then(|peer| inet(&peer)).filter(|_| refused).map(refusal);
+    let mut all: Vec<Waiting> = refused.into_iter().collect();
+    all.extend(peek_all(job_end)?);
+    Ok(all)
+}
+
+/// Undoes [`freeze`]: an error that was taken out is told again.
+pub(super) fn put_back(half: &Endpoint, state: &DatagramState) {
+    let Role::AwayDatagrams(role) = &half.role else { return };
+    let refused = state.unread.first().filter(|(head, _)| head.told == Told::Refused);
+    if let (Some((head, bytes)), Some(wires)) = (refused, &role.wires) {
+        wires.inject(role.own, role.usual, head, bytes);
+    }
+}
+
+/// Does an error wait that is one of the peer's? With IP_RECVERR it may be something of the error queue.
+fn refuses(socket: BorrowedFd<'_>) -> bool {
+    let queued = |v6: bool| match v6 {
+        false => nix::sys::socket::getsockopt(&socket, sockopt::Ipv4RecvErr),
+        true => nix::sys::socket::getsockopt(&socket, sockopt::Ipv6RecvErr),
+    };
+    has_error(socket).unwrap_or(false)
+        && ![false, true].into_iter().any(|v6| queued(v6) == Ok(true))
+}
+
+fn refusal(peer: SocketAddr) -> Waiting {
+    (Head { local: None, peer: canonical(peer), told: Told::Refused }, Vec::new())
 }
 
 fn is_refused(done: &io::Result<()>) -> bool {
@@ -403,8 +439,11 @@ impl HomeDatagrams {
     }
 
     fn tell_refusal(&mut self, tx: &mut Sender) {
-        if let (true, Some(peer)) = (std::mem::take(&mut self.refused), self.peer) {
-            push(tx, &Head { local: None, peer: canonical(peer), told: Told::Refused }, &[]);
+        if !std::mem::take(&mut self.refused) || std::mem::take(&mut self.known_refused) {
+            return;
+        }
+        if let Some((head, bytes)) = self.peer.map(refusal) {
+            push(tx, &head, &bytes);
         }
     }
 

@@ -119,7 +119,7 @@ pub fn send(
     Ok(())
 }
 
-/// The datagrams that wait in a socket, which stay there. None while an error waits before them.
+/// The datagrams that wait in a socket, which stay there. None while something waits in its error queue.
 ///
 /// # Errors
 /// Those of recvmsg(2).

@@ -132,7 +132,7 @@ impl Wires {
         };
         let Some(TransportSlice::Udp(udp)) = sliced.transport else { return None };
         let any = own.ip().to_canonical().is_unspecified();
-        let chosen = !(any && (from == usual.of(from) || from.is_unspecified()));
+        let chosen = !(any && is_anybodys(from, usual));
         let peer = SocketAddr::new(to, udp.destination_port());
         Some((Head { local: chosen.then_some(from), peer, told: Told::Bytes }, udp.payload()))
     }
@@ -157,6 +157,12 @@ impl Wires {
             }
         }
     }
+}
+
+/// An address that the kernel takes when the job has not chosen any.
+fn is_anybodys(from: IpAddr, usual: Usual) -> bool {
+    let of_link = matches!(from, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    from == usual.of(from) || from.is_unspecified() || of_link
 }
 
 fn is_broadcast(to: IpAddr) -> bool {
