@@ -10,6 +10,8 @@ mod common;
 mod inside;
 #[path = "apps/multiplexer.rs"]
 mod multiplexer;
+#[path = "apps/servers.rs"]
+mod servers;
 #[path = "apps/shell.rs"]
 mod shell;
 #[path = "apps/trees.rs"]
@@ -393,6 +395,15 @@ const APPS: &[(&str, App)] = &[
     ("redis-serves", inside::redis_serves),
 ];
 
+/// Servers for clients that are no part of the job.
+const SERVERS: &[(&str, App)] = &[
+    ("nginx", servers::nginx),
+    ("redis", servers::redis),
+    ("memcached", servers::memcached),
+    ("iperf3", servers::iperf3),
+    ("iperf3-reverse", servers::iperf3_reverse),
+];
+
 const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
@@ -424,6 +435,18 @@ fn cells() -> Vec<Cell> {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| adopted::from_another_terminal(w.hosts(who)?, adopter);
             cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
+        }
+    }
+    for (name, app) in SERVERS.iter().copied() {
+        let ways = [
+            ("launched", Who::User, Start::Launched),
+            ("launched", Who::Root, Start::Launched),
+            ("attached", Who::User, Start::Attached),
+            ("native", Who::User, Start::Native),
+        ];
+        for (word, who, start) in ways {
+            let run = move |w: &mut Worker| app(w.hosts(who)?, start);
+            cells.push(Cell::new(format!("servers/{word}/{}/{name}", who.word()), run).limit(300));
         }
     }
     for (name, app) in APPS.iter().copied() {
