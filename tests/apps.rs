@@ -14,6 +14,8 @@ mod multiplexer;
 mod servers;
 #[path = "apps/shell.rs"]
 mod shell;
+#[path = "apps/ssh.rs"]
+mod ssh;
 #[path = "apps/trees.rs"]
 mod trees;
 
@@ -402,6 +404,11 @@ const SERVERS: &[(&str, App)] = &[
     ("memcached", servers::memcached),
     ("iperf3", servers::iperf3),
     ("iperf3-reverse", servers::iperf3_reverse),
+    ("node-http2", servers::node_http2),
+    ("node-websocket", servers::node_websocket),
+    ("ssh-lines", ssh::lines),
+    ("ssh-terminal", ssh::terminal),
+    ("ssh-outlived", ssh::outlived),
 ];
 
 const SHELL: &[(&str, App)] = &[

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{ensure, Context, Result};
 use nix::sys::signal::Signal;
@@ -97,8 +98,10 @@ fn nginx_config(hosts: &Hosts, dir: &Path, port: u16) -> Result<()> {
         fs::write(dir.join("www").join(name), content)?;
     }
     let user = if hosts.who == Who::Root { "user nobody nogroup;" } else { "" };
-    let temporary: String =
-        dirs[1..].iter().map(|n| format!("{}_temp_path {n};", n.replace("body", "client_body"))).collect();
+    let temporary: String = dirs[1..]
+        .iter()
+        .map(|n| format!("{}_temp_path {n};", n.replace("body", "client_body")))
+        .collect();
     let text = format!(
         "{user} worker_processes 1; daemon off; pid pid; error_log errors;
         events {{ worker_connections 64; }}
@@ -140,12 +143,11 @@ pub fn nginx(hosts: &Hosts, start: Start) -> Result<()> {
 }
 
 /// A client that asks over one connection, and verifies each answer, until its stdin ends.
-fn asking(hosts: &Hosts, what: &str, port: u16) -> Result<Program> {
+fn asking<'h>(hosts: &'h Hosts, what: &str, port: u16) -> Result<Job<'h>> {
     let (python, file) = (needs("python3")?, source("asking.py")?);
-    let _ = hosts;
     let mut program = Program::new(python).args([file.display()]).args([what]).args([port]);
-    program.stdin = std::process::Stdio::piped();
-    Ok(program)
+    program.stdin = Stdio::piped();
+    client(hosts, program)
 }
 
 /// Moved under redis-benchmark and a client that verifies every answer on one connection.
@@ -155,7 +157,7 @@ pub fn redis(hosts: &Hosts, start: Start) -> Result<()> {
     let words = ["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""];
     let server = Program::new(server).args(words).args(["--loglevel", "warning"]);
     let mut job = serve(hosts, start, server, port)?;
-    let mut asking = client(hosts, asking(hosts, "redis", port)?)?;
+    let mut asking = asking(hosts, "redis", port)?;
     let words = ["-p", &port.to_string(), "-c", "8", "-n", "50000", "-r", "1000", "-t", "incr"];
     let mut load = client(hosts, Program::new(bench).args(words).args(["--csv"]))?;
     move_under(&mut job, &mut [&mut asking, &mut load], 5, |_, c| Ok(lines_of(c[0])))?;
@@ -175,7 +177,7 @@ pub fn memcached(hosts: &Hosts, start: Start) -> Result<()> {
         server = server.args(["-u", "nobody"]);
     }
     let mut job = serve(hosts, start, server, port)?;
-    let mut asking = client(hosts, asking(hosts, "memcached", port)?)?;
+    let mut asking = asking(hosts, "memcached", port)?;
     move_under(&mut job, &mut [&mut asking], 5, |_, c| Ok(lines_of(c[0])))?;
     drop(asking.stdin());
     verdict(&mut asking)?;
@@ -218,4 +220,31 @@ pub fn iperf3(hosts: &Hosts, start: Start) -> Result<()> {
 /// Moved while it sends a stream.
 pub fn iperf3_reverse(hosts: &Hosts, start: Start) -> Result<()> {
     iperf(hosts, start, &["-R"])
+}
+
+/// Moved under a client whose answers are verified by itself.
+fn node(hosts: &Hosts, start: Start, what: &str) -> Result<()> {
+    let (node, file, port) = (needs("node")?, source("serving.js")?, free_port()?);
+    let program = |side: &str| {
+        let words = [&file.display().to_string(), what, side, &port.to_string()].map(String::from);
+        Program::new(&node).args(words)
+    };
+    let mut job = serve(hosts, start, program("serve"), port)?;
+    let mut visit = program("visit");
+    visit.stdin = Stdio::piped();
+    let mut visit = client(hosts, visit)?;
+    move_under(&mut job, &mut [&mut visit], 5, |_, c| Ok(lines_of(c[0])))?;
+    drop(visit.stdin());
+    verdict(&mut visit)?;
+    shut_down(job, Signal::SIGTERM, 0)
+}
+
+/// Many streams of one session, in cleartext.
+pub fn node_http2(hosts: &Hosts, start: Start) -> Result<()> {
+    node(hosts, start, "http2")
+}
+
+/// Many messages of one connection.
+pub fn node_websocket(hosts: &Hosts, start: Start) -> Result<()> {
+    node(hosts, start, "websocket")
 }
