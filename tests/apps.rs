@@ -400,6 +400,9 @@ const APPS: &[(&str, App)] = &[
 /// Servers for clients that are no part of the job.
 const SERVERS: &[(&str, App)] = &[
     ("nginx", servers::nginx),
+    ("nginx-slow", servers::nginx_slow),
+    ("nginx-closing", servers::nginx_closing),
+    ("nginx-killed", servers::nginx_killed),
     ("redis", servers::redis),
     ("memcached", servers::memcached),
     ("iperf3", servers::iperf3),

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{ensure, Context, Result};
@@ -46,7 +46,6 @@ pub fn move_under(
     moves: usize,
     done: impl Fn(&Job<'_>, &[&mut Job<'_>]) -> Result<u64>,
 ) -> Result<()> {
-    let moves = if job.start == Start::Native { 0 } else { moves };
     for turn in 0..=moves {
         let before = done(job, clients)?;
         until(LONG, "further work of the clients", || {
@@ -113,26 +112,47 @@ fn nginx_config(hosts: &Hosts, dir: &Path, port: u16) -> Result<()> {
     Ok(fs::write(dir.join("conf"), text)?)
 }
 
-/// Ten moves under the connections of wrk, which compares what it gets. It ends at ^C, or by itself
-/// after a minute.
-pub fn nginx(hosts: &Hosts, start: Start) -> Result<()> {
-    let (nginx, wrk, script) = (needs("nginx")?, needs("wrk")?, source("wrk.lua")?);
-    let (port, dir) = (free_port()?, hosts.fresh_dir("nginx")?);
+fn nginx_at<'h>(hosts: &'h Hosts, start: Start, port: u16) -> Result<(Job<'h>, PathBuf)> {
+    let (nginx, dir) = (needs("nginx")?, hosts.fresh_dir("nginx")?);
     nginx_config(hosts, &dir, port)?;
-    let path = dir.display();
-    let words = ["-p".into(), format!("{path}/"), "-e".into(), "errors".into()];
+    let words = ["-p".into(), format!("{}/", dir.display()), "-e".into(), "errors".into()];
     let server = Program::new(nginx).args(words).args(["-c", "conf"]);
-    let mut job = serve(hosts, start, server, port)?;
-    let load = Program::new(wrk).args(["-t2", "-c8", "-d60s", "--timeout", "30s", "-s"]);
-    let load = load.args([script.display()]).args([format!("http://127.0.0.1:{port}/")]);
-    let load = load.args(["--".into(), format!("{path}/www")]);
-    let mut load = client(hosts, load)?;
-    let served = |_: &Job<'_>, _: &[&mut Job<'_>]| Ok(fs::metadata(dir.join("requests"))?.len());
-    move_under(&mut job, &mut [&mut load], 10, served)?;
+    Ok((serve(hosts, start, server, port)?, dir))
+}
+
+/// wrk, which compares what it gets. It ends at ^C, or by itself after a minute.
+fn wrk<'h>(hosts: &'h Hosts, words: &[&str], dir: &Path, port: u16) -> Result<Job<'h>> {
+    let (wrk, script) = (needs("wrk")?, source("wrk.lua")?);
+    let load = Program::new(wrk).args(["-t2", "-d60s", "--timeout", "30s"]).args(words);
+    let load = load.args(["-s".into(), script.display().to_string()]);
+    let load = load.args([format!("http://127.0.0.1:{port}/")]);
+    client(hosts, load.args(["--".into(), format!("{}/www", dir.display())]))
+}
+
+fn requests(dir: &Path) -> Result<u64> {
+    Ok(fs::metadata(dir.join("requests"))?.len())
+}
+
+/// Waits for some lines more in nginx's log.
+fn until_served(dir: &Path, load: &mut Job<'_>) -> Result<()> {
+    let before = requests(dir)?;
+    until(LONG, "requests that are served", || {
+        ensure!(load.child.try_wait()?.is_none(), "{}", load.said());
+        Ok((requests(dir)? > before + 5000).then_some(()))
+    })
+}
+
+/// Ends wrk, to which nothing was denied.
+fn satisfied(load: &mut Job<'_>) -> Result<()> {
     load.signal(Signal::SIGINT)?;
-    let said = verdict(&mut load)?;
+    let said = verdict(load)?;
     let (_, all) = said.split_once("verdict: ").with_context(|| said.clone())?;
     ensure!(all.starts_with("errors 0 0 0 0 0 wrong 0 "), "{said}");
+    Ok(())
+}
+
+/// Ends nginx, which has nothing to complain of.
+fn end_nginx(job: Job<'_>, dir: &Path) -> Result<()> {
     shut_down(job, Signal::SIGTERM, 0)?;
     let log = fs::read_to_string(dir.join("requests"))?;
     let bad = log.lines().find(|line| !line.contains("HTTP/1.1\" 200 "));
@@ -140,6 +160,66 @@ pub fn nginx(hosts: &Hosts, start: Start) -> Result<()> {
     let errors = fs::read_to_string(dir.join("errors"))?;
     ensure!(errors.is_empty(), "nginx complains: {errors}");
     Ok(())
+}
+
+fn under_wrk(hosts: &Hosts, start: Start, words: &[&str], moves: usize) -> Result<()> {
+    needs("wrk")?;
+    let port = free_port()?;
+    let (mut job, dir) = nginx_at(hosts, start, port)?;
+    let mut load = wrk(hosts, words, &dir, port)?;
+    move_under(&mut job, &mut [&mut load], moves, |_, _| requests(&dir))?;
+    satisfied(&mut load)?;
+    end_nginx(job, &dir)
+}
+
+/// Connections that are kept for hundreds of requests.
+pub fn nginx(hosts: &Hosts, start: Start) -> Result<()> {
+    under_wrk(hosts, start, &["-c8"], 10)
+}
+
+/// A connection for each request.
+pub fn nginx_closing(hosts: &Hosts, start: Start) -> Result<()> {
+    under_wrk(hosts, start, &["-c24", "-H", "Connection: close"], 5)
+}
+
+/// Moved while clients read slowly what it has sent and closed the connection behind.
+pub fn nginx_slow(hosts: &Hosts, start: Start) -> Result<()> {
+    let (python, file, port) = (needs("python3")?, source("reading.py")?, free_port()?);
+    let (mut job, dir) = nginx_at(hosts, start, port)?;
+    let large = dir.join("www/large").display().to_string();
+    let words = [file.display().to_string(), port.to_string(), large];
+    let mut reading = Program::new(python).args(words);
+    reading.stdin = Stdio::piped();
+    let mut reading = client(hosts, reading)?;
+    move_under(&mut job, &mut [&mut reading], 10, |_, c| Ok(lines_of(c[0])))?;
+    drop(reading.stdin());
+    verdict(&mut reading)?;
+    end_nginx(job, &dir)
+}
+
+/// Moved while the connections of a killed client are being reset, and when they have been.
+pub fn nginx_killed(hosts: &Hosts, start: Start) -> Result<()> {
+    needs("wrk")?;
+    let port = free_port()?;
+    let (mut job, dir) = nginx_at(hosts, start, port)?;
+    // The end of a client would end what has come after it.
+    let mut loads = Vec::new();
+    for turn in 0..8 {
+        let words: &[&str] =
+            if turn % 2 == 0 { &["-c32"] } else { &["-c32", "-H", "Connection: close"] };
+        let mut load = wrk(hosts, words, &dir, port)?;
+        until_served(&dir, &mut load)?;
+        if start == Start::Attached && turn == 0 {
+            job.attach()?;
+        }
+        load.signal(Signal::SIGKILL)?;
+        loads.push(load);
+        move_on(&mut job).with_context(|| format!("move {turn}: {}", job.said()))?;
+    }
+    let mut load = wrk(hosts, &["-c8"], &dir, port)?;
+    until_served(&dir, &mut load)?;
+    satisfied(&mut load)?;
+    end_nginx(job, &dir)
 }
 
 /// A client that asks over one connection, and verifies each answer, until its stdin ends.
@@ -150,21 +230,29 @@ fn asking<'h>(hosts: &'h Hosts, what: &str, port: u16) -> Result<Job<'h>> {
     client(hosts, program)
 }
 
+/// redis-benchmark, again and again until it is told to stop.
+const BENCH: &str = "i=0
+    while [ ! -e \"$1\" ] && [ $i -lt 100 ]; do
+        i=$((i + 1)); $2 -p $3 -c 8 -n 5000 -r 1000 -t set,incr --csv || exit 1
+    done";
+
 /// Moved under redis-benchmark and a client that verifies every answer on one connection.
 pub fn redis(hosts: &Hosts, start: Start) -> Result<()> {
-    let (server, bench) = (needs("redis-server")?, needs("redis-benchmark")?);
-    let port = free_port()?;
-    let words = ["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""];
-    let server = Program::new(server).args(words).args(["--loglevel", "warning"]);
-    let mut job = serve(hosts, start, server, port)?;
-    let mut asking = asking(hosts, "redis", port)?;
-    let words = ["-p", &port.to_string(), "-c", "8", "-n", "50000", "-r", "1000", "-t", "incr"];
-    let mut load = client(hosts, Program::new(bench).args(words).args(["--csv"]))?;
+    let (server, bench, sh) = (needs("redis-server")?, needs("redis-benchmark")?, needs("sh")?);
+    let (port, stop) = (free_port()?.to_string(), hosts.fresh_dir("redis")?.join("stop"));
+    let words = ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--loglevel", "warning"];
+    let mut job = serve(hosts, start, Program::new(server).args(words), port.parse()?)?;
+    let mut asking = asking(hosts, "redis", port.parse()?)?;
+    let words = ["-c", BENCH, "sh", &stop.display().to_string(), &bench.display().to_string()];
+    let mut load = client(hosts, Program::new(sh).args(words).args([port]))?;
     move_under(&mut job, &mut [&mut asking, &mut load], 5, |_, c| Ok(lines_of(c[0])))?;
     drop(asking.stdin());
+    fs::write(&stop, "")?;
     verdict(&mut asking)?;
     let said = verdict(&mut load)?;
-    ensure!(said.lines().count() == 2, "{said}");
+    let runs = said.matches("\"INCR\",").count();
+    ensure!(runs > 0 && said.lines().count() == 3 * runs, "{said}{}", load.stderr.text());
+    ensure!(load.stderr.bytes().is_empty(), "{}", load.stderr.text());
     shut_down(job, Signal::SIGTERM, 0)
 }
 
@@ -197,7 +285,7 @@ fn iperf(hosts: &Hosts, start: Start, way: &[&str]) -> Result<()> {
     let words = ["-s", "-1", "-B", "127.0.0.1", "-p", &port, "-i", "0.1", "--forceflush"];
     let mut job = serve(hosts, start, Program::new(&iperf).args(words), port.parse()?)?;
     let bytes = BYTES.to_string();
-    let words = ["-c", "127.0.0.1", "-p", &port, "-n", &bytes, "-b", "1G", "--json"];
+    let words = ["-c", "127.0.0.1", "-p", &port, "-n", &bytes, "-b", "800M", "--json"];
     let mut load = client(hosts, Program::new(&iperf).args(words).args(way))?;
     move_under(&mut job, &mut [&mut load], 5, |job, _| Ok(transfers(job)))?;
     let said: serde_json::Value = serde_json::from_str(&verdict(&mut load)?)?;

@@ -107,7 +107,7 @@ impl Place {
 /// Writes numbered lines, a part of which is under way at each time, until it is told to stop;
 /// gives what it has written.
 fn write_lines(mut to: ChildStdin, back: &Collected, stop: &AtomicBool) -> Result<Vec<u8>> {
-    const UNDER_WAY: usize = 200_000;
+    const UNDER_WAY: usize = 30_000;
     const MOST: usize = 200_000_000;
     let mut written = Vec::new();
     for number in 0.. {
