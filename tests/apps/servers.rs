@@ -279,7 +279,7 @@ fn transfers(job: &Job<'_>) -> u64 {
 }
 
 fn iperf(hosts: &Hosts, start: Start, way: &[&str]) -> Result<()> {
-    const BYTES: u64 = 768 << 20;
+    const BYTES: u64 = 512 << 20;
     const BUFFERS: u64 = 128 << 20;
     let (iperf, port) = (needs("iperf3")?, free_port()?.to_string());
     let words = ["-s", "-1", "-B", "127.0.0.1", "-p", &port, "-i", "0.1", "--forceflush"];

@@ -178,7 +178,7 @@ fn use_terminal(
     turn: u16,
     mut move_on: impl FnMut(&mut Terminal) -> Result<()>,
 ) -> Result<()> {
-    tty.type_in(&format!("n=$((n + 1)); echo turn''-$n; seq -s, 1 20000 | tail -c 12; cat\r"))?;
+    tty.type_in("n=$((n + 1)); echo turn''-$n; seq -s, 1 20000 | tail -c 12; cat\r")?;
     tty.expect(&format!("turn-{}\r\n", turn + 1))?;
     move_on(tty)?;
     tty.expect("19999,20000\r\n")?;
