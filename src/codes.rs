@@ -390,7 +390,7 @@ pub const CODES: &[Code] = &[
     Code {
         code: "VOS-TCP",
         title: "a TCP socket that is neither connected nor listening",
-        text: "TCP connections and listening sockets move: the home keeps the real socket and relays it. The program has a TCP socket that is not connected (yet), or whose connection is over; such sockets do not move.\nWay out: let the program close the socket, or let it finish here.",
+        text: "TCP connections and listening sockets move: the home keeps the real socket and relays it. The program has a TCP socket that is not connected (yet), or whose connection is over; such sockets do not move. The move has waited for a second.\nWay out: let the program close the socket, or let it finish here.",
     },
     Code {
         code: "VOS-TCP-AWAY",

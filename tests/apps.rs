@@ -10,8 +10,12 @@ mod common;
 mod inside;
 #[path = "apps/multiplexer.rs"]
 mod multiplexer;
+#[path = "apps/servers.rs"]
+mod servers;
 #[path = "apps/shell.rs"]
 mod shell;
+#[path = "apps/ssh.rs"]
+mod ssh;
 #[path = "apps/trees.rs"]
 mod trees;
 
@@ -393,6 +397,23 @@ const APPS: &[(&str, App)] = &[
     ("redis-serves", inside::redis_serves),
 ];
 
+/// Servers for clients that are no part of the job.
+const SERVERS: &[(&str, App)] = &[
+    ("nginx", servers::nginx),
+    ("nginx-slow", servers::nginx_slow),
+    ("nginx-closing", servers::nginx_closing),
+    ("nginx-killed", servers::nginx_killed),
+    ("redis", servers::redis),
+    ("memcached", servers::memcached),
+    ("iperf3", servers::iperf3),
+    ("iperf3-reverse", servers::iperf3_reverse),
+    ("node-http2", servers::node_http2),
+    ("node-websocket", servers::node_websocket),
+    ("ssh-lines", ssh::lines),
+    ("ssh-terminal", ssh::terminal),
+    ("ssh-outlived", ssh::outlived),
+];
+
 const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
@@ -424,6 +445,18 @@ fn cells() -> Vec<Cell> {
         for who in [Who::User, Who::Root] {
             let run = move |w: &mut Worker| adopted::from_another_terminal(w.hosts(who)?, adopter);
             cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
+        }
+    }
+    for (name, app) in SERVERS.iter().copied() {
+        let ways = [
+            ("launched", Who::User, Start::Launched),
+            ("launched", Who::Root, Start::Launched),
+            ("attached", Who::User, Start::Attached),
+            ("native", Who::User, Start::Native),
+        ];
+        for (word, who, start) in ways {
+            let run = move |w: &mut Worker| app(w.hosts(who)?, start);
+            cells.push(Cell::new(format!("servers/{word}/{}/{name}", who.word()), run).limit(300));
         }
     }
     for (name, app) in APPS.iter().copied() {

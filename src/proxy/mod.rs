@@ -430,6 +430,17 @@ impl Relays {
         }
     }
 
+    /// Processes that a job has left behind have had their time (away side): what came of their
+    /// connections goes home, and they end.
+    pub fn cut_off(&mut self, out: Out<'_>) {
+        for half in self.halves.values_mut() {
+            if matches!(&half.role, Role::Socket(socket) if socket.ending) {
+                half.close_streams();
+                half.pump(&self.registry, self.linked, out);
+            }
+        }
+    }
+
     /// The job has ended and its host has nothing more to send (home side). What a supervisor
     /// relayed that died before the job ends here.
     pub fn host_ended(&mut self, out: Out<'_>) {

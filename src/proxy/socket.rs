@@ -397,7 +397,7 @@ impl Endpoint {
     }
 
     /// The job has no socket of this connection any more.
-    fn close_streams(&mut self) {
+    pub(super) fn close_streams(&mut self) {
         self.break_reader();
         if let Some(tx) = &mut self.tx {
             tx.close();

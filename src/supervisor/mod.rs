@@ -133,6 +133,8 @@ pub struct Supervisor {
     pub foreign: BTreeMap<i32, VecDeque<Stop>>,
     /// Ends the loop when set.
     pub end: Option<End>,
+    /// Stops are answered after the end as well: other processes of the job have something to say.
+    pub sees_out: bool,
     /// The job has gone on: its journal stays, for whoever asks where it is.
     pub keep_folder: bool,
     /// The job is on another node: signals for it are put into `arrived`.
@@ -181,6 +183,7 @@ impl Supervisor {
             ready: VecDeque::new(),
             foreign: BTreeMap::new(),
             end: None,
+            sees_out: false,
             keep_folder: false,
             away: false,
             arrived: VecDeque::new(),
@@ -347,7 +350,7 @@ impl Supervisor {
             return Ok(self.take_one(-1)?.into_iter().collect());
         }
         let mut round = Vec::new();
-        while self.end.is_none() {
+        while !self.is_over() {
             match stop::wait(-1, false) {
                 Ok(Some(wait)) => round.push(wait),
                 Ok(None) => break,
@@ -364,7 +367,7 @@ impl Supervisor {
 
     /// Takes one wait status of a thread (-1: of any), if there is one; which thread it was.
     fn take_one(&mut self, tid: i32) -> Result<Option<i32>> {
-        if self.end.is_some() {
+        if self.is_over() {
             return Ok(None);
         }
         match stop::wait(tid, false) {
@@ -376,6 +379,11 @@ impl Supervisor {
             Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
             Err(e) => Err(e).context("wait4"),
         }
+    }
+
+    /// No stop is answered any more.
+    fn is_over(&self) -> bool {
+        self.end.is_some() && !self.sees_out
     }
 
     fn take_wait(&mut self, wait: Wait) -> io::Result<()> {

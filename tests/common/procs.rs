@@ -81,6 +81,11 @@ impl Collected {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// How many bytes have come so far.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).len()
+    }
+
     /// The same as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()

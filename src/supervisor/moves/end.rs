@@ -48,13 +48,15 @@ impl Mover {
         const PATIENCE: Duration = Duration::from_secs(60);
         /// Home agents connect anew twice a second; one that does not is asked for.
         const ABSENT: Duration = Duration::from_secs(3);
+        let ended = Instant::now();
+        self.sup.sees_out = true;
         self.relay(Side::Away, |relays, out| relays.job_ended(out));
         if self.loopback.is_some() {
             let drained = |m: &Self| m.home.as_ref().is_none_or(Relays::is_finished);
             let until = Instant::now() + PATIENCE;
             while !drained(self) && Instant::now() < until {
                 self.pump(Some(Duration::from_millis(100)))?;
-                if self.away.as_ref().is_none_or(Relays::is_drained) {
+                if self.has_said_all(ended) {
                     self.relay(Side::Home, |relays, out| relays.host_ended(out));
                 }
             }
@@ -76,8 +78,7 @@ impl Mover {
                 seen = Instant::now();
                 probe = self.call_home();
             }
-            let drained = self.away.as_ref().is_none_or(Relays::is_drained);
-            if drained && told != self.relay_link {
+            if self.has_said_all(ended) && told != self.relay_link {
                 told = self.relay_link;
                 self.say(Msg::Exited(exit), &[]);
             }
@@ -108,6 +109,17 @@ impl Mover {
         self.sup.job.meta.exit = Some(exit);
         self.sup.keep_folder = self.sup.job.save().is_ok();
         Ok(())
+    }
+
+    /// Everything that the job has written is taken at home. Processes that are left have a moment
+    /// to end their connections, as those do that end with the first one.
+    fn has_said_all(&mut self, ended: Instant) -> bool {
+        const MOMENT: Duration = Duration::from_secs(2);
+        let drained = self.away.as_ref().is_none_or(Relays::is_drained);
+        if !drained && !self.sup.session.tasks.is_empty() && ended.elapsed() > MOMENT {
+            self.relay(Side::Away, |relays, out| relays.cut_off(out));
+        }
+        drained
     }
 
     /// Asks at home whether the agent is there, and tells it where the job is.

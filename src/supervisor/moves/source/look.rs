@@ -31,14 +31,16 @@ use crate::syscalls::translate::numbers;
 
 /// Files of /proc and /sys are open for a moment as a rule, a first thread that has ended is
 /// followed by the others, requests end, messages are taken, connections are made and accepted,
-/// handlers of signals return, and ptys and their sessions change: these are waited for.
-pub(super) const PASSING: [&str; 11] = [
+/// sockets are connected, or closed when their connection is over, handlers of signals return, and
+/// ptys and their sessions change: these are waited for.
+pub(super) const PASSING: [&str; 12] = [
     "VOS-AIO-BUSY",
     "VOS-INOTIFY-EVENTS",
     "VOS-LEADER",
     "VOS-LEASE-BREAK",
     MQ_BUSY,
     "VOS-PROC-FD",
+    "VOS-TCP",
     "VOS-UNIX-BACKLOG",
     leaving::CODE,
     PTY_BUSY,
