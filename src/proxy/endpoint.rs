@@ -9,6 +9,7 @@
 //! what makes a copy of its state valid as long as it stays frozen: it acknowledges nothing
 //! that the copy has not seen.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
@@ -174,7 +175,12 @@ impl Endpoint {
     /// Moves all that can be moved now.
     pub fn pump(&mut self, registry: &Registry, linked: bool, out: Out<'_>) {
         if !self.frozen {
-            self.fill();
+            // What was read leaves before more is read, so that the other side has work meanwhile.
+            while self.fill() {
+                if linked {
+                    self.send(out);
+                }
+            }
             self.drain();
             self.close_if_done(registry);
         }
@@ -183,21 +189,32 @@ impl Endpoint {
         }
     }
 
-    fn fill(&mut self) {
-        let mut buf = [0; CHUNK];
-        while self.readable && self.may_read() {
-            let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
-            let known = match &self.role {
-                Role::Socket(socket) => socket.skip,
-                _ => 0,
-            };
-            let room = tx.room().max(known).min(buf.len());
-            if room == 0 {
-                return;
+    /// Reads once, as far as the window allows. False when no more is to be read now.
+    fn fill(&mut self) -> bool {
+        if !self.readable || !self.may_read() {
+            return false;
+        }
+        let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return false };
+        let known = match &self.role {
+            Role::Socket(socket) => socket.skip,
+            _ => 0,
+        };
+        let room = tx.room().max(known).min(CHUNK);
+        if room == 0 {
+            return false;
+        }
+        let role = &mut self.role;
+        match with_buffer(|buf| {
+            let got = local.read(&mut buf[..room]);
+            if let Got::Bytes(n) = got {
+                push(role, tx, &buf[..n]);
             }
-            match local.read(&mut buf[..room]) {
-                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
-                other => self.no_bytes(other),
+            got
+        }) {
+            Got::Bytes(_) => true,
+            other => {
+                self.no_bytes(other);
+                false
             }
         }
     }
@@ -229,14 +246,20 @@ impl Endpoint {
 
     /// Reads all that the local object holds into the sender, whatever the window.
     pub fn take_all(&mut self) {
-        let mut buf = [0; CHUNK];
         while let (Some(tx), Some(local)) = (&mut self.tx, &self.local) {
             if tx.closed() {
                 return;
             }
-            match local.read(&mut buf) {
-                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
-                other => return self.no_bytes(other),
+            let role = &mut self.role;
+            let got = with_buffer(|buf| {
+                let got = local.read(buf);
+                if let Got::Bytes(n) = got {
+                    push(role, tx, &buf[..n]);
+                }
+                got
+            });
+            if !matches!(got, Got::Bytes(_)) {
+                return self.no_bytes(got);
             }
         }
     }
@@ -338,7 +361,7 @@ impl Endpoint {
             }
         }
         while let Some((offset, bytes, eof)) = self.tx.as_mut().and_then(Sender::poll) {
-            out(RelayMsg::Data { stream, offset, eof }, &bytes);
+            out(RelayMsg::Data { stream, offset, eof }, bytes);
         }
         // Behind everything that the home half must know to be through as well. A copy of a frozen one
         // may know less, and needs the home half yet.
@@ -402,6 +425,16 @@ impl Endpoint {
     fn sender(&mut self, msg: &RelayMsg) -> Result<&mut Sender, RelayError> {
         self.tx.as_mut().ok_or_else(|| RelayError::unexpected(msg))
     }
+}
+
+/// Calls with [`CHUNK`] bytes of memory that is used again.
+fn with_buffer<R>(call: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local!(static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+    let mut buffer = BUFFER.take();
+    buffer.resize(CHUNK, 0);
+    let result = call(&mut buffer);
+    BUFFER.set(buffer);
+    result
 }
 
 /// Local bytes go to the link.

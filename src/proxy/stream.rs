@@ -27,10 +27,10 @@ use super::term::{Termios, WindowSize};
 pub type StreamId = u32;
 
 /// Bytes that may be on their way in one direction of one stream.
-pub const WINDOW: usize = 64 << 10;
+pub const WINDOW: usize = 256 << 10;
 
 /// Largest payload of one [`RelayMsg::Data`], bytes.
-pub const CHUNK: usize = 16 << 10;
+pub const CHUNK: usize = 64 << 10;
 
 /// What the two halves of a relay say to each other. [`RelayMsg::Data`] is followed by its
 /// payload, every other message by none.
@@ -255,20 +255,26 @@ impl Sender {
         Err(StreamError::BadAck { from, to, got })
     }
 
-    /// The next piece to put on the link, at most [`CHUNK`] bytes: offset, bytes, eof.
-    pub fn poll(&mut self) -> Option<(u64, Vec<u8>, bool)> {
+    /// The next piece to put on the link, at most [`CHUNK`] bytes, fewer when they wrap around in
+    /// memory: offset, bytes, eof.
+    pub fn poll(&mut self) -> Option<(u64, &[u8], bool)> {
         let offset = self.next.filter(|&next| !self.broken && next < self.fin())?;
-        let end = self.end().min(self.limit).min(offset.saturating_add(CHUNK as u64));
-        let end = end.min(self.held.unwrap_or(end));
-        let eof = self.eof && end == self.end();
-        if end <= offset && !eof {
+        let limit = self.limit.min(self.held.unwrap_or(self.limit));
+        // Both ends lie in the buffer: acked <= offset, as on_ack sees to it, and next < fin.
+        let from = usize::try_from(offset.checked_sub(self.acked)?).ok()?;
+        let most = usize::try_from(limit.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
+        let (front, back) = self.buffer.as_slices();
+        let rest = match from.checked_sub(front.len()) {
+            None => &front[from..],
+            Some(behind) => back.get(behind..)?,
+        };
+        let piece = &rest[..rest.len().min(most)];
+        let eof = self.eof && from + piece.len() == self.buffer.len();
+        if piece.is_empty() && !eof {
             return None;
         }
-        // Both ends lie in the buffer: acked <= offset, and end <= self.end().
-        let range = (offset - self.acked) as usize..(end.max(offset) - self.acked) as usize;
-        let bytes = self.buffer.range(range).copied().collect();
-        self.next = Some(end.saturating_add(eof.into()));
-        Some((offset, bytes, eof))
+        self.next = Some(offset.saturating_add(piece.len() as u64).saturating_add(eof.into()));
+        Some((offset, piece, eof))
     }
 }
 

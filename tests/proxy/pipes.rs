@@ -119,7 +119,7 @@ fn sixteen_mebibytes_arrive_exactly() {
 #[test]
 fn small_streams_with_many_cuts_and_moves_arrive_exactly() {
     for seed in 1..40 {
-        soak(seed * 7919, 300_000, 4, 5);
+        soak(seed * 7919, 1_200_000, 4, 5);
     }
 }
 

@@ -40,6 +40,10 @@ pub const INBOX_LIMIT: usize = 1 << 20;
 const DRIVE_LIMIT: usize = 16 << 20;
 /// A payload below this size is encrypted together with its header, bytes.
 const SMALL_PAYLOAD: usize = 4 << 10;
+/// Small frames of so many bytes are encrypted, the largest content of a record (RFC 8446, 5.1).
+const RECORD: usize = 16 << 10;
+/// [`Link::queue`] writes when so many encrypted bytes wait.
+const QUEUE: usize = 64 << 10;
 
 /// A nonblocking byte stream that can be waited for.
 pub trait Transport: io::Read + io::Write + mio::event::Source + AsFd {}
@@ -83,6 +87,8 @@ impl LinkErrorKind {
 pub struct Link<T = TcpStream> {
     io: T,
     session: Session,
+    /// Frames that are to be encrypted together.
+    small: Vec<u8>,
     remote: String,
     /// The peer that this side insists on (client side).
     expected: Option<NodeId>,
@@ -217,6 +223,7 @@ impl<T: Transport> Link<T> {
         Self {
             io,
             session,
+            small: Vec::new(),
             remote,
             expected,
             eof: false,
@@ -272,22 +279,53 @@ impl<T: Transport> Link<T> {
         self.send_frame(head, payload)
     }
 
-    fn send_frame(&mut self, mut head: Vec<u8>, payload: &[u8]) -> Result<(), LinkError> {
-        let body = if payload.len() < SMALL_PAYLOAD {
-            head.extend_from_slice(payload);
-            &[]
-        } else {
-            payload
-        };
-        self.session.send(&head, body).map_err(|e| self.session_error(e))?;
+    /// As [`Self::send`], but small frames may wait for [`Self::flush`], so that several leave in one
+    /// record and by one call.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn queue(&mut self, header: &impl Serialize, payload: &[u8]) -> Result<(), LinkError> {
+        let head = encode(header, payload.len()).map_err(|e| self.session_error(e.into()))?;
+        self.queue_frame(&head, payload)?;
+        if self.session.queued() < QUEUE {
+            return Ok(());
+        }
         self.flush()
+    }
+
+    fn send_frame(&mut self, head: Vec<u8>, payload: &[u8]) -> Result<(), LinkError> {
+        self.queue_frame(&head, payload)?;
+        self.flush()
+    }
+
+    fn queue_frame(&mut self, head: &[u8], payload: &[u8]) -> Result<(), LinkError> {
+        self.small.extend_from_slice(head);
+        if payload.len() >= SMALL_PAYLOAD {
+            return self.encrypt(payload);
+        }
+        self.small.extend_from_slice(payload);
+        if self.small.len() < RECORD {
+            return Ok(());
+        }
+        self.encrypt(&[])
+    }
+
+    /// Encrypts what was queued, and then `payload`.
+    fn encrypt(&mut self, payload: &[u8]) -> Result<(), LinkError> {
+        if self.small.is_empty() && payload.is_empty() {
+            return Ok(());
+        }
+        let sent = self.session.send(&self.small, payload);
+        self.small.clear();
+        self.small.shrink_to(2 * RECORD);
+        sent.map_err(|e| self.session_error(e))
     }
 
     /// Bytes that the kernel has not taken yet; a sender bounds its memory by waiting while
     /// this is large.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.session.queued()
+        self.small.len() + self.session.queued()
     }
 
     /// The oldest received frame.
@@ -346,6 +384,7 @@ impl<T: Transport> Link<T> {
     /// # Errors
     /// When the link has failed.
     pub fn close(&mut self) -> Result<(), LinkError> {
+        self.encrypt(&[])?;
         self.session.close().map_err(|e| self.session_error(e))?;
         self.flush()
     }
@@ -419,8 +458,12 @@ impl<T: Transport> Link<T> {
         }
     }
 
-    /// Writes what the transport takes.
-    fn flush(&mut self) -> Result<(), LinkError> {
+    /// Writes what is queued, as far as the transport takes it now.
+    ///
+    /// # Errors
+    /// When the link has failed.
+    pub fn flush(&mut self) -> Result<(), LinkError> {
+        self.encrypt(&[])?;
         loop {
             let bytes = self.session.outgoing();
             if bytes.is_empty() {

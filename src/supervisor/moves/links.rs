@@ -10,7 +10,7 @@ use mio::Interest;
 use super::{LinkKey, Mover, Peer, Side};
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
-use crate::migrate::transport::Link;
+use crate::migrate::transport::{Link, LinkError};
 use crate::node;
 
 /// A peer that says nothing is asked after so long (TCP_KEEPIDLE of tcp(7)).
@@ -30,8 +30,25 @@ impl Mover {
 
     /// Sends to the other half of the relays, if it is connected.
     pub(super) fn say(&mut self, msg: Msg, payload: &[u8]) {
-        if let Some(key) = self.relay_link {
-            self.send(key, &msg, payload);
+        self.say_soon(&msg, payload);
+        self.flush_relayed();
+    }
+
+    /// As [`Mover::say`], at the latest by [`Mover::flush_relayed`].
+    pub(super) fn say_soon(&mut self, msg: &Msg, payload: &[u8]) {
+        self.on_relay_link(|link| link.queue(msg, payload));
+    }
+
+    /// Puts on its way what was said to the other half of the relays.
+    pub(super) fn flush_relayed(&mut self) {
+        self.on_relay_link(Link::flush);
+    }
+
+    /// A failure shows as the link being over.
+    fn on_relay_link(&mut self, call: impl FnOnce(&mut Link) -> Result<(), LinkError>) {
+        let Some(peer) = self.relay_link.and_then(|key| self.links.get_mut(&key)) else { return };
+        if let Err(e) = call(&mut peer.link) {
+            peer.over.get_or_insert(e.to_string());
         }
     }
 
@@ -119,7 +136,7 @@ impl Mover {
         for (msg, payload) in taken {
             let failed = match msg {
                 Msg::Relay(msg) => {
-                    self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
+                    self.relay_soon(side, |relays, out| relays.on_message(&msg, &payload, out))
                 }
                 Msg::Signal { seq, signal } => {
                     self.take_signal(key, seq, signal);
@@ -142,6 +159,7 @@ impl Mover {
                 }
             }
         }
+        self.flush_relayed();
     }
 
     /// New links: the first message tells what they are for. Dead ones go.

@@ -281,9 +281,10 @@ impl Mover {
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             for side in [Side::Home, Side::Away] {
-                self.relay(side, |relays, out| relays.on_ready(ready.token, out));
+                self.relay_soon(side, |relays, out| relays.on_ready(ready.token, out));
             }
         }
+        self.flush_relayed();
         let keys: Vec<LinkKey> = self.links.keys().copied().collect();
         for key in keys {
             self.drive(key);
@@ -311,24 +312,36 @@ impl Mover {
         }
     }
 
-    /// Calls one side's relays and puts what they say on their way.
+    /// Calls one side's relays and puts what they say on its way.
     fn relay<R>(
         &mut self,
         side: Side,
         call: impl FnOnce(&mut Relays, &mut dyn FnMut(RelayMsg, &[u8])) -> R,
     ) -> Option<R> {
-        let mut said: Vec<(RelayMsg, Vec<u8>)> = Vec::new();
-        let relays = match side {
-            Side::Home => self.home.as_mut()?,
-            Side::Away => self.away.as_mut()?,
+        let result = self.relay_soon(side, call);
+        self.flush_relayed();
+        result
+    }
+
+    /// As [`Mover::relay`]; what they say leaves at the latest by [`Mover::flush_relayed`].
+    fn relay_soon<R>(
+        &mut self,
+        side: Side,
+        call: impl FnOnce(&mut Relays, &mut dyn FnMut(RelayMsg, &[u8])) -> R,
+    ) -> Option<R> {
+        // Taken out, as nothing that is said goes back to them.
+        let mut relays = match side {
+            Side::Home => self.home.take()?,
+            Side::Away => self.away.take()?,
         };
-        let result = call(relays, &mut |msg, payload| said.push((msg, payload.to_vec())));
-        for (msg, payload) in said {
-            match &mut self.loopback {
-                Some(link) if side == Side::Home => link.from_home()(msg, &payload),
-                Some(link) => link.from_away()(msg, &payload),
-                None => self.say(Msg::Relay(msg), &payload),
-            }
+        let result = call(&mut relays, &mut |msg, payload| match &mut self.loopback {
+            Some(link) if side == Side::Home => link.from_home()(msg, payload),
+            Some(link) => link.from_away()(msg, payload),
+            None => self.say_soon(&Msg::Relay(msg), payload),
+        });
+        match side {
+            Side::Home => self.home = Some(relays),
+            Side::Away => self.away = Some(relays),
         }
         Some(result)
     }
