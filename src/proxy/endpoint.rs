@@ -20,7 +20,7 @@ use super::home::HomeTty;
 use super::listener::{AwayListener, HomeListener};
 use super::local::{Got, Local, Put};
 use super::socket::Socket;
-use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
+use super::stream::{Receiver, RelayMsg, Sender, StreamId, ACK, CHUNK};
 use super::RelayError;
 
 /// Puts one message on the link.
@@ -64,6 +64,10 @@ pub(super) struct Endpoint {
     pub announce: bool,
     /// Of the local object's events.
     pub token: Option<Token>,
+    /// Bytes or acknowledgements came since the last [`Endpoint::rest`].
+    pub busy: bool,
+    /// It is among those that [`Endpoint::rest`] is called for.
+    pub listed: bool,
     /// Offset of the last acknowledgement on this link.
     acknowledged: u64,
     /// It was said on this link that the connection is over.
@@ -85,6 +89,8 @@ impl Endpoint {
             writable: true,
             announce: false,
             token: None,
+            busy: false,
+            listed: false,
             acknowledged: 0,
             over_told: false,
         }
@@ -204,6 +210,7 @@ impl Endpoint {
             return false;
         }
         let role = &mut self.role;
+        self.busy = true;
         match with_buffer(|buf| {
             let got = local.read(&mut buf[..room]);
             if let Got::Bytes(n) = got {
@@ -268,7 +275,7 @@ impl Endpoint {
     pub fn drain(&mut self) {
         self.write_all();
         if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
-            socket.trim(local.as_fd());
+            socket.trim_much(local.as_fd());
         }
     }
 
@@ -353,22 +360,50 @@ impl Endpoint {
                 out(notice, &[]);
             }
         }
-        if let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) {
-            let (offset, window) = rx.ack();
-            if offset != self.acknowledged {
-                self.acknowledged = offset;
-                out(RelayMsg::Ack { stream, offset, window }, &[]);
-            }
-        }
+        let mut said = false;
         while let Some((offset, bytes, eof)) = self.tx.as_mut().and_then(Sender::poll) {
             out(RelayMsg::Data { stream, offset, eof }, bytes);
+            said = true;
         }
+        self.acknowledge(said, out);
         // Behind everything that the home half must know to be through as well. A copy of a frozen one
         // may know less, and needs the home half yet.
         if !self.over_told && !self.frozen && self.is_over_away() {
             self.over_told = true;
             out(RelayMsg::Over { stream }, &[]);
         }
+    }
+
+    /// Says what was consumed, if that is much, the end, or wanted `now`.
+    fn acknowledge(&mut self, now: bool, out: Out<'_>) {
+        let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) else { return };
+        let (offset, window) = rx.ack();
+        let news = offset.saturating_sub(self.acknowledged);
+        if news >= ACK || (news > 0 && (now || rx.finished())) {
+            self.acknowledged = offset;
+            out(RelayMsg::Ack { stream: self.id, offset, window }, &[]);
+        }
+    }
+
+    /// To be called from time to time: acknowledges the rest and then, if nothing came since the
+    /// last call, gives memory back. True when nothing is left to be done.
+    pub fn rest(&mut self, linked: bool, out: Out<'_>) -> bool {
+        if linked {
+            self.acknowledge(true, out);
+        }
+        if std::mem::take(&mut self.busy) {
+            return false;
+        }
+        if let Some(tx) = &mut self.tx {
+            tx.rest();
+        }
+        if let Some(rx) = &mut self.rx {
+            rx.rest();
+        }
+        if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
+            socket.rest(local.as_fd());
+        }
+        true
     }
 
     /// What the peer must know besides the bytes. Repeating it does no harm.
@@ -391,6 +426,7 @@ impl Endpoint {
     pub fn message(&mut self, msg: &RelayMsg, payload: &[u8]) -> Result<(), RelayError> {
         let id = self.id;
         let wrong = |error| RelayError::Stream { stream: id, error };
+        self.busy = true;
         match (msg, &mut self.role) {
             (RelayMsg::Winsize { size, .. }, Role::AwayPty(pty)) => pty.resize(*size),
             (RelayMsg::Hangup { .. }, Role::AwayPty(pty)) => pty.hang_up(),

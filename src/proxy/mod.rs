@@ -39,13 +39,13 @@
 //! job. SIGPIPE must be ignored.
 //!
 //! At most [`stream::WINDOW`] bytes wait in each half of a direction, plus what a freeze
-//! takes from a pipe.
+//! takes from a pipe; a half that is idle keeps no memory for them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::{Registry, Token};
 
@@ -71,6 +71,9 @@ use endpoint::{Endpoint, Role};
 
 /// How often [`Relays::on_tick`] should be called while [`Relays::tick`] asks for it.
 const TICK: Duration = Duration::from_millis(250);
+
+/// The same while some half was busy a moment ago: between two calls of [`Endpoint::rest`].
+const REST: Duration = Duration::from_millis(40);
 
 /// Messages that [`Loopback::settle`] carries at most.
 const SETTLE: usize = 256;
@@ -122,6 +125,9 @@ pub struct Relays {
     terminals: Vec<StreamId>,
     /// The highest number that was ever used.
     last_stream: StreamId,
+    /// Halves that were busy, and when they are looked at.
+    busy: Vec<StreamId>,
+    rest_at: Option<Instant>,
 }
 
 impl Relays {
@@ -139,6 +145,8 @@ impl Relays {
             listeners: Vec::new(),
             terminals: Vec::new(),
             last_stream: 0,
+            busy: Vec::new(),
+            rest_at: None,
         }
     }
 
@@ -265,6 +273,7 @@ impl Relays {
         measure(half);
         let id = half.id;
         half.pump(&self.registry, self.linked, out);
+        self.note_busy(id);
         if self.is_listener(id) {
             self.accept_all(id, out);
         }
@@ -297,8 +306,31 @@ impl Relays {
             self.remove(stream);
             out(RelayMsg::Forgotten { stream }, &[]);
         }
+        self.note_busy(stream);
         self.find_accepted(out);
         Ok(())
+    }
+
+    fn note_busy(&mut self, stream: StreamId) {
+        let Some(half) = self.halves.get_mut(&stream) else { return };
+        if half.busy && !std::mem::replace(&mut half.listed, true) {
+            self.busy.push(stream);
+            self.rest_at.get_or_insert_with(|| Instant::now() + REST);
+        }
+    }
+
+    /// Lets those rest that were busy, if it is time for that.
+    fn rest(&mut self, out: Out<'_>) {
+        if self.rest_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        let (halves, linked) = (&mut self.halves, self.linked);
+        self.busy.retain(|stream| {
+            let Some(half) = halves.get_mut(stream) else { return false };
+            half.listed = !half.rest(linked, out);
+            half.listed
+        });
+        self.rest_at = (!self.busy.is_empty()).then(|| Instant::now() + REST);
     }
 
     /// A message about a stream of which this side has no half.
@@ -384,6 +416,9 @@ impl Relays {
             activate(half);
             half.pump(&self.registry, self.linked, out);
         }
+        for stream in self.streams().collect::<Vec<_>>() {
+            self.note_busy(stream);
+        }
         for listener in self.listeners.clone() {
             self.accept_all(listener, out);
         }
@@ -458,8 +493,8 @@ impl Relays {
         }
     }
 
-    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground, or a
-    /// connection to be accepted.
+    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground, a
+    /// connection to be accepted, or a half was busy just now.
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
         let waits = |half: &Endpoint| match &half.role {
@@ -467,11 +502,13 @@ impl Relays {
             _ => false,
         };
         let mut terminals = self.terminals.iter().filter_map(|id| self.halves.get(id));
-        (self.looks_again() || terminals.any(waits)).then_some(TICK)
+        let rest = self.rest_at.map(|_| REST);
+        rest.or_else(|| (self.looks_again() || terminals.any(waits)).then_some(TICK))
     }
 
     /// Looks whether this process came to the foreground, and what the job has accepted.
     pub fn on_tick(&mut self, out: Out<'_>) {
+        self.rest(out);
         self.find_accepted(out);
         self.accept_again(out);
         for id in &self.terminals {

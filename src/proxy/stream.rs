@@ -29,6 +29,10 @@ pub type StreamId = u32;
 /// Bytes that may be on their way in one direction of one stream.
 pub const WINDOW: usize = 256 << 10;
 
+/// Consumed bytes that are acknowledged at once; fewer wait for bytes the other way, or for some
+/// milliseconds.
+pub const ACK: u64 = WINDOW as u64 / 4;
+
 /// Largest payload of one [`RelayMsg::Data`], bytes.
 pub const CHUNK: usize = 64 << 10;
 
@@ -171,6 +175,11 @@ impl Sender {
         let excess: Vec<u8> = self.buffer.drain(kept..).collect();
         self.eof &= excess.is_empty();
         excess
+    }
+
+    /// Gives memory back that nothing is in.
+    pub fn rest(&mut self) {
+        self.buffer.shrink_to_fit();
     }
 
     /// Nothing follows what was pushed so far.
@@ -348,6 +357,11 @@ impl Receiver {
         let n = n.min(self.pending.len());
         self.pending.drain(..n);
         self.consumed = self.consumed.saturating_add(n as u64);
+    }
+
+    /// Gives memory back that nothing is in.
+    pub fn rest(&mut self) {
+        self.pending.shrink_to_fit();
     }
 
     /// Every byte was consumed and nothing follows: the local object shall see eof.

@@ -246,6 +246,16 @@ fn sockets_are_relayed_like_pipes() {
 }
 
 #[test]
+fn what_was_read_is_acknowledged_soon_without_bytes_the_other_way() {
+    let (mut world, upstream, _downstream) = piped();
+    write_now(&upstream, b"a few bytes").unwrap();
+    assert_eq!(world.job_gets(IN, 11), b"a few bytes");
+    world.until("the acknowledgement", |w| w.home.is_drained());
+    // And then nothing is to be done any more.
+    world.until("rest", |w| w.home.tick().is_none() && w.away.tick().is_none());
+}
+
+#[test]
 fn a_job_that_came_home_is_relayed_in_memory() {
     use vosrun::proxy::{Loopback, Relays};
     let poll = mio::Poll::new().unwrap();
