@@ -60,6 +60,8 @@ pub(super) struct Endpoint {
     /// The last read or write did not say "later".
     pub readable: bool,
     pub writable: bool,
+    /// The last event told of nothing else: a read that leaves room has taken all.
+    bytes_only: bool,
     /// The peer does not know yet what [`Endpoint::notices`] says.
     pub announce: bool,
     /// Of the local object's events.
@@ -87,6 +89,7 @@ impl Endpoint {
             frozen: true,
             readable: true,
             writable: true,
+            bytes_only: false,
             announce: false,
             token: None,
             busy: false,
@@ -107,6 +110,11 @@ impl Endpoint {
             (Some(_), None) | (None, None) => Interest::READABLE,
             (None, Some(_)) => Interest::WRITABLE,
             (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
+        };
+        let interest = match self.role {
+            // A read ends where urgent data begins.
+            Role::Socket(_) => interest | Interest::PRIORITY,
+            _ => interest,
         };
         local
             .register(registry, token, interest)
@@ -133,14 +141,15 @@ impl Endpoint {
         if let Some(tx) = &mut self.tx {
             tx.hold(false);
         }
-        self.ready();
+        self.ready(true);
     }
 
-    /// The local object may have become readable, writable or broken.
-    pub fn ready(&mut self) {
+    /// The local object may have become readable or writable and, when `closed`, broken.
+    pub fn ready(&mut self, closed: bool) {
         self.readable = true;
         self.writable = true;
-        let gone = self.local.as_ref().is_some_and(Local::hung_up);
+        self.bytes_only = !closed && matches!(self.role, Role::Socket(_));
+        let gone = !self.bytes_only && self.local.as_ref().is_some_and(Local::hung_up);
         if gone && !self.frozen {
             self.gone();
         }
@@ -218,7 +227,10 @@ impl Endpoint {
             }
             got
         }) {
-            Got::Bytes(_) => true,
+            Got::Bytes(n) => {
+                self.readable = n == room || !self.bytes_only;
+                true
+            }
             other => {
                 self.no_bytes(other);
                 false

@@ -265,10 +265,16 @@ impl Relays {
 
     /// An event of a local object. False when the token is not of this set.
     pub fn on_ready(&mut self, token: Token, out: Out<'_>) -> bool {
+        self.on_event(token, true, out)
+    }
+
+    /// As [`Relays::on_ready`]; `closed` is false only when the event tells neither of an end or an
+    /// error nor of urgent data.
+    pub fn on_event(&mut self, token: Token, closed: bool, out: Out<'_>) -> bool {
         let Some(half) = self.by_token.get(&token).and_then(|id| self.halves.get_mut(id)) else {
             return false;
         };
-        half.ready();
+        half.ready(closed);
         // Keys typed after a change of the window's size shall not arrive before it.
         measure(half);
         let id = half.id;
@@ -563,7 +569,7 @@ fn activate(half: &mut Endpoint) -> bool {
         half.announce = true;
         half.readable = true;
     } else if local.hung_up() {
-        half.ready();
+        half.ready(true);
     }
     done
 }

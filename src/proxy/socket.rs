@@ -114,7 +114,7 @@ impl Socket {
 
     /// As [`Socket::trim`], once there is much of it.
     pub fn trim_much(&mut self, local: BorrowedFd<'_>) {
-        if self.sent.len() >= CHUNK {
+        if self.sent.len() > CHUNK {
             self.trim(local);
         }
     }

@@ -82,6 +82,17 @@ impl LinkErrorKind {
     }
 }
 
+/// What one read came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Nothing is there now, or ever.
+    Nothing,
+    /// Bytes that left space.
+    Short,
+    /// There may be more.
+    Full,
+}
+
 /// An authenticated connection that carries frames.
 #[derive(Debug)]
 pub struct Link<T = TcpStream> {
@@ -241,16 +252,35 @@ impl<T: Transport> Link<T> {
     /// When the connection or the session has failed; the link is of no further use. That the
     /// peer's end is missing is told only when all frames before it have been taken.
     pub fn drive(&mut self) -> Result<(), LinkError> {
+        self.drive_until(false)
+    }
+
+    /// As [`Self::drive`], just after the transport has told of bytes and not of its end: a read
+    /// that leaves space has taken all, and what comes later is told anew.
+    ///
+    /// # Errors
+    /// As [`Self::drive`].
+    pub fn drive_bytes(&mut self) -> Result<(), LinkError> {
+        self.drive_until(true)
+    }
+
+    fn drive_until(&mut self, short: bool) -> Result<(), LinkError> {
         self.flush()?;
         let stop = self.bytes_received + DRIVE_LIMIT as u64;
         self.left_some = false;
         while !self.eof {
             // The transport may be ready without ever telling so again.
             self.left_some = self.inbox_full() || self.bytes_received >= stop;
-            if self.left_some || !self.read()? {
+            if self.left_some {
                 break;
             }
-            self.flush()?;
+            let read = self.read()?;
+            if read != Read::Nothing {
+                self.flush()?;
+            }
+            if read == Read::Nothing || (short && read == Read::Short) {
+                break;
+            }
         }
         match &mut self.broken {
             Some(kind) if self.session.inbox() == 0 => {
@@ -482,20 +512,21 @@ impl<T: Transport> Link<T> {
         }
     }
 
-    /// One read; false when there is nothing to read now.
-    fn read(&mut self) -> Result<bool, LinkError> {
-        match self.io.read(self.session.space()) {
+    fn read(&mut self) -> Result<Read, LinkError> {
+        let space = self.session.space();
+        let size = space.len();
+        match self.io.read(space) {
             Ok(0) => self.end(LinkErrorKind::Cut),
             Ok(n) => {
                 self.bytes_received += n as u64;
                 self.session.received(n).map_err(|e| self.session_error(e))?;
-                return Ok(true);
+                return Ok(if n < size { Read::Short } else { Read::Full });
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Read::Full),
             Err(e) => self.end(e.into()),
         }
-        Ok(false)
+        Ok(Read::Nothing)
     }
 
     /// Nothing comes any more; an error unless the peer has said so before.

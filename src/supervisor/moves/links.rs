@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use mio::Interest;
 
+use super::super::Ready;
 use super::{LinkKey, Mover, Peer, Side};
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
@@ -67,7 +68,10 @@ impl Mover {
         let key = self.next_link;
         self.next_link += 1;
         let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
+        self.links.insert(
+            key,
+            Peer { link, token, inbox: VecDeque::new(), over, more: true, bytes_only: false },
+        );
         Ok(key)
     }
 
@@ -89,6 +93,15 @@ impl Mover {
         }
     }
 
+    /// An event of a link. False when it is not of one.
+    pub(super) fn link_ready(&mut self, ready: &Ready) -> bool {
+        let Some(peer) = self.links.values_mut().find(|p| p.token == ready.token) else {
+            return false;
+        };
+        (peer.more, peer.bytes_only) = (true, !ready.closed);
+        true
+    }
+
     /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
     /// that a fast peer fills no memory.
     pub(super) fn drive(&mut self, key: LinkKey) {
@@ -97,7 +110,11 @@ impl Mover {
             if peer.is_full() {
                 return;
             }
-            if let Err(e) = peer.link.drive() {
+            let driven = match std::mem::take(&mut peer.bytes_only) {
+                true => peer.link.drive_bytes(),
+                false => peer.link.drive(),
+            };
+            if let Err(e) = driven {
                 peer.over.get_or_insert(e.to_string());
             }
             if peer.link.closed() {

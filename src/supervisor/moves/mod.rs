@@ -93,9 +93,16 @@ struct Peer {
     over: Option<String>,
     /// More may be received at once, without a word of the event loop.
     more: bool,
+    /// The last word of the event loop told of bytes and nothing else.
+    bytes_only: bool,
 }
 
 impl Peer {
+    /// There may be something to be read or written now.
+    fn wants_drive(&self) -> bool {
+        self.more || self.link.paused() || self.link.queued() > 0
+    }
+
     /// Messages wait that nobody takes at the moment: the rest stays in the network.
     fn is_full(&self) -> bool {
         self.inbox.iter().map(|(_, payload)| payload.len() + MESSAGE).sum::<usize>() > INBOX_LIMIT
@@ -280,12 +287,16 @@ impl Mover {
         let at_once = !settled || self.has_to_dial() || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
+            if self.link_ready(&ready) {
+                continue;
+            }
             for side in [Side::Home, Side::Away] {
-                self.relay_soon(side, |relays, out| relays.on_ready(ready.token, out));
+                self.relay_soon(side, |r, out| r.on_event(ready.token, ready.closed, out));
             }
         }
         self.flush_relayed();
-        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
+        let wants = |(key, peer): (&LinkKey, &Peer)| peer.wants_drive().then_some(*key);
+        let keys: Vec<LinkKey> = self.links.iter().filter_map(wants).collect();
         for key in keys {
             self.drive(key);
         }
