@@ -452,7 +452,9 @@ impl Endpoint {
                 let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
                 // A writer that goes on has not heard yet.
                 self.announce |= rx.broken();
-                rx.on_data(offset, payload, eof).map_err(wrong)?;
+                let passed = self.pass_on(offset, payload);
+                let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
+                rx.on_data(offset + passed as u64, &payload[passed..], eof).map_err(wrong)?;
             }
             (&RelayMsg::Ack { offset, window, .. }, _) => {
                 self.sender(msg)?.on_ack(offset, window).map_err(wrong)?;
@@ -468,6 +470,31 @@ impl Endpoint {
             pty.apply_size(local.as_fd());
         }
         Ok(())
+    }
+
+    /// Writes received bytes to a socket that takes them now, without keeping them. How many.
+    fn pass_on(&mut self, offset: u64, bytes: &[u8]) -> usize {
+        let (Role::Socket(socket), Some(rx), Some(local)) =
+            (&mut self.role, &mut self.rx, &self.local)
+        else {
+            return 0;
+        };
+        let ready = self.writable && !self.frozen && socket.room() == usize::MAX;
+        let first = self.backlog.is_empty() && rx.is_next(offset);
+        if !ready || !first || bytes.is_empty() || bytes.len() > CHUNK {
+            return 0;
+        }
+        match local.write(bytes) {
+            Put::Bytes(n) => {
+                socket.note_sent(&bytes[..n]);
+                rx.pass(n);
+                return n;
+            }
+            Put::Later => self.writable = false,
+            Put::Broken => self.gone_for_writing(),
+            Put::Reset => self.socket_reset(),
+        }
+        0
     }
 
     fn sender(&mut self, msg: &RelayMsg) -> Result<&mut Sender, RelayError> {

@@ -335,6 +335,17 @@ impl Receiver {
         Ok(())
     }
 
+    /// Would a piece at `offset` be consumed next, if it were taken?
+    #[must_use]
+    pub fn is_next(&self, offset: u64) -> bool {
+        self.pending.is_empty() && offset == self.consumed && !self.eof && !self.broken
+    }
+
+    /// The first `n` bytes of a piece that [`Receiver::is_next`] were handed over at once.
+    pub fn pass(&mut self, n: usize) {
+        self.consumed = self.consumed.saturating_add(n as u64);
+    }
+
     /// The bytes to be consumed next; a part of them when they wrap around in memory.
     #[must_use]
     pub fn pending(&self) -> &[u8] {

@@ -175,6 +175,9 @@ impl Mover {
                     peer.over.get_or_insert(e.to_string());
                 }
             }
+            if let Some(peer) = self.links.get_mut(&key) {
+                peer.link.recycle(payload);
+            }
         }
         self.flush_relayed();
     }
