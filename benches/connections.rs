@@ -166,14 +166,16 @@ impl Scene {
     }
 }
 
+/// Measures so often and prints.
+type Row = fn(&Scene, usize) -> Result<()>;
+
 fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {
     let options = Options::from_args()?;
     let scene = Scene::new()?;
     if let Err(e) = tables(&scene, &options) {
         failures.push(("the tables of round trips and bandwidth".into(), e));
     }
-    let rows: [(&str, fn(&Scene, usize) -> Result<()>); 2] =
-        [("pause of a client", pause), ("1000 connections", many)];
+    let rows: [(&str, Row); 2] = [("pause of a client", pause), ("1000 connections", many)];
     for (name, row) in rows.into_iter().filter(|(name, _)| options.chosen(name)) {
         if let Err(e) = row(&scene, options.repeats.unwrap_or(12)) {
             failures.push((name.into(), e));
