@@ -227,7 +227,7 @@ fn queued_frames_keep_their_order() {
         assert_eq!(numbers.collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
     });
     fn payload(i: u32) -> Vec<u8> {
-        vec![7; if i % 7 == 0 { 20_000 } else { i as usize }]
+        vec![7; if i.is_multiple_of(7) { 20_000 } else { i as usize }]
     }
     for i in 0..300 {
         match i % 50 {
