@@ -214,6 +214,34 @@ fn a_flipped_bit_is_noticed() {
 }
 
 #[test]
+fn queued_frames_keep_their_order() {
+    let (a, b) = (Node::new("a"), Node::new("b"));
+    b.trust(&a);
+    let (mut to_b, mut to_a) = links(&a, &b, b.id());
+    let receiver = std::thread::spawn(move || {
+        let numbers = (0..300u32).map(|i| {
+            let frame = frame(&mut to_a).unwrap();
+            assert_eq!(frame.payload.len(), payload(i).len());
+            frame.decode::<u32>().unwrap()
+        });
+        assert_eq!(numbers.collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
+    });
+    fn payload(i: u32) -> Vec<u8> {
+        vec![7; if i.is_multiple_of(7) { 20_000 } else { i as usize }]
+    }
+    for i in 0..300 {
+        match i % 50 {
+            0 => to_b.send(&i, &payload(i)).unwrap(),
+            _ => to_b.queue(&i, &payload(i)).unwrap(),
+        }
+    }
+    while to_b.queued() > 0 {
+        to_b.wait(PATIENCE).unwrap();
+    }
+    receiver.join().unwrap();
+}
+
+#[test]
 fn a_cut_connection_is_not_a_clean_end() {
     let (a, b) = (Node::new("a"), Node::new("b"));
     b.trust(&a);

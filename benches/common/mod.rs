@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "each bench uses a part of this module")]
 
+pub mod ends;
+pub mod net;
 pub mod nodes;
 pub mod stats;
 

@@ -1,4 +1,4 @@
-//! Two nodes on loopback and a job that goes to and fro between them.
+//! Two nodes, on loopback or each on a host of its own, and a job that goes to and fro between them.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,11 +14,14 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::net::Net;
 use super::{free_port, output, retry, run, words, Scratch, VOSRUN};
 
 /// Two nodes, `a` and `b`, that know each other. Dropping them ends them.
 pub struct Nodes {
     states: [PathBuf; 2],
+    /// Words before all that runs on a node, and its address.
+    places: [(Vec<String>, String); 2],
     daemons: Vec<Child>,
     /// No single command takes longer.
     limit: Duration,
@@ -28,8 +31,25 @@ impl Nodes {
     /// # Errors
     /// With a node's log when it does not listen.
     pub fn start(scratch: &Scratch, limit: Duration) -> Result<Self> {
+        let loopback = || (Vec::new(), Ipv4Addr::LOCALHOST.to_string());
+        Self::start_in(scratch, limit, [loopback(), loopback()])
+    }
+
+    /// As [`Nodes::start`], each on a host.
+    ///
+    /// # Errors
+    /// As [`Nodes::start`].
+    pub fn start_on(scratch: &Scratch, limit: Duration, nets: [&Net; 2]) -> Result<Self> {
+        Self::start_in(scratch, limit, nets.map(|net| (net.enter(), net.address.clone())))
+    }
+
+    fn start_in(
+        scratch: &Scratch,
+        limit: Duration,
+        places: [(Vec<String>, String); 2],
+    ) -> Result<Self> {
         let states = [scratch.dir("a")?, scratch.dir("b")?];
-        let mut nodes = Self { states, daemons: Vec::new(), limit };
+        let mut nodes = Self { states, places, daemons: Vec::new(), limit };
         nodes.daemon(0, "a", None)?;
         let token = retry(Duration::from_secs(10), || {
             let text = run(nodes.vosrun(0).arg("token"), nodes.limit)?;
@@ -42,25 +62,37 @@ impl Nodes {
 
     /// `vosrun --state-dir STATE` of one node, the rest still to be added.
     fn vosrun(&self, node: usize) -> Command {
-        let mut command = Command::new(VOSRUN);
-        command.arg("--state-dir").arg(&self.states[node]);
+        let mut words = self.places[node].0.iter().map(String::as_str).chain([VOSRUN]);
+        let mut command = Command::new(words.next().unwrap_or(VOSRUN));
+        command.args(words).arg("--state-dir").arg(&self.states[node]);
         command
     }
 
     /// Starts a node and waits until it listens.
     fn daemon(&mut self, node: usize, name: &str, token: Option<&str>) -> Result<()> {
-        let port = free_port()?;
+        let listen = format!("{}:{}", self.places[node].1, free_port()?);
         let mut command = self.vosrun(node);
-        command.args(["node", "--name", name, "--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["node", "--name", name, "--listen", &listen]);
         command.args(token.into_iter().flat_map(|token| ["--join", token]));
         let log = self.states[node].join("bench.log");
         let stderr = fs::File::create(&log).with_context(|| log.display().to_string())?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;
         self.daemons.push(child);
-        retry(Duration::from_secs(10), || Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?))
+        retry(Duration::from_secs(10), || self.listens(node, &listen))
             .with_context(|| fs::read_to_string(&log).unwrap_or_default())
-            .with_context(|| format!("node {name} does not listen on 127.0.0.1:{port}"))?;
+            .with_context(|| format!("node {name} does not listen on {listen}"))?;
+        Ok(())
+    }
+
+    /// Asks the node itself where its port cannot be reached from here.
+    fn listens(&self, node: usize, listen: &str) -> Result<()> {
+        if self.places[node].0.is_empty() {
+            TcpStream::connect(listen)?;
+        } else {
+            let nodes = run(self.vosrun(node).args(["nodes", "--json"]), self.limit)?;
+            ensure!(nodes.contains("\"ready\""), "it is not ready");
+        }
         Ok(())
     }
 

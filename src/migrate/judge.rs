@@ -160,19 +160,19 @@ fn judge_user(hello: &Hello, verdict: &mut Verdict) {
 
 /// Sockets are kept in network namespaces.
 fn judge_relayed(connections: u32, datagrams: u32) -> Option<Finding> {
-    let kinds: [(u32, &str, fn() -> std::io::Result<()>); 2] = [
-        (connections, "TCP", fd::tcp::envelope::probe),
-        (datagrams, "UDP", fd::udp::envelope::probe),
-    ];
-    let mut used = kinds.into_iter().filter(|(count, ..)| *count > 0);
-    used.find_map(|(count, name, probe)| {
-        let e = probe().err()?;
-        Some(blocker(
+    let failed = |count, probe: fn() -> std::io::Result<()>| match count {
+        0 => None,
+        _ => probe().err(),
+    };
+    let tcp = failed(connections, fd::tcp::envelope::probe).map(|e| (connections, "TCP", e));
+    let udp = || failed(datagrams, fd::udp::envelope::probe).map(|e| (datagrams, "UDP", e));
+    tcp.or_else(udp).map(|(count, name, e)| {
+        blocker(
             "VOS-NETNS",
             format!("{count} {name} {}: {e}", if count == 1 { "socket" } else { "sockets" }),
             "the target makes no network namespace, in which the old addresses are the job's",
             "allow them on the target (user.max_net_namespaces), or run its node as root",
-        ))
+        )
     })
 }
 

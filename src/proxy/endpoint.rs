@@ -9,6 +9,7 @@
 //! what makes a copy of its state valid as long as it stays frozen: it acknowledges nothing
 //! that the copy has not seen.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
@@ -20,7 +21,7 @@ use super::home::HomeTty;
 use super::listener::{AwayListener, HomeListener};
 use super::local::{Got, Local, Put};
 use super::socket::Socket;
-use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK};
+use super::stream::{Receiver, RelayMsg, Sender, StreamId, ACK, CHUNK};
 use super::RelayError;
 
 /// Puts one message on the link.
@@ -63,10 +64,16 @@ pub(super) struct Endpoint {
     /// The last read or write did not say "later".
     pub readable: bool,
     pub writable: bool,
+    /// The last event told of nothing else: a read that leaves room has taken all.
+    bytes_only: bool,
     /// The peer does not know yet what [`Endpoint::notices`] says.
     pub announce: bool,
     /// Of the local object's events.
     pub token: Option<Token>,
+    /// Bytes or acknowledgements came since the last [`Endpoint::rest`].
+    pub busy: bool,
+    /// It is among those that [`Endpoint::rest`] is called for.
+    pub listed: bool,
     /// Offset of the last acknowledgement on this link.
     acknowledged: u64,
     /// It was said on this link that the connection is over.
@@ -86,8 +93,11 @@ impl Endpoint {
             frozen: true,
             readable: true,
             writable: true,
+            bytes_only: false,
             announce: false,
             token: None,
+            busy: false,
+            listed: false,
             acknowledged: 0,
             over_told: false,
         }
@@ -105,6 +115,11 @@ impl Endpoint {
             (Some(_), None) | (None, None) => Interest::READABLE,
             (None, Some(_)) => Interest::WRITABLE,
             (Some(_), Some(_)) => Interest::READABLE | Interest::WRITABLE,
+        };
+        let interest = match self.role {
+            // A read ends where urgent data begins.
+            Role::Socket(_) => interest | Interest::PRIORITY,
+            _ => interest,
         };
         local
             .register(registry, token, interest)
@@ -134,14 +149,15 @@ impl Endpoint {
         if let Some(tx) = &mut self.tx {
             tx.hold(false);
         }
-        self.ready();
+        self.ready(true);
     }
 
-    /// The local object may have become readable, writable or broken.
-    pub fn ready(&mut self) {
+    /// The local object may have become readable or writable and, when `closed`, broken.
+    pub fn ready(&mut self, closed: bool) {
         self.readable = true;
         self.writable = true;
-        let gone = self.local.as_ref().is_some_and(Local::hung_up);
+        self.bytes_only = !closed && matches!(self.role, Role::Socket(_));
+        let gone = !self.bytes_only && self.local.as_ref().is_some_and(Local::hung_up);
         if gone && !self.frozen {
             self.gone();
         }
@@ -184,7 +200,12 @@ impl Endpoint {
     /// Moves all that can be moved now.
     pub fn pump(&mut self, registry: &Registry, linked: bool, out: Out<'_>) {
         if !self.frozen {
-            self.fill();
+            // What was read leaves before more is read, so that the other side has work meanwhile.
+            while self.fill() {
+                if linked {
+                    self.send(out);
+                }
+            }
             self.drain();
             self.close_if_done(registry);
         }
@@ -193,24 +214,40 @@ impl Endpoint {
         }
     }
 
-    fn fill(&mut self) {
+    /// Reads once, as far as the window allows. False when no more is to be read now.
+    fn fill(&mut self) -> bool {
         if self.role.is_datagrams() {
-            return self.fill_datagrams(false);
+            self.fill_datagrams(false);
+            return false;
         }
-        let mut buf = [0; CHUNK];
-        while self.readable && self.may_read() {
-            let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
-            let known = match &self.role {
-                Role::Socket(socket) => socket.skip,
-                _ => 0,
-            };
-            let room = tx.room().max(known).min(buf.len());
-            if room == 0 {
-                return;
+        if !self.readable || !self.may_read() {
+            return false;
+        }
+        let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return false };
+        let known = match &self.role {
+            Role::Socket(socket) => socket.skip,
+            _ => 0,
+        };
+        let room = tx.room().max(known).min(CHUNK);
+        if room == 0 {
+            return false;
+        }
+        let role = &mut self.role;
+        self.busy = true;
+        match with_buffer(|buf| {
+            let got = local.read(&mut buf[..room]);
+            if let Got::Bytes(n) = got {
+                push(role, tx, &buf[..n]);
             }
-            match local.read(&mut buf[..room]) {
-                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
-                other => self.no_bytes(other),
+            got
+        }) {
+            Got::Bytes(n) => {
+                self.readable = n == room || !self.bytes_only;
+                true
+            }
+            other => {
+                self.no_bytes(other);
+                false
             }
         }
     }
@@ -246,14 +283,20 @@ impl Endpoint {
             self.readable = true;
             return self.fill_datagrams(true);
         }
-        let mut buf = [0; CHUNK];
         while let (Some(tx), Some(local)) = (&mut self.tx, &self.local) {
             if tx.closed() {
                 return;
             }
-            match local.read(&mut buf) {
-                Got::Bytes(n) => push(&mut self.role, tx, &buf[..n]),
-                other => return self.no_bytes(other),
+            let role = &mut self.role;
+            let got = with_buffer(|buf| {
+                let got = local.read(buf);
+                if let Got::Bytes(n) = got {
+                    push(role, tx, &buf[..n]);
+                }
+                got
+            });
+            if !matches!(got, Got::Bytes(_)) {
+                return self.no_bytes(got);
             }
         }
     }
@@ -265,7 +308,7 @@ impl Endpoint {
         }
         self.write_all();
         if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
-            socket.trim(local.as_fd());
+            socket.trim_much(local.as_fd());
         }
     }
 
@@ -353,22 +396,50 @@ impl Endpoint {
                 out(notice, &[]);
             }
         }
-        if let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) {
-            let (offset, window) = rx.ack();
-            if offset != self.acknowledged {
-                self.acknowledged = offset;
-                out(RelayMsg::Ack { stream, offset, window }, &[]);
-            }
-        }
+        let mut said = false;
         while let Some((offset, bytes, eof)) = self.tx.as_mut().and_then(Sender::poll) {
-            out(RelayMsg::Data { stream, offset, eof }, &bytes);
+            out(RelayMsg::Data { stream, offset, eof }, bytes);
+            said = true;
         }
+        self.acknowledge(said, out);
         // Behind everything that the home half must know to be through as well. A copy of a frozen one
         // may know less, and needs the home half yet.
         if !self.over_told && !self.frozen && self.is_over_away() {
             self.over_told = true;
             out(RelayMsg::Over { stream }, &[]);
         }
+    }
+
+    /// Says what was consumed, if that is much, the end, or wanted `now`.
+    fn acknowledge(&mut self, now: bool, out: Out<'_>) {
+        let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) else { return };
+        let (offset, window) = rx.ack();
+        let news = offset.saturating_sub(self.acknowledged);
+        if news >= ACK || (news > 0 && (now || rx.finished())) {
+            self.acknowledged = offset;
+            out(RelayMsg::Ack { stream: self.id, offset, window }, &[]);
+        }
+    }
+
+    /// To be called from time to time: acknowledges the rest and then, if nothing came since the
+    /// last call, gives memory back. True when nothing is left to be done.
+    pub fn rest(&mut self, linked: bool, out: Out<'_>) -> bool {
+        if linked {
+            self.acknowledge(true, out);
+        }
+        if std::mem::take(&mut self.busy) {
+            return false;
+        }
+        if let Some(tx) = &mut self.tx {
+            tx.rest();
+        }
+        if let Some(rx) = &mut self.rx {
+            rx.rest();
+        }
+        if let (Role::Socket(socket), Some(local)) = (&mut self.role, &self.local) {
+            socket.rest(local.as_fd());
+        }
+        true
     }
 
     /// What the peer must know besides the bytes. Repeating it does no harm.
@@ -394,6 +465,7 @@ impl Endpoint {
     pub fn message(&mut self, msg: &RelayMsg, payload: &[u8]) -> Result<(), RelayError> {
         let id = self.id;
         let wrong = |error| RelayError::Stream { stream: id, error };
+        self.busy = true;
         match (msg, &mut self.role) {
             (RelayMsg::Winsize { size, .. }, Role::AwayPty(pty)) => pty.resize(*size),
             (RelayMsg::Hangup { .. }, Role::AwayPty(pty)) => pty.hang_up(),
@@ -408,7 +480,9 @@ impl Endpoint {
                 let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
                 // A writer that goes on has not heard yet.
                 self.announce |= rx.broken();
-                rx.on_data(offset, payload, eof).map_err(wrong)?;
+                let passed = self.pass_on(offset, payload);
+                let rx = self.rx.as_mut().ok_or_else(|| RelayError::unexpected(msg))?;
+                rx.on_data(offset + passed as u64, &payload[passed..], eof).map_err(wrong)?;
             }
             (&RelayMsg::Ack { offset, window, .. }, _) => {
                 self.sender(msg)?.on_ack(offset, window).map_err(wrong)?;
@@ -426,9 +500,44 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Writes received bytes to a socket that takes them now, without keeping them. How many.
+    fn pass_on(&mut self, offset: u64, bytes: &[u8]) -> usize {
+        let (Role::Socket(socket), Some(rx), Some(local)) =
+            (&mut self.role, &mut self.rx, &self.local)
+        else {
+            return 0;
+        };
+        let ready = self.writable && !self.frozen && socket.room() == usize::MAX;
+        let first = self.backlog.is_empty() && rx.is_next(offset);
+        if !ready || !first || bytes.is_empty() || bytes.len() > CHUNK {
+            return 0;
+        }
+        match local.write(bytes) {
+            Put::Bytes(n) => {
+                socket.note_sent(&bytes[..n]);
+                rx.pass(n);
+                return n;
+            }
+            Put::Later => self.writable = false,
+            Put::Broken => self.gone_for_writing(),
+            Put::Reset => self.socket_reset(),
+        }
+        0
+    }
+
     fn sender(&mut self, msg: &RelayMsg) -> Result<&mut Sender, RelayError> {
         self.tx.as_mut().ok_or_else(|| RelayError::unexpected(msg))
     }
+}
+
+/// Calls with [`CHUNK`] bytes of memory that is used again.
+pub(super) fn with_buffer<R>(call: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local!(static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+    let mut buffer = BUFFER.take();
+    buffer.resize(CHUNK, 0);
+    let result = call(&mut buffer);
+    BUFFER.set(buffer);
+    result
 }
 
 /// Local bytes go to the link.

@@ -381,7 +381,7 @@ impl Relays {
         if made.is_none() {
             half.refuse();
         }
-        half.ready();
+        half.ready(true);
         half.pump(&self.registry, self.linked, out);
         self.halves.insert(dial.stream, half);
         let Some(half) = self.halves.get_mut(&dial.listener) else { return };

@@ -40,13 +40,13 @@
 //! job. SIGPIPE must be ignored.
 //!
 //! At most [`stream::WINDOW`] bytes wait in each half of a direction, plus what a freeze
-//! takes from a pipe.
+//! takes from a pipe; a half that is idle keeps no memory for them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::{Registry, Token};
 
@@ -56,6 +56,7 @@ mod endpoint;
 mod home;
 mod listener;
 mod local;
+mod loopback;
 mod raw;
 mod socket;
 pub mod stream;
@@ -66,6 +67,7 @@ pub use datagram::{Head, Told, Usual, Wires};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
 pub use listener::{addresses, inet, Dial, ListenerState};
+pub use loopback::Loopback;
 pub use raw::{accept_queue, traffic};
 pub use socket::TcpState;
 pub use stream::{RelayMsg, StreamId};
@@ -75,8 +77,8 @@ use endpoint::{Endpoint, Role};
 /// How often [`Relays::on_tick`] should be called while [`Relays::tick`] asks for it.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Messages that [`Loopback::settle`] carries at most.
-const SETTLE: usize = 256;
+/// The same while some half was busy a moment ago: between two calls of [`Endpoint::rest`].
+const REST: Duration = Duration::from_millis(40);
 
 /// Why a relay cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,9 @@ pub struct Relays {
     terminals: Vec<StreamId>,
     /// The highest number that was ever used.
     last_stream: StreamId,
+    /// Halves that were busy, and when they are looked at.
+    busy: Vec<StreamId>,
+    rest_at: Option<Instant>,
 }
 
 impl Relays {
@@ -142,6 +147,8 @@ impl Relays {
             listeners: Vec::new(),
             terminals: Vec::new(),
             last_stream: 0,
+            busy: Vec::new(),
+            rest_at: None,
         }
     }
 
@@ -288,14 +295,21 @@ impl Relays {
 
     /// An event of a local object. False when the token is not of this set.
     pub fn on_ready(&mut self, token: Token, out: Out<'_>) -> bool {
+        self.on_event(token, true, out)
+    }
+
+    /// As [`Relays::on_ready`]; `closed` is false only when the event tells neither of an end or an
+    /// error nor of urgent data.
+    pub fn on_event(&mut self, token: Token, closed: bool, out: Out<'_>) -> bool {
         let Some(half) = self.by_token.get(&token).and_then(|id| self.halves.get_mut(id)) else {
             return false;
         };
-        half.ready();
+        half.ready(closed);
         // Keys typed after a change of the window's size shall not arrive before it.
         measure(half);
         let id = half.id;
         half.pump(&self.registry, self.linked, out);
+        self.note_busy(id);
         if self.is_listener(id) {
             self.accept_all(id, out);
         }
@@ -328,8 +342,31 @@ impl Relays {
             self.remove(stream);
             out(RelayMsg::Forgotten { stream }, &[]);
         }
+        self.note_busy(stream);
         self.find_accepted(out);
         Ok(())
+    }
+
+    fn note_busy(&mut self, stream: StreamId) {
+        let Some(half) = self.halves.get_mut(&stream) else { return };
+        if half.busy && !std::mem::replace(&mut half.listed, true) {
+            self.busy.push(stream);
+            self.rest_at.get_or_insert_with(|| Instant::now() + REST);
+        }
+    }
+
+    /// Lets those rest that were busy, if it is time for that.
+    fn rest(&mut self, out: Out<'_>) {
+        if self.rest_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        let (halves, linked) = (&mut self.halves, self.linked);
+        self.busy.retain(|stream| {
+            let Some(half) = halves.get_mut(stream) else { return false };
+            half.listed = !half.rest(linked, out);
+            half.listed
+        });
+        self.rest_at = (!self.busy.is_empty()).then(|| Instant::now() + REST);
     }
 
     /// A message about a stream of which this side has no half.
@@ -414,6 +451,9 @@ impl Relays {
             want(half);
             activate(half);
             half.pump(&self.registry, self.linked, out);
+        }
+        for stream in self.streams().collect::<Vec<_>>() {
+            self.note_busy(stream);
         }
         for listener in self.listeners.clone() {
             self.accept_all(listener, out);
@@ -500,8 +540,8 @@ impl Relays {
         }
     }
 
-    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground, or a
-    /// connection to be accepted.
+    /// The time until [`Relays::on_tick`] is due, while a terminal waits for its foreground, a
+    /// connection to be accepted, or a half was busy just now.
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
         let waits = |half: &Endpoint| match &half.role {
@@ -509,11 +549,13 @@ impl Relays {
             _ => false,
         };
         let mut terminals = self.terminals.iter().filter_map(|id| self.halves.get(id));
-        (self.looks_again() || terminals.any(waits)).then_some(TICK)
+        let rest = self.rest_at.map(|_| REST);
+        rest.or_else(|| (self.looks_again() || terminals.any(waits)).then_some(TICK))
     }
 
     /// Looks whether this process came to the foreground, and what the job has accepted.
     pub fn on_tick(&mut self, out: Out<'_>) {
+        self.rest(out);
         self.find_accepted(out);
         self.accept_again(out);
         for id in &self.terminals {
@@ -571,7 +613,7 @@ fn activate(half: &mut Endpoint) -> bool {
         half.announce = true;
         half.readable = true;
     } else if local.hung_up() {
-        half.ready();
+        half.ready(true);
     }
     done
 }
@@ -579,51 +621,5 @@ fn activate(half: &mut Endpoint) -> bool {
 fn measure(half: &mut Endpoint) {
     if let (Role::HomeTty(tty), Some(local)) = (&mut half.role, &half.local) {
         half.announce |= tty.measure(local.as_fd());
-    }
-}
-
-/// The link of a job that came home: both halves in one process.
-#[derive(Debug, Default)]
-pub struct Loopback {
-    to_home: VecDeque<(RelayMsg, Vec<u8>)>,
-    to_away: VecDeque<(RelayMsg, Vec<u8>)>,
-}
-
-impl Loopback {
-    /// Joins both sides, whose former links are gone.
-    #[must_use]
-    pub fn join(home: &mut Relays, away: &mut Relays) -> Self {
-        let mut link = Self::default();
-        home.resync(&mut link.from_home());
-        away.resync(&mut link.from_away());
-        link
-    }
-
-    /// The closure that the home side's methods want.
-    pub fn from_home(&mut self) -> impl FnMut(RelayMsg, &[u8]) + '_ {
-        |msg, payload| self.to_away.push_back((msg, payload.to_vec()))
-    }
-
-    /// The closure that the away side's methods want.
-    pub fn from_away(&mut self) -> impl FnMut(RelayMsg, &[u8]) + '_ {
-        |msg, payload| self.to_home.push_back((msg, payload.to_vec()))
-    }
-
-    /// Carries messages over. True when some are left: the caller shall look at its other
-    /// events, without waiting, and come again.
-    ///
-    /// # Errors
-    /// As [`Relays::on_message`].
-    pub fn settle(&mut self, home: &mut Relays, away: &mut Relays) -> Result<bool, RelayError> {
-        for _ in 0..SETTLE {
-            if let Some((msg, payload)) = self.to_away.pop_front() {
-                away.on_message(&msg, &payload, &mut self.from_away())?;
-            } else if let Some((msg, payload)) = self.to_home.pop_front() {
-                home.on_message(&msg, &payload, &mut self.from_home())?;
-            } else {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }

@@ -31,7 +31,7 @@ use super::endpoint::{Endpoint, Role};
 use super::listener::Dial;
 use super::local::Local;
 use super::raw;
-use super::stream::{Receiver, RelayMsg, Sender, StreamId, WINDOW};
+use super::stream::{Receiver, RelayMsg, Sender, StreamId, CHUNK, WINDOW};
 use super::term::wait_for;
 
 /// So long the bytes of a frozen job may be on their way between two sockets of one machine.
@@ -110,6 +110,19 @@ impl Socket {
             self.total = self.total.saturating_add(bytes.len() as u64);
             self.sent.extend(bytes);
         }
+    }
+
+    /// As [`Socket::trim`], once there is much of it.
+    pub fn trim_much(&mut self, local: BorrowedFd<'_>) {
+        if self.sent.len() > CHUNK {
+            self.trim(local);
+        }
+    }
+
+    /// Gives memory back that is not needed.
+    pub fn rest(&mut self, local: BorrowedFd<'_>) {
+        self.trim(local);
+        self.sent.shrink_to_fit();
     }
 
     /// Forgets what the other socket has acknowledged.

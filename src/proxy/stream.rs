@@ -27,10 +27,14 @@ use super::term::{Termios, WindowSize};
 pub type StreamId = u32;
 
 /// Bytes that may be on their way in one direction of one stream.
-pub const WINDOW: usize = 64 << 10;
+pub const WINDOW: usize = 256 << 10;
+
+/// Consumed bytes that are acknowledged at once; fewer wait for bytes the other way, or for some
+/// milliseconds.
+pub const ACK: u64 = WINDOW as u64 / 4;
 
 /// Largest payload of one [`RelayMsg::Data`], bytes.
-pub const CHUNK: usize = 16 << 10;
+pub const CHUNK: usize = 64 << 10;
 
 /// What the two halves of a relay say to each other. [`RelayMsg::Data`] is followed by its
 /// payload, every other message by none.
@@ -173,6 +177,11 @@ impl Sender {
         excess
     }
 
+    /// Gives memory back that nothing is in.
+    pub fn rest(&mut self) {
+        self.buffer.shrink_to_fit();
+    }
+
     /// Nothing follows what was pushed so far.
     pub fn close(&mut self) {
         self.eof = true;
@@ -255,20 +264,26 @@ impl Sender {
         Err(StreamError::BadAck { from, to, got })
     }
 
-    /// The next piece to put on the link, at most [`CHUNK`] bytes: offset, bytes, eof.
-    pub fn poll(&mut self) -> Option<(u64, Vec<u8>, bool)> {
+    /// The next piece to put on the link, at most [`CHUNK`] bytes, fewer when they wrap around in
+    /// memory: offset, bytes, eof.
+    pub fn poll(&mut self) -> Option<(u64, &[u8], bool)> {
         let offset = self.next.filter(|&next| !self.broken && next < self.fin())?;
-        let end = self.end().min(self.limit).min(offset.saturating_add(CHUNK as u64));
-        let end = end.min(self.held.unwrap_or(end));
-        let eof = self.eof && end == self.end();
-        if end <= offset && !eof {
+        let limit = self.limit.min(self.held.unwrap_or(self.limit));
+        // Both ends lie in the buffer: acked <= offset, as on_ack sees to it, and next < fin.
+        let from = usize::try_from(offset.checked_sub(self.acked)?).ok()?;
+        let most = usize::try_from(limit.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
+        let (front, back) = self.buffer.as_slices();
+        let rest = match from.checked_sub(front.len()) {
+            None => &front[from..],
+            Some(behind) => back.get(behind..)?,
+        };
+        let piece = &rest[..rest.len().min(most)];
+        let eof = self.eof && from + piece.len() == self.buffer.len();
+        if piece.is_empty() && !eof {
             return None;
         }
-        // Both ends lie in the buffer: acked <= offset, and end <= self.end().
-        let range = (offset - self.acked) as usize..(end.max(offset) - self.acked) as usize;
-        let bytes = self.buffer.range(range).copied().collect();
-        self.next = Some(end.saturating_add(eof.into()));
-        Some((offset, bytes, eof))
+        self.next = Some(offset.saturating_add(piece.len() as u64).saturating_add(eof.into()));
+        Some((offset, piece, eof))
     }
 }
 
@@ -320,6 +335,17 @@ impl Receiver {
         Ok(())
     }
 
+    /// Would a piece at `offset` be consumed next, if it were taken?
+    #[must_use]
+    pub fn is_next(&self, offset: u64) -> bool {
+        self.pending.is_empty() && offset == self.consumed && !self.eof && !self.broken
+    }
+
+    /// The first `n` bytes of a piece that [`Receiver::is_next`] were handed over at once.
+    pub fn pass(&mut self, n: usize) {
+        self.consumed = self.consumed.saturating_add(n as u64);
+    }
+
     /// The bytes to be consumed next; a part of them when they wrap around in memory.
     #[must_use]
     pub fn pending(&self) -> &[u8] {
@@ -342,6 +368,11 @@ impl Receiver {
         let n = n.min(self.pending.len());
         self.pending.drain(..n);
         self.consumed = self.consumed.saturating_add(n as u64);
+    }
+
+    /// Gives memory back that nothing is in.
+    pub fn rest(&mut self) {
+        self.pending.shrink_to_fit();
     }
 
     /// Every byte was consumed and nothing follows: the local object shall see eof.

@@ -79,7 +79,7 @@ pub struct Ready {
     pub token: Token,
     pub readable: bool,
     pub writable: bool,
-    /// The other end is closed or in error.
+    /// The other end is closed or in error, or there is urgent data.
     pub closed: bool,
 }
 
@@ -560,7 +560,10 @@ fn readiness(event: &mio::event::Event) -> Ready {
         token: event.token(),
         readable: event.is_readable(),
         writable: event.is_writable(),
-        closed: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+        closed: event.is_read_closed()
+            || event.is_write_closed()
+            || event.is_error()
+            || event.is_priority(),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt, MsgFlags};
 use vosrun::proxy::{HomeEnd, StreamId};
 
 use crate::world::{write_now, World, PATIENCE};
@@ -304,6 +305,20 @@ fn a_reset_before_it_is_accepted_reaches_the_job() {
     assert_eq!(error, ErrorKind::ConnectionReset);
     let stream = accepted(&mut world);
     exchange(&mut world, stream, &mut { stays }, b"hello");
+}
+
+#[test]
+fn bytes_behind_an_urgent_one_arrive() {
+    let (mut world, address) = listening(8);
+    let mut client = client(address);
+    let stream = accepted(&mut world);
+    exchange(&mut world, stream, &mut client, b"hello");
+    for turn in 0..20 {
+        // A read ends in front of the urgent byte, which is relayed by nobody.
+        nix::sys::socket::send(client.as_raw_fd(), b"before!", MsgFlags::MSG_OOB).unwrap();
+        client.write_all(b"behind").unwrap();
+        assert_eq!(world.job_gets(stream, 12), b"beforebehind", "turn {turn}");
+    }
 }
 
 #[test]

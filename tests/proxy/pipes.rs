@@ -119,7 +119,7 @@ fn sixteen_mebibytes_arrive_exactly() {
 #[test]
 fn small_streams_with_many_cuts_and_moves_arrive_exactly() {
     for seed in 1..40 {
-        soak(seed * 7919, 300_000, 4, 5);
+        soak(seed * 7919, 1_200_000, 4, 5);
     }
 }
 
@@ -243,6 +243,16 @@ fn sockets_are_relayed_like_pipes() {
     let mut answer = String::new();
     person.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "answer");
+}
+
+#[test]
+fn what_was_read_is_acknowledged_soon_without_bytes_the_other_way() {
+    let (mut world, upstream, _downstream) = piped();
+    write_now(&upstream, b"a few bytes").unwrap();
+    assert_eq!(world.job_gets(IN, 11), b"a few bytes");
+    world.until("the acknowledgement", |w| w.home.is_drained());
+    // And then nothing is to be done any more.
+    world.until("rest", |w| w.home.tick().is_none() && w.away.tick().is_none());
 }
 
 #[test]

@@ -242,8 +242,10 @@ impl World {
             result => result.unwrap(),
         }
         for event in &events {
-            let _ = self.home.on_ready(event.token(), &mut into(&mut self.to_away))
-                || self.away.on_ready(event.token(), &mut into(&mut self.to_home));
+            let ended = event.is_read_closed() || event.is_write_closed();
+            let closed = ended || event.is_error() || event.is_priority();
+            let _ = self.home.on_event(event.token(), closed, &mut into(&mut self.to_away))
+                || self.away.on_event(event.token(), closed, &mut into(&mut self.to_home));
         }
         for _ in 0..64 {
             if !self.deliver() {

@@ -40,6 +40,10 @@ pub const INBOX_LIMIT: usize = 1 << 20;
 const DRIVE_LIMIT: usize = 16 << 20;
 /// A payload below this size is encrypted together with its header, bytes.
 const SMALL_PAYLOAD: usize = 4 << 10;
+/// Small frames of so many bytes are encrypted, the largest content of a record (RFC 8446, 5.1).
+const RECORD: usize = 16 << 10;
+/// [`Link::queue`] writes when so many encrypted bytes wait.
+const QUEUE: usize = 64 << 10;
 
 /// A nonblocking byte stream that can be waited for.
 pub trait Transport: io::Read + io::Write + mio::event::Source + AsFd {}
@@ -78,11 +82,24 @@ impl LinkErrorKind {
     }
 }
 
+/// What one read came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Nothing is there now, or ever.
+    Nothing,
+    /// Bytes that left space.
+    Short,
+    /// There may be more.
+    Full,
+}
+
 /// An authenticated connection that carries frames.
 #[derive(Debug)]
 pub struct Link<T = TcpStream> {
     io: T,
     session: Session,
+    /// Frames that are to be encrypted together.
+    small: Vec<u8>,
     remote: String,
     /// The peer that this side insists on (client side).
     expected: Option<NodeId>,
@@ -217,6 +234,7 @@ impl<T: Transport> Link<T> {
         Self {
             io,
             session,
+            small: Vec::new(),
             remote,
             expected,
             eof: false,
@@ -234,16 +252,35 @@ impl<T: Transport> Link<T> {
     /// When the connection or the session has failed; the link is of no further use. That the
     /// peer's end is missing is told only when all frames before it have been taken.
     pub fn drive(&mut self) -> Result<(), LinkError> {
+        self.drive_until(false)
+    }
+
+    /// As [`Self::drive`], just after the transport has told of bytes and not of its end: a read
+    /// that leaves space has taken all, and what comes later is told anew.
+    ///
+    /// # Errors
+    /// As [`Self::drive`].
+    pub fn drive_bytes(&mut self) -> Result<(), LinkError> {
+        self.drive_until(true)
+    }
+
+    fn drive_until(&mut self, short: bool) -> Result<(), LinkError> {
         self.flush()?;
         let stop = self.bytes_received + DRIVE_LIMIT as u64;
         self.left_some = false;
         while !self.eof {
             // The transport may be ready without ever telling so again.
             self.left_some = self.inbox_full() || self.bytes_received >= stop;
-            if self.left_some || !self.read()? {
+            if self.left_some {
                 break;
             }
-            self.flush()?;
+            let read = self.read()?;
+            if read != Read::Nothing {
+                self.flush()?;
+            }
+            if read == Read::Nothing || (short && read == Read::Short) {
+                break;
+            }
         }
         match &mut self.broken {
             Some(kind) if self.session.inbox() == 0 => {
@@ -272,22 +309,53 @@ impl<T: Transport> Link<T> {
         self.send_frame(head, payload)
     }
 
-    fn send_frame(&mut self, mut head: Vec<u8>, payload: &[u8]) -> Result<(), LinkError> {
-        let body = if payload.len() < SMALL_PAYLOAD {
-            head.extend_from_slice(payload);
-            &[]
-        } else {
-            payload
-        };
-        self.session.send(&head, body).map_err(|e| self.session_error(e))?;
+    /// As [`Self::send`], but small frames may wait for [`Self::flush`], so that several leave in one
+    /// record and by one call.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn queue(&mut self, header: &impl Serialize, payload: &[u8]) -> Result<(), LinkError> {
+        let head = encode(header, payload.len()).map_err(|e| self.session_error(e.into()))?;
+        self.queue_frame(&head, payload)?;
+        if self.session.queued() < QUEUE {
+            return Ok(());
+        }
         self.flush()
+    }
+
+    fn send_frame(&mut self, head: Vec<u8>, payload: &[u8]) -> Result<(), LinkError> {
+        self.queue_frame(&head, payload)?;
+        self.flush()
+    }
+
+    fn queue_frame(&mut self, head: &[u8], payload: &[u8]) -> Result<(), LinkError> {
+        self.small.extend_from_slice(head);
+        if payload.len() >= SMALL_PAYLOAD {
+            return self.encrypt(payload);
+        }
+        self.small.extend_from_slice(payload);
+        if self.small.len() < RECORD {
+            return Ok(());
+        }
+        self.encrypt(&[])
+    }
+
+    /// Encrypts what was queued, and then `payload`.
+    fn encrypt(&mut self, payload: &[u8]) -> Result<(), LinkError> {
+        if self.small.is_empty() && payload.is_empty() {
+            return Ok(());
+        }
+        let sent = self.session.send(&self.small, payload);
+        self.small.clear();
+        self.small.shrink_to(2 * RECORD);
+        sent.map_err(|e| self.session_error(e))
     }
 
     /// Bytes that the kernel has not taken yet; a sender bounds its memory by waiting while
     /// this is large.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.session.queued()
+        self.small.len() + self.session.queued()
     }
 
     /// The oldest received frame.
@@ -346,6 +414,7 @@ impl<T: Transport> Link<T> {
     /// # Errors
     /// When the link has failed.
     pub fn close(&mut self) -> Result<(), LinkError> {
+        self.encrypt(&[])?;
         self.session.close().map_err(|e| self.session_error(e))?;
         self.flush()
     }
@@ -419,8 +488,12 @@ impl<T: Transport> Link<T> {
         }
     }
 
-    /// Writes what the transport takes.
-    fn flush(&mut self) -> Result<(), LinkError> {
+    /// Writes what is queued, as far as the transport takes it now.
+    ///
+    /// # Errors
+    /// When the link has failed.
+    pub fn flush(&mut self) -> Result<(), LinkError> {
+        self.encrypt(&[])?;
         loop {
             let bytes = self.session.outgoing();
             if bytes.is_empty() {
@@ -439,20 +512,21 @@ impl<T: Transport> Link<T> {
         }
     }
 
-    /// One read; false when there is nothing to read now.
-    fn read(&mut self) -> Result<bool, LinkError> {
-        match self.io.read(self.session.space()) {
+    fn read(&mut self) -> Result<Read, LinkError> {
+        let space = self.session.space();
+        let size = space.len();
+        match self.io.read(space) {
             Ok(0) => self.end(LinkErrorKind::Cut),
             Ok(n) => {
                 self.bytes_received += n as u64;
                 self.session.received(n).map_err(|e| self.session_error(e))?;
-                return Ok(true);
+                return Ok(if n < size { Read::Short } else { Read::Full });
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Read::Full),
             Err(e) => self.end(e.into()),
         }
-        Ok(false)
+        Ok(Read::Nothing)
     }
 
     /// Nothing comes any more; an error unless the peer has said so before.

@@ -34,7 +34,7 @@ pub use wires::{Head, Told, Usual, Waiting, Wires};
 use socket::{canonical, has_error, peek_all};
 
 use super::away::{AwayEnd, AwayState};
-use super::endpoint::{Endpoint, Role};
+use super::endpoint::{with_buffer, Endpoint, Role};
 use super::inet;
 use super::local::Local;
 use super::stream::{Receiver, Sender, StreamId};
@@ -323,18 +323,22 @@ impl HomeDatagrams {
 impl Endpoint {
     /// Reads what is there: all of it, or as much as the window has room for.
     pub(super) fn fill_datagrams(&mut self, all: bool) {
-        let mut buf = vec![0; LARGEST];
+        with_buffer(|buf| self.fill_by(buf, all));
+    }
+
+    fn fill_by(&mut self, buf: &mut [u8], all: bool) {
         while self.readable {
             let (Some(tx), Some(local)) = (&mut self.tx, &self.local) else { return };
             if tx.closed() || (!all && tx.room() == 0) {
                 return;
             }
             let got = match &mut self.role {
-                Role::HomeDatagrams(home) => home.receive(local.as_fd(), &mut buf, tx),
-                Role::AwayDatagrams(away) => away.receive(local.as_fd(), &mut buf, tx),
+                Role::HomeDatagrams(home) => home.receive(local.as_fd(), buf, tx),
+                Role::AwayDatagrams(away) => away.receive(local.as_fd(), buf, tx),
                 _ => return,
             };
             self.readable = got;
+            self.busy = true;
         }
     }
 
@@ -361,13 +365,10 @@ impl Endpoint {
     /// Passes on what is over.
     pub(super) fn end_datagrams(&mut self, registry: &Registry) {
         match &self.role {
-            Role::AwayDatagrams(away) => {
-                if away.wires.as_ref().is_some_and(Wires::is_closed) {
-                    self.readable = true;
-                    self.fill_datagrams(true);
-                    self.end_both();
-                    self.close_datagrams(registry);
-                }
+            Role::AwayDatagrams(away) if away.wires.as_ref().is_some_and(Wires::is_closed) => {
+                self.take_all();
+                self.end_both();
+                self.close_datagrams(registry);
             }
             Role::HomeDatagrams(home) => {
                 let done = home.stuck.is_none();
@@ -518,7 +519,7 @@ mod tests {
         }
         let mut got = Vec::new();
         while let Some((offset, bytes, eof)) = tx.poll() {
-            rx.on_data(offset, &bytes, eof).expect("data");
+            rx.on_data(offset, bytes, eof).expect("data");
             while let Some(record) = next(&mut rx, &mut partial) {
                 got.push(record.expect("record"));
             }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use mio::Interest;
 
+use super::super::Ready;
 use super::{LinkKey, Mover, Peer, Side};
 use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
-use crate::migrate::transport::Link;
+use crate::migrate::transport::{Link, LinkError};
 use crate::node;
 
 /// A peer that says nothing is asked after so long (TCP_KEEPIDLE of tcp(7)).
@@ -30,8 +31,25 @@ impl Mover {
 
     /// Sends to the other half of the relays, if it is connected.
     pub(super) fn say(&mut self, msg: Msg, payload: &[u8]) {
-        if let Some(key) = self.relay_link {
-            self.send(key, &msg, payload);
+        self.say_soon(&msg, payload);
+        self.flush_relayed();
+    }
+
+    /// As [`Mover::say`], at the latest by [`Mover::flush_relayed`].
+    pub(super) fn say_soon(&mut self, msg: &Msg, payload: &[u8]) {
+        self.on_relay_link(|link| link.queue(msg, payload));
+    }
+
+    /// Puts on its way what was said to the other half of the relays.
+    pub(super) fn flush_relayed(&mut self) {
+        self.on_relay_link(Link::flush);
+    }
+
+    /// A failure shows as the link being over.
+    fn on_relay_link(&mut self, call: impl FnOnce(&mut Link) -> Result<(), LinkError>) {
+        let Some(peer) = self.relay_link.and_then(|key| self.links.get_mut(&key)) else { return };
+        if let Err(e) = call(&mut peer.link) {
+            peer.over.get_or_insert(e.to_string());
         }
     }
 
@@ -50,7 +68,10 @@ impl Mover {
         let key = self.next_link;
         self.next_link += 1;
         let over = link.drive().err().map(|e| e.to_string());
-        self.links.insert(key, Peer { link, token, inbox: VecDeque::new(), over, more: true });
+        self.links.insert(
+            key,
+            Peer { link, token, inbox: VecDeque::new(), over, more: true, bytes_only: false },
+        );
         Ok(key)
     }
 
@@ -72,6 +93,15 @@ impl Mover {
         }
     }
 
+    /// An event of a link. False when it is not of one.
+    pub(super) fn link_ready(&mut self, ready: &Ready) -> bool {
+        let Some(peer) = self.links.values_mut().find(|p| p.token == ready.token) else {
+            return false;
+        };
+        (peer.more, peer.bytes_only) = (true, !ready.closed);
+        true
+    }
+
     /// Does the I/O of a link, and sorts what came. Reads on only when all of it was taken, so
     /// that a fast peer fills no memory.
     pub(super) fn drive(&mut self, key: LinkKey) {
@@ -80,7 +110,11 @@ impl Mover {
             if peer.is_full() {
                 return;
             }
-            if let Err(e) = peer.link.drive() {
+            let driven = match std::mem::take(&mut peer.bytes_only) {
+                true => peer.link.drive_bytes(),
+                false => peer.link.drive(),
+            };
+            if let Err(e) = driven {
                 peer.over.get_or_insert(e.to_string());
             }
             if peer.link.closed() {
@@ -119,7 +153,7 @@ impl Mover {
         for (msg, payload) in taken {
             let failed = match msg {
                 Msg::Relay(msg) => {
-                    self.relay(side, |relays, out| relays.on_message(&msg, &payload, out))
+                    self.relay_soon(side, |relays, out| relays.on_message(&msg, &payload, out))
                 }
                 Msg::Signal { seq, signal } => {
                     self.take_signal(key, seq, signal);
@@ -141,7 +175,11 @@ impl Mover {
                     peer.over.get_or_insert(e.to_string());
                 }
             }
+            if let Some(peer) = self.links.get_mut(&key) {
+                peer.link.recycle(payload);
+            }
         }
+        self.flush_relayed();
     }
 
     /// New links: the first message tells what they are for. Dead ones go.

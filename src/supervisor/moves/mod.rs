@@ -93,9 +93,16 @@ struct Peer {
     over: Option<String>,
     /// More may be received at once, without a word of the event loop.
     more: bool,
+    /// The last word of the event loop told of bytes and nothing else.
+    bytes_only: bool,
 }
 
 impl Peer {
+    /// There may be something to be read or written now.
+    fn wants_drive(&self) -> bool {
+        self.more || self.link.paused() || self.link.queued() > 0
+    }
+
     /// Messages wait that nobody takes at the moment: the rest stays in the network.
     fn is_full(&self) -> bool {
         self.inbox.iter().map(|(_, payload)| payload.len() + MESSAGE).sum::<usize>() > INBOX_LIMIT
@@ -280,11 +287,16 @@ impl Mover {
         let at_once = !settled || self.has_to_dial() || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
+            if self.link_ready(&ready) {
+                continue;
+            }
             for side in [Side::Home, Side::Away] {
-                self.relay(side, |relays, out| relays.on_ready(ready.token, out));
+                self.relay_soon(side, |r, out| r.on_event(ready.token, ready.closed, out));
             }
         }
-        let keys: Vec<LinkKey> = self.links.keys().copied().collect();
+        self.flush_relayed();
+        let wants = |(key, peer): (&LinkKey, &Peer)| peer.wants_drive().then_some(*key);
+        let keys: Vec<LinkKey> = self.links.iter().filter_map(wants).collect();
         for key in keys {
             self.drive(key);
         }
@@ -311,24 +323,36 @@ impl Mover {
         }
     }
 
-    /// Calls one side's relays and puts what they say on their way.
+    /// Calls one side's relays and puts what they say on its way.
     fn relay<R>(
         &mut self,
         side: Side,
         call: impl FnOnce(&mut Relays, &mut dyn FnMut(RelayMsg, &[u8])) -> R,
     ) -> Option<R> {
-        let mut said: Vec<(RelayMsg, Vec<u8>)> = Vec::new();
-        let relays = match side {
-            Side::Home => self.home.as_mut()?,
-            Side::Away => self.away.as_mut()?,
+        let result = self.relay_soon(side, call);
+        self.flush_relayed();
+        result
+    }
+
+    /// As [`Mover::relay`]; what they say leaves at the latest by [`Mover::flush_relayed`].
+    fn relay_soon<R>(
+        &mut self,
+        side: Side,
+        call: impl FnOnce(&mut Relays, &mut dyn FnMut(RelayMsg, &[u8])) -> R,
+    ) -> Option<R> {
+        // Taken out, as nothing that is said goes back to them.
+        let mut relays = match side {
+            Side::Home => self.home.take()?,
+            Side::Away => self.away.take()?,
         };
-        let result = call(relays, &mut |msg, payload| said.push((msg, payload.to_vec())));
-        for (msg, payload) in said {
-            match &mut self.loopback {
-                Some(link) if side == Side::Home => link.from_home()(msg, &payload),
-                Some(link) => link.from_away()(msg, &payload),
-                None => self.say(Msg::Relay(msg), &payload),
-            }
+        let result = call(&mut relays, &mut |msg, payload| match &mut self.loopback {
+            Some(link) if side == Side::Home => link.from_home()(msg, payload),
+            Some(link) => link.from_away()(msg, payload),
+            None => self.say_soon(&Msg::Relay(msg), payload),
+        });
+        match side {
+            Side::Home => self.home = Some(relays),
+            Side::Away => self.away = Some(relays),
         }
         Some(result)
     }
