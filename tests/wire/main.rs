@@ -211,6 +211,7 @@ fn hello() -> Hello {
         translate: false,
         untranslated: Vec::new(),
         connections: 1,
+        datagrams: 0,
         source: "a".into(),
         home: (NodeId([3; 32]), "a".into()),
         cpu: vec!["sse2".into(), "avx2".into()],
