@@ -405,6 +405,7 @@ const SERVERS: &[(&str, App)] = &[
     ("nginx-killed", servers::nginx_killed),
     ("redis", servers::redis),
     ("memcached", servers::memcached),
+    ("unbound", servers::unbound),
     ("iperf3", servers::iperf3),
     ("iperf3-reverse", servers::iperf3_reverse),
     ("node-http2", servers::node_http2),

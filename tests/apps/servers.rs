@@ -336,3 +336,30 @@ pub fn node_http2(hosts: &Hosts, start: Start) -> Result<()> {
 pub fn node_websocket(hosts: &Hosts, start: Start) -> Result<()> {
     node(hosts, start, "websocket")
 }
+
+/// A name server, moved under a client that asks each question once.
+pub fn unbound(hosts: &Hosts, start: Start) -> Result<()> {
+    let (server, python) = (needs("unbound")?, needs("python3")?);
+    let (file, port, dir) = (source("resolving.py")?, free_port()?, hosts.fresh_dir("unbound")?);
+    let names: String = (0..200)
+        .map(|n| format!("  local-data: \"n{n}.moved.test. 60 IN A 10.77.0.{n}\"\n"))
+        .collect();
+    let place = dir.display();
+    let config = format!(
+        "server:\n  interface: 127.0.0.1@{port}\n  do-ip6: no\n  num-threads: 2\n  chroot: \"\"\n  \
+         username: \"\"\n  directory: \"{place}\"\n  pidfile: \"\"\n  use-syslog: no\n  \
+         do-daemonize: no\n  module-config: \"iterator\"\n  local-zone: \"moved.test.\" static\n\
+         {names}remote-control:\n  control-enable: no\n"
+    );
+    let path = dir.join("config");
+    fs::write(&path, config)?;
+    let server = Program::new(server).args(["-d".into(), "-c".into(), path.display().to_string()]);
+    let mut job = serve(hosts, start, server, port)?;
+    let mut asking = Program::new(python).args([file.display()]).args([port]);
+    asking.stdin = Stdio::piped();
+    let mut asking = client(hosts, asking)?;
+    move_under(&mut job, &mut [&mut asking], 5, |_, c| Ok(lines_of(c[0])))?;
+    drop(asking.stdin());
+    verdict(&mut asking)?;
+    shut_down(job, Signal::SIGTERM, 0)
+}
