@@ -52,6 +52,7 @@ use mio::{Registry, Token};
 
 mod away;
 mod datagram;
+mod ending;
 mod endpoint;
 mod home;
 mod listener;
@@ -63,7 +64,7 @@ pub mod stream;
 pub mod term;
 
 pub use away::{AwayEnd, AwayState, PtyPair, PtyState};
-pub use datagram::{Head, Told, Usual, Wires};
+pub use datagram::{Fragments, Head, Told, Usual, Wires};
 pub use endpoint::Out;
 pub use home::{HomeEnd, JobControl};
 pub use listener::{addresses, inet, Dial, ListenerState};
@@ -458,57 +459,6 @@ impl Relays {
         for listener in self.listeners.clone() {
             self.accept_all(listener, out);
         }
-    }
-
-    /// The job has ended (away side): everything it wrote goes home, then eof and the modes
-    /// it left its terminal with.
-    pub fn job_ended(&mut self, out: Out<'_>) {
-        self.wanted.clear();
-        for half in self.halves.values_mut().filter(|half| is_away(half)) {
-            away::finish(half);
-            half.pump(&self.registry, self.linked, out);
-        }
-    }
-
-    /// Processes that a job has left behind have had their time (away side): what came of their
-    /// connections goes home, and they end.
-    pub fn cut_off(&mut self, out: Out<'_>) {
-        for half in self.halves.values_mut() {
-            if matches!(&half.role, Role::Socket(socket) if socket.ending) {
-                half.close_streams();
-                half.pump(&self.registry, self.linked, out);
-            }
-        }
-    }
-
-    /// The job has ended and its host has nothing more to send (home side). What a supervisor
-    /// relayed that died before the job ends here.
-    pub fn host_ended(&mut self, out: Out<'_>) {
-        for half in self.halves.values_mut().filter(|half| !is_away(half)) {
-            if let Some(rx) = &mut half.rx {
-                rx.end_here();
-            }
-            if matches!(half.role, Role::HomeListener(_)) {
-                half.close(&self.registry);
-            }
-            half.pump(&self.registry, self.linked, out);
-        }
-    }
-
-    /// Every byte and eof that went into this side was consumed by the other.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.halves.values().all(|half| {
-            let comes = matches!(&half.role, Role::Socket(socket) if socket.ending);
-            let done = |tx: &stream::Sender| tx.drained() && (!comes || tx.closed());
-            half.tx.as_ref().is_none_or(done)
-        })
-    }
-
-    /// Home side: all output has ended and is written.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.halves.values().filter_map(|half| half.rx.as_ref()).all(stream::Receiver::finished)
     }
 
     /// SIGWINCH came (home side): sends the new size.

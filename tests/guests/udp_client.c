@@ -37,9 +37,6 @@ static void exchange(int fd, union tcp_address *to, socklen_t len, int connected
     union tcp_address own = {.any = {0}}, from = {.any = {0}};
     socklen_t own_len = sizeof(own), from_len = sizeof(from);
     size_t want = udp_has_word(".info") ? turn % 1400 : udp_size(turn);
-    /* One of more than 65,487 bytes does not arrive over IPv6 (docs/limits.md). */
-    if (to->any.sa_family == AF_INET6 && want > 65000)
-        want = 65000;
     size_t size = udp_fill(out, turn, want);
     CHECK_EQ(SYS(sendto(fd, out, size, 0, connected ? NULL : &to->any, connected ? 0 : len)),
              (ssize_t)size, "length sent");

@@ -88,7 +88,7 @@ int main(int argc, char **argv)
     uint32_t turn = 0;
     do {
         check(fd);
-        size_t len = udp_fill(out, turn, strcmp(family, "6") ? udp_size(turn) : turn % 1400);
+        size_t len = udp_fill(out, turn, udp_size(turn));
         CHECK_EQ(SYS(send(fd, out, len, 0)), (ssize_t)len, "length sent");
         CHECK_EQ(SYS(epoll_wait(epoll, &event, 1, UDP_PATIENCE)), 1, "an answer in time");
         CHECK_EQ(event.data.u64, 42, "data of the event");

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 mod socket;
 mod wires;
 
-pub use wires::{Head, Told, Usual, Waiting, Wires};
+pub use wires::{Fragments, Head, Told, Usual, Waiting, Wires};
 
 use socket::{canonical, has_error, peek_all};
 
@@ -102,6 +102,7 @@ pub(super) struct AwayDatagrams {
     wires: Option<Wires>,
     unread: VecDeque<Waiting>,
     partial: Vec<u8>,
+    fragments: Fragments,
 }
 
 /// The home half, frozen.
@@ -154,7 +155,14 @@ pub(super) fn rebuild(
     let local = wires.as_ref().map(|wires| wires.packets.try_clone()).transpose()?;
     let DatagramState { tx, rx, own, usual, unread, partial, .. } = state;
     let closed = wires.is_none();
-    let role = AwayDatagrams { own, usual, wires, unread: unread.into(), partial };
+    let role = AwayDatagrams {
+        own,
+        usual,
+        wires,
+        unread: unread.into(),
+        partial,
+        fragments: Fragments::default(),
+    };
     let mut half = Endpoint::new(id, Role::AwayDatagrams(Box::new(role)), Some(tx), Some(rx));
     if closed {
         half.end_both();
@@ -479,6 +487,10 @@ impl AwayDatagrams {
                 let packet = buf.get(..n).unwrap_or_default();
                 if let Some((head, bytes)) = Wires::parse(packet, self.own, self.usual) {
                     push(tx, &head, bytes);
+                } else if let Some((head, bytes)) =
+                    self.fragments.join(packet, self.own, self.usual)
+                {
+                    push(tx, &head, &bytes);
                 }
                 true
             }

@@ -3,13 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use etherparse::defrag::IpDefragPool;
 use etherparse::icmpv6::DestUnreachableCode;
 use etherparse::{
-    icmpv4, Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
+    icmpv4, Icmpv4Type, Icmpv6Type, IpNumber, NetSlice, PacketBuilder, SlicedPacket,
+    TransportSlice, UdpSlice,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{recv, sendto, MsgFlags, SockaddrIn, SockaddrIn6};
 use serde::{Deserialize, Serialize};
+
+/// Fragments that come before one that is not joined is given up.
+const KEPT: u64 = 16;
 
 /// Hops that a packet to the job has left, as one from the same network.
 const HOPS: u8 = 64;
@@ -117,24 +122,13 @@ impl Wires {
         }
     }
 
-    /// A packet that the job has sent; none when it is no datagram.
+    /// A packet that the job has sent; none when it is no whole datagram ([`Fragments`]).
     #[must_use]
     pub fn parse(packet: &[u8], own: SocketAddr, usual: Usual) -> Option<(Head, &[u8])> {
         let sliced = SlicedPacket::from_ip(packet).ok()?;
-        let (from, to): (IpAddr, IpAddr) = match sliced.net? {
-            NetSlice::Ipv4(ip) => {
-                (ip.header().source_addr().into(), ip.header().destination_addr().into())
-            }
-            NetSlice::Ipv6(ip) => {
-                (ip.header().source_addr().into(), ip.header().destination_addr().into())
-            }
-            NetSlice::Arp(_) => return None,
-        };
+        let addresses = addresses(&sliced)?;
         let Some(TransportSlice::Udp(udp)) = sliced.transport else { return None };
-        let any = own.ip().to_canonical().is_unspecified();
-        let chosen = !(any && is_anybodys(from, usual));
-        let peer = SocketAddr::new(to, udp.destination_port());
-        Some((Head { local: chosen.then_some(from), peer, told: Told::Bytes }, udp.payload()))
+        Some((head(addresses, udp.destination_port(), own, usual), udp.payload()))
     }
 
     /// Has the job closed its socket?
@@ -157,6 +151,54 @@ impl Wires {
             }
         }
     }
+}
+
+/// Datagrams that are too large for a packet (of IPv6), in the making.
+#[derive(Debug, Default)]
+pub struct Fragments {
+    pool: IpDefragPool<u64, ()>,
+    /// Fragments that have come.
+    count: u64,
+}
+
+impl Fragments {
+    /// Takes a fragment that the job has sent. The datagram, if it is whole then.
+    pub fn join(&mut self, packet: &[u8], own: SocketAddr, usual: Usual) -> Option<Waiting> {
+        let sliced = SlicedPacket::from_ip(packet).ok()?;
+        let addresses = addresses(&sliced)?;
+        self.count = self.count.wrapping_add(1);
+        // Those of which one was lost stay for a while only.
+        let oldest = self.count.saturating_sub(KEPT);
+        self.pool.retain(|count| *count > oldest);
+        let joined = self.pool.process_sliced_packet(&sliced, self.count, ()).ok()??;
+        let datagram = UdpSlice::from_slice(&joined.payload).ok();
+        let datagram = datagram.filter(|_| joined.ip_number == IpNumber::UDP);
+        let taken = datagram.map(|udp| {
+            let head = head(addresses, udp.destination_port(), own, usual);
+            (head, udp.payload().to_vec())
+        });
+        self.pool.return_buf(joined);
+        taken
+    }
+}
+
+/// Of the sender and of whom it goes to.
+fn addresses(packet: &SlicedPacket<'_>) -> Option<(IpAddr, IpAddr)> {
+    match packet.net.as_ref()? {
+        NetSlice::Ipv4(ip) => {
+            Some((ip.header().source_addr().into(), ip.header().destination_addr().into()))
+        }
+        NetSlice::Ipv6(ip) => {
+            Some((ip.header().source_addr().into(), ip.header().destination_addr().into()))
+        }
+        NetSlice::Arp(_) => None,
+    }
+}
+
+fn head((from, to): (IpAddr, IpAddr), port: u16, own: SocketAddr, usual: Usual) -> Head {
+    let any = own.ip().to_canonical().is_unspecified();
+    let chosen = !(any && is_anybodys(from, usual));
+    Head { local: chosen.then_some(from), peer: SocketAddr::new(to, port), told: Told::Bytes }
 }
 
 /// An address that the kernel takes when the job has not chosen any.

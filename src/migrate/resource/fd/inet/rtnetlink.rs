@@ -50,6 +50,15 @@ pub fn link_up(index: u32) -> io::Result<()> {
     request(RTM_NEWLINK, 0, &link(index, up))
 }
 
+/// Packets of a link may have so many bytes.
+///
+/// # Errors
+/// `EINVAL` for more than its kind allows.
+pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
+    let body = [link(index, 0), attribute(IFLA_MTU, &mtu.to_ne_bytes())].concat();
+    request(RTM_NEWLINK, 0, &body)
+}
+
 /// Two links that are each other's other end, in use, without ARP: what is sent on the first comes out
 /// of the other, in packets of at most `mtu` bytes, each of one datagram. Packets with an address of
 /// 127.0.0.0/8 go there too.

@@ -29,8 +29,12 @@ use crate::proxy::{Usual, Wires};
 const V0: u32 = 1000;
 const V1: u32 = 1001;
 
-/// Largest packet (ETH_MAX_MTU of linux/if_ether.h), bytes.
+/// Largest packet of the pair (ETH_MAX_MTU of linux/if_ether.h), bytes.
 const MTU: u32 = 65535;
+
+/// The same of lo, by which the largest datagram of IPv6 comes in one packet: 40 bytes of header, and
+/// 65,535.
+const LO_MTU: u32 = 65575;
 
 /// Wanted for what the job has sent and nobody has read, bytes.
 const BUFFER: usize = 4 << 20;
@@ -77,6 +81,7 @@ pub fn probe() -> io::Result<()> {
 
 fn furnish() -> io::Result<()> {
     rtnetlink::link_up(rtnetlink::LO).map_err(tried("lo up"))?;
+    rtnetlink::set_mtu(rtnetlink::LO, LO_MTU).map_err(tried("largest packet of lo"))?;
     rtnetlink::veth([(V0, "v0"), (V1, "v1")], MTU).map_err(tried("pair of veth"))?;
     furnish_family(libc::AF_INET)?;
     // A kernel may be without v6.
@@ -174,7 +179,7 @@ mod tests {
     use super::super::super::raw::in_child;
     use super::super::Kept;
     use super::*;
-    use crate::proxy::{Head, Told};
+    use crate::proxy::{Fragments, Head, Told};
 
     const USUAL: Usual = Usual {
         v4: Ipv4Addr::new(10, 9, 8, 7),
@@ -222,10 +227,14 @@ mod tests {
         let patience = nix::sys::time::TimeVal::new(5, 0);
         setsockopt(&wires.packets, sockopt::ReceiveTimeout, &patience)
             .map_err(|e| text(e.into()))?;
+        let mut fragments = Fragments::default();
         loop {
             let n = recv(wires.packets.as_raw_fd(), &mut buf, MsgFlags::empty());
             let n = n.map_err(|e| text(e.into()))?;
-            let Some((head, bytes)) = Wires::parse(&buf[..n], wanted.own, USUAL) else { continue };
+            let packet = &buf[..n];
+            let whole = Wires::parse(packet, wanted.own, USUAL).map(|(h, b)| (h, b.to_vec()));
+            let taken = whole.or_else(|| fragments.join(packet, wanted.own, USUAL));
+            let Some((head, bytes)) = taken else { continue };
             let chosen = wanted.own.ip().to_canonical();
             let chosen: Option<IpAddr> = Some(chosen).filter(|own| !own.is_unspecified());
             if (head.peer, head.local, bytes.len()) != (peer, chosen, size) {
@@ -251,6 +260,7 @@ mod tests {
                     ("10.9.8.7:5000", "10.9.8.7:53", 1),
                     ("[::1]:5000", "[::1]:6000", 5),
                     ("[2001:db8::1]:5000", "[2001:db8::2]:6000", 65487),
+                    ("[2001:db8::1]:5000", "[2001:db8::2]:6000", 65527),
                     ("[::ffff:10.9.8.7]:5000", "[::ffff:192.0.2.5]:53", 9),
                 ] {
                     talk(own, from, connected, size)?;
