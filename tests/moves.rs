@@ -7,6 +7,8 @@
 #[path = "moves/callers.rs"]
 mod callers;
 mod common;
+#[path = "moves/connections.rs"]
+mod connections;
 #[path = "moves/delayed.rs"]
 mod delayed;
 #[path = "moves/disturbed.rs"]
@@ -431,17 +433,18 @@ fn moves(job: &mut Job<'_>, way: Way) -> Result<()> {
         }
         Way::Random => {
             let seed = seed()?;
-            random_moves(job, seed).with_context(|| format!("VOSRUN_SEED={seed}"))
+            random_moves(job, seed, 5).with_context(|| format!("VOSRUN_SEED={seed}"))
         }
     }
 }
 
-fn random_moves(job: &mut Job<'_>, seed: u64) -> Result<()> {
+/// So many moves between three hosts, at random instants.
+fn random_moves(job: &mut Job<'_>, seed: u64, count: usize) -> Result<()> {
     let mut random = Random(seed);
-    for turn in 1..=5 {
+    for turn in 1..=count {
         std::thread::sleep(Duration::from_micros(random.next(60_000)));
         let to = (job.at + 1 + random.next(2) as usize) % 3;
-        job.migrate(to).with_context(|| format!("move {turn} of 5, to host {to}"))?;
+        job.migrate(to).with_context(|| format!("move {turn} of {count}, to host {to}"))?;
     }
     job.await_progress(3)
 }
@@ -1036,6 +1039,7 @@ fn cells() -> Vec<Cell> {
     }
     cells.extend(delayed::cells());
     cells.push(Cell::new("refused/user/tcp_later", connected_later));
+    cells.extend(connections::cells());
     cells.push(Cell::new("callers/user/ten-thousand", callers::ten_thousand).limit(240));
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);

@@ -73,6 +73,15 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// What guests may include, always in the same order.
+fn headers() -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(sources())?.collect::<Result<Vec<_>, _>>()?;
+    let mut all: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    all.retain(|path| path.extension().is_some_and(|end| end == "h"));
+    all.sort();
+    Ok(all)
+}
+
 /// The executable of a guest, in a folder that every user can read.
 ///
 /// It is compiled when this content was not compiled before.
@@ -80,10 +89,8 @@ pub fn guest(name: &str, flavour: Flavour) -> Result<PathBuf> {
     let source = sources().join(format!("{name}.c"));
     let mut hash = std::hash::DefaultHasher::new();
     fs::read(&source).with_context(|| format!("read {}", source.display()))?.hash(&mut hash);
-    for header in
-        ["guest.h", "crew.h", "family.h", "pty.h", "shared.h", "soak.h", "soak_more.h", "unix.h"]
-    {
-        fs::read(sources().join(header))?.hash(&mut hash);
+    for header in headers()? {
+        fs::read(&header)?.hash(&mut hash);
     }
     flavour.hash(&mut hash);
     let file = format!("{name}{}-{:016x}", flavour.suffix(), hash.finish());

@@ -163,9 +163,26 @@ impl Hosts {
     }
 
     fn ip(&self, index: usize, args: &[&str]) -> Result<()> {
+        self.in_network(index, "ip", args)
+    }
+
+    /// Runs a command in a host's network namespace.
+    fn in_network(&self, index: usize, program: &str, args: &[&str]) -> Result<()> {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.init(index)?.to_string(), "-n", "ip"]).args(args);
-        procs::run(&mut command, SOON)?.good(&format!("ip {}", args.join(" ")))?;
+        command.args(["-t", &self.init(index)?.to_string(), "-n", program]).args(args);
+        procs::run(&mut command, SOON)?.good(&format!("{program} {}", args.join(" ")))?;
+        Ok(())
+    }
+
+    /// Limits what goes over the link between two hosts, each way (only with namespaces; `rate` as
+    /// in tc(8)).
+    pub fn slow_link(&self, i: usize, j: usize, rate: &str) -> Result<()> {
+        for (own, other) in [(i, j), (j, i)] {
+            let link = ["qdisc", "replace", "dev", &link_name(other), "root"].map(str::to_owned);
+            let limit = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"];
+            let words: Vec<&str> = link.iter().map(String::as_str).chain(limit).collect();
+            self.in_network(own, "tc", &words)?;
+        }
         Ok(())
     }
 

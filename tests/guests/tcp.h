@@ -16,6 +16,8 @@
  */
 #ifndef TCP_H
 #define TCP_H
+/* The link to the other end may be cut for a while. */
+#define MAX_CLOCK_JUMP_NS (40 * NS_PER_S)
 #include "guest.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
