@@ -225,6 +225,8 @@ fn queued_frames_keep_their_order() {
             frame.decode::<u32>().unwrap()
         });
         assert_eq!(numbers.collect::<Vec<_>>(), (0..300).collect::<Vec<_>>());
+        // Kept until the sender is through: the end of it would be a cut.
+        to_a
     });
     fn payload(i: u32) -> Vec<u8> {
         vec![7; if i.is_multiple_of(7) { 20_000 } else { i as usize }]
@@ -238,7 +240,7 @@ fn queued_frames_keep_their_order() {
     while to_b.queued() > 0 {
         to_b.wait(PATIENCE).unwrap();
     }
-    receiver.join().unwrap();
+    drop(receiver.join().unwrap());
 }
 
 #[test]
