@@ -40,7 +40,7 @@ use common::hosts::Hosts;
 use common::job::{Job, Program, Start};
 use common::procs;
 use common::runner::{Cell, Worker};
-use common::Who;
+use common::{seed, Random, Who};
 
 /// A guest program of the matrix.
 #[derive(Debug, Clone, Copy)]
@@ -387,30 +387,6 @@ enum Way {
     Ten,
     /// Five moves at random instants to random hosts.
     Random,
-}
-
-/// A small random generator (splitmix64), so that a seed gives the same run everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % below
-    }
-}
-
-/// `VOSRUN_SEED`, else a new one.
-fn seed() -> Result<u64> {
-    match std::env::var("VOSRUN_SEED") {
-        Ok(text) => text.parse().context("VOSRUN_SEED is not a number"),
-        Err(_) => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-            Ok(u64::from(now.subsec_nanos()) ^ now.as_secs())
-        }
-    }
 }
 
 fn moves(job: &mut Job<'_>, way: Way) -> Result<()> {

@@ -24,7 +24,7 @@ pub fn serve<'h>(hosts: &'h Hosts, start: Start, server: Program, port: u16) -> 
     let mut job = Job::start_early(hosts, start, server)?;
     // The child is in the network namespace of the host.
     let sockets = format!("/proc/{}/net/tcp", job.child.id());
-    let listening = format!(": 0100007F:{port:04X} 00000000:0000 0A ");
+    let listening = format!(":{port:04X} 00000000:0000 0A ");
     until(LONG, "a listening server", || {
         let over = job.child.try_wait()?.is_some();
         ensure!(!over, "the server ended: {}", job.said());

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use super::hosts::{unique, Hosts};
 use super::procs::{self, Collected, Done};
 use super::pty::Terminal;
 use super::{until, SOON};
+
+/// How long a move may take.
+const MOVING: Duration = Duration::from_secs(60);
 
 /// How a job comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct Program {
     pub stdin: Stdio,
     /// None: a pipe that the test reads.
     pub stdout: Option<Stdio>,
+    /// Index of the host it is started on.
+    pub home: usize,
 }
 
 impl Program {
@@ -47,7 +52,7 @@ impl Program {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let (args, env) = (Vec::new(), Vec::new());
-        Self { path, args, env, via: &[], stdin: Stdio::null(), stdout: None }
+        Self { path, args, env, via: &[], stdin: Stdio::null(), stdout: None, home: 0 }
     }
 
     /// With these arguments.
@@ -59,6 +64,11 @@ impl Program {
     /// Started by these words, which stand before it.
     pub fn via(self, via: &'static [&'static str]) -> Self {
         Self { via, ..self }
+    }
+
+    /// Started on another host than the first.
+    pub fn at(self, home: usize) -> Self {
+        Self { home, ..self }
     }
 
     /// With a variable more in its environment.
@@ -100,7 +110,7 @@ pub struct Moved {
 }
 
 impl<'h> Job<'h> {
-    /// Starts `program` on the first host. Does not wait for anything but an attach.
+    /// Starts `program` on its host. Does not wait for anything but an attach.
     pub fn start(hosts: &'h Hosts, start: Start, program: Program) -> Result<Self> {
         let mut job = Self::start_early(hosts, start, program)?;
         if start == Start::Attached {
@@ -140,11 +150,11 @@ impl<'h> Job<'h> {
         let wrappers = via.first().into_iter().copied().chain(["nsenter"]).collect();
         let mut command = match start {
             Start::Launched | Start::Still => {
-                let mut command = hosts.vosrun_in(0, &dir, via);
+                let mut command = hosts.vosrun_in(program.home, &dir, via);
                 command.args(["--name", &name, "--"]).arg(&program.path);
                 command
             }
-            _ => hosts.command_in(0, &dir, via, &program.path),
+            _ => hosts.command_in(program.home, &dir, via, &program.path),
         };
         command.args(&program.args).envs(program.env.drain(..));
         command.env("GUEST_STATUS", dir.join("status")).env("GUEST_STOP", dir.join("stop"));
@@ -170,7 +180,7 @@ impl<'h> Job<'h> {
             hosts,
             name,
             start,
-            at: 0,
+            at: program.home,
             child,
             dir,
             stdout,
@@ -192,7 +202,7 @@ impl<'h> Job<'h> {
         let pid = self.program_pid().context("the program to attach to")?;
         let inside = self.pid_on_host(pid)?;
         let args = ["--attach", &inside.to_string(), "--detach", "--name", &self.name];
-        self.hosts.run(0, &args)?.good("attach")?;
+        self.hosts.run(self.at, &args)?.good("attach")?;
         Ok(())
     }
 
@@ -281,10 +291,23 @@ impl<'h> Job<'h> {
 
     /// `vosrun migrate` with whatever end it has.
     pub fn try_migrate(&self, to: usize) -> Result<Done> {
-        let target = self.hosts.hosts[to].name;
-        let mut args = vec!["migrate", &self.name, "--to", target, "--json"];
-        args.extend(self.translate.then_some("--translate"));
-        self.hosts.run(self.at, &args)
+        procs::run(&mut self.migration(to), MOVING)
+    }
+
+    fn migration(&self, to: usize) -> Command {
+        let mut command = self.hosts.vosrun(self.at);
+        command.args(["migrate", &self.name, "--to", self.hosts.hosts[to].name, "--json"]);
+        command.args(self.translate.then_some("--translate"));
+        command
+    }
+
+    /// Moves two jobs at the same time, this one first, and checks both answers.
+    pub fn migrate_both(&mut self, to: usize, other: &mut Job<'_>, other_to: usize) -> Result<()> {
+        let (mut first, mut second) = (self.migration(to), other.migration(other_to));
+        let (first, second) =
+            procs::run_beside(&mut first, MOVING, || procs::run(&mut second, MOVING));
+        self.moved(to, first?)?;
+        other.moved(other_to, second?).map(drop)
     }
 
     /// Moves the job and checks the answer.

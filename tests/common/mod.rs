@@ -23,9 +23,9 @@ pub mod runner;
 pub mod snapshot;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 
 /// The user that stands for an ordinary one when the tests run as root.
 pub const ORDINARY: u32 = 1234;
@@ -78,4 +78,30 @@ pub fn until<T>(
 /// Where all temporary files of one run are; made by the runner, removed at its end.
 pub fn run_dir() -> PathBuf {
     std::env::var_os("VOSRUN_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+/// A small random generator (splitmix64), so that a seed gives the same run everywhere.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `below`.
+    pub fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ (x >> 31)) % below
+    }
+}
+
+/// `VOSRUN_SEED`, else a new one.
+pub fn seed() -> Result<u64> {
+    match std::env::var("VOSRUN_SEED") {
+        Ok(text) => text.parse().context("VOSRUN_SEED is not a number"),
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            Ok(u64::from(now.subsec_nanos()) ^ now.as_secs())
+        }
+    }
 }

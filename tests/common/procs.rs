@@ -119,6 +119,19 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Done> {
     }
 }
 
+/// Runs a command to its end, as [`run`], while something else is done; gives what came of both.
+pub fn run_beside<T>(
+    command: &mut Command,
+    limit: Duration,
+    meanwhile: impl FnOnce() -> T,
+) -> (Result<Done>, T) {
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(command, limit));
+        let other = meanwhile();
+        (running.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a panic"))), other)
+    })
+}
+
 /// Waits for a child's end.
 pub fn wait(child: &mut Child, limit: Duration, what: &str) -> Result<ExitStatus> {
     super::until(limit, &format!("the end of {what}"), || Ok(child.try_wait()?))
