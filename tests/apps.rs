@@ -6,6 +6,8 @@ mod adopted;
 #[path = "apps/background.rs"]
 mod background;
 mod common;
+#[path = "apps/display.rs"]
+mod display;
 #[path = "apps/inside.rs"]
 mod inside;
 #[path = "apps/multiplexer.rs"]
@@ -415,6 +417,23 @@ const SERVERS: &[(&str, App)] = &[
     ("ssh-outlived", ssh::outlived),
 ];
 
+/// Clients of an X server that is no part of the job.
+const DISPLAY: &[(&str, App)] = &[
+    ("xclock", display::xclock),
+    ("xterm-counts", display::xterm_counts),
+    ("xterm-typed", display::xterm_typed),
+];
+
+/// How all of these are started, and by whom.
+const WAYS: &[(&str, Who, Start)] = &[
+    ("launched", Who::User, Start::Launched),
+    ("launched", Who::Root, Start::Launched),
+    ("attached", Who::User, Start::Attached),
+    ("native", Who::User, Start::Native),
+    ("attached", Who::Root, Start::Attached),
+    ("native", Who::Root, Start::Native),
+];
+
 const SHELL: &[(&str, App)] = &[
     ("stop-and-continue", shell::stop_and_continue),
     ("moved-while-stopped", shell::moved_while_stopped),
@@ -448,16 +467,14 @@ fn cells() -> Vec<Cell> {
             cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
         }
     }
-    for (name, app) in SERVERS.iter().copied() {
-        let ways = [
-            ("launched", Who::User, Start::Launched),
-            ("launched", Who::Root, Start::Launched),
-            ("attached", Who::User, Start::Attached),
-            ("native", Who::User, Start::Native),
-        ];
-        for (word, who, start) in ways {
+    let families = [("servers", SERVERS, &WAYS[..4]), ("display", DISPLAY, WAYS)];
+    for (family, apps, ways) in families {
+        for ((name, app), (word, who, start)) in
+            apps.iter().flat_map(|app| ways.iter().map(|way| (*app, *way)))
+        {
             let run = move |w: &mut Worker| app(w.hosts(who)?, start);
-            cells.push(Cell::new(format!("servers/{word}/{}/{name}", who.word()), run).limit(300));
+            let name = format!("{family}/{word}/{}/{name}", who.word());
+            cells.push(Cell::new(name, run).limit(300));
         }
     }
     for (name, app) in APPS.iter().copied() {
