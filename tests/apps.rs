@@ -5,6 +5,8 @@
 mod adopted;
 #[path = "apps/background.rs"]
 mod background;
+#[path = "apps/chat.rs"]
+mod chat;
 mod common;
 #[path = "apps/display.rs"]
 mod display;
@@ -424,6 +426,9 @@ const DISPLAY: &[(&str, App)] = &[
     ("xterm-typed", display::xterm_typed),
 ];
 
+/// A client and a server that are a job each.
+const CHAT: &[(&str, App)] = &[("together", chat::together), ("apart", chat::apart)];
+
 /// How all of these are started, and by whom.
 const WAYS: &[(&str, Who, Start)] = &[
     ("launched", Who::User, Start::Launched),
@@ -467,7 +472,8 @@ fn cells() -> Vec<Cell> {
             cells.push(Cell::new(format!("adopted/{}/{word}", who.word()), run).limit(300));
         }
     }
-    let families = [("servers", SERVERS, &WAYS[..4]), ("display", DISPLAY, WAYS)];
+    let families =
+        [("servers", SERVERS, &WAYS[..4]), ("display", DISPLAY, WAYS), ("chat", CHAT, WAYS)];
     for (family, apps, ways) in families {
         for ((name, app), (word, who, start)) in
             apps.iter().flat_map(|app| ways.iter().map(|way| (*app, *way)))
