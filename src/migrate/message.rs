@@ -32,7 +32,7 @@ use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 12;
+pub const PROTOCOL: u32 = 13;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]

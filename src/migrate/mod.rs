@@ -33,6 +33,7 @@ pub mod shares;
 pub mod sharing;
 pub mod skeleton;
 pub mod stops;
+pub mod swap;
 pub mod terminals;
 pub mod thread_files;
 pub mod transfer;

@@ -20,6 +20,7 @@ use rustls::server::Acceptor;
 use super::raw;
 use crate::control::{short_path, write_frame, Request};
 use crate::migrate::transport::Service;
+use crate::proxy::direct::Preface;
 use crate::state::StateDir;
 
 /// Bytes of a connection that are looked at: the largest TLS record with its header.
@@ -54,12 +55,18 @@ pub fn peek_service(stream: &TcpStream) -> Result<Option<Service>, HelloError> {
     let mut bytes = vec![0; HELLO_MAX];
     match stream.peek(&mut bytes) {
         Ok(0) => Err(HelloError::Closed),
+        Ok(n) if Preface::is_begun(&bytes[..n]) => Ok(preface_service(&bytes[..n])),
         Ok(n) => hello_service(&bytes[..n]),
         Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
             Ok(None)
         }
         Err(e) => Err(e.into()),
     }
+}
+
+/// A connection of a job that is led past its relay belongs to the job's supervisor as well.
+fn preface_service(bytes: &[u8]) -> Option<Service> {
+    Preface::parse(bytes).map(|preface| Service::Job(preface.job))
 }
 
 fn hello_service(mut bytes: &[u8]) -> Result<Option<Service>, HelloError> {

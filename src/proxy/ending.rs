@@ -1,7 +1,7 @@
 //! The end of a job: its last bytes, and what is closed with it.
 
 use super::away;
-use super::endpoint::{Out, Role};
+use super::endpoint::{Endpoint, Out, Role};
 use super::stream::{Receiver, Sender};
 use super::{is_away, Relays};
 
@@ -54,6 +54,8 @@ impl Relays {
     /// Home side: all output has ended and is written.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.halves.values().filter_map(|half| half.rx.as_ref()).all(Receiver::finished)
+        let relayed = |half: &&Endpoint| !half.is_dormant();
+        let written = |half: &Endpoint| half.rx.as_ref().is_none_or(Receiver::finished);
+        self.halves.values().filter(relayed).all(written) && self.pumps_are_finished()
     }
 }

@@ -152,6 +152,16 @@ impl Endpoint {
         self.ready(true);
     }
 
+    /// With streams in which nothing has passed.
+    pub fn begin_anew(&mut self) {
+        if let Role::Socket(socket) = &mut self.role {
+            socket.direct = None;
+        }
+        (self.tx, self.rx) = (Some(Sender::default()), Some(Receiver::default()));
+        (self.acknowledged, self.over_told, self.frozen) = (0, false, false);
+        self.ready(true);
+    }
+
     /// The local object may have become readable or writable and, when `closed`, broken.
     pub fn ready(&mut self, closed: bool) {
         self.readable = true;
@@ -199,6 +209,9 @@ impl Endpoint {
 
     /// Moves all that can be moved now.
     pub fn pump(&mut self, registry: &Registry, linked: bool, out: Out<'_>) {
+        if self.is_dormant() {
+            return;
+        }
         if !self.frozen {
             // What was read leaves before more is read, so that the other side has work meanwhile.
             while self.fill() {
@@ -378,6 +391,9 @@ impl Endpoint {
 
     /// Where the receiver stands, for a new link.
     pub fn resync(&mut self, out: Out<'_>) {
+        if self.is_dormant() {
+            return;
+        }
         let stream = self.id;
         if let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) {
             out(RelayMsg::Resync { stream, next: rx.next() }, &[]);
@@ -489,6 +505,8 @@ impl Endpoint {
             }
             (&RelayMsg::Resync { next, .. }, _) => {
                 self.sender(msg)?.on_resync(next).map_err(wrong)?;
+                // One that had other things to do has not heard it.
+                self.announce = true;
             }
             (RelayMsg::BrokenPipe { .. }, _) => self.sender(msg)?.break_off(),
             _ => return Err(RelayError::unexpected(msg)),

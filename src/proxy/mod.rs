@@ -1,6 +1,6 @@
 //! What cannot move with a job and is relayed: pipes and files on stdin, stdout and stderr
 //! of the home, the terminal, TCP connections (`socket`) and listening sockets (`listener`), UDP
-//! sockets (`datagram`).
+//! sockets (`datagram`). Busy connections are led past their relays (`direct`).
 //!
 //! Each such object has two halves. The *home half* holds the original description; the
 //! *away half* holds the other end of a pipe or pty that stands in for it where the job is:
@@ -52,6 +52,7 @@ use mio::{Registry, Token};
 
 mod away;
 mod datagram;
+pub mod direct;
 mod ending;
 mod endpoint;
 mod home;
@@ -131,6 +132,15 @@ pub struct Relays {
     /// Halves that were busy, and when they are looked at.
     busy: Vec<StreamId>,
     rest_at: Option<Instant>,
+    /// Of sockets between the nodes.
+    far_tokens: BTreeMap<Token, StreamId>,
+    /// Connections that have become busy (away side).
+    grown_busy: Vec<StreamId>,
+    invitations: Vec<(StreamId, direct::Key)>,
+    /// Invitations that are out, and connections that are led past their relays (home side).
+    invited: BTreeMap<direct::Key, StreamId>,
+    pumps: BTreeMap<StreamId, direct::Pump>,
+    unfinished: Vec<StreamId>,
 }
 
 impl Relays {
@@ -150,6 +160,12 @@ impl Relays {
             last_stream: 0,
             busy: Vec::new(),
             rest_at: None,
+            far_tokens: BTreeMap::new(),
+            grown_busy: Vec::new(),
+            invitations: Vec::new(),
+            invited: BTreeMap::new(),
+            pumps: BTreeMap::new(),
+            unfinished: Vec::new(),
         }
     }
 
@@ -167,6 +183,7 @@ impl Relays {
 
     /// Undoes [`Relays::add_home`] of a move that failed.
     pub fn remove(&mut self, stream: StreamId) {
+        self.forget_pump(stream);
         let Some(mut half) = self.halves.remove(&stream) else { return };
         half.close(&self.registry);
         if let Some(token) = half.token {
@@ -258,13 +275,17 @@ impl Relays {
         self.keep(half)
     }
 
+    fn token(&mut self, stream: StreamId) -> Result<Token, RelayError> {
+        let token = self.free.pop().or_else(|| self.tokens.next().map(Token));
+        token.ok_or(RelayError::Full(stream))
+    }
+
     /// Gives a half its local object.
     fn attach(&mut self, half: &mut Endpoint, local: local::Local) -> Result<(), RelayError> {
         if self.halves.contains_key(&half.id) {
             return Err(RelayError::Full(half.id));
         }
-        let token = self.free.pop().or_else(|| self.tokens.next().map(Token));
-        let token = token.ok_or(RelayError::Full(half.id))?;
+        let token = self.token(half.id)?;
         half.attach(local, &self.registry, token)?;
         self.by_token.insert(token, half.id);
         Ok(())
@@ -302,13 +323,20 @@ impl Relays {
     /// As [`Relays::on_ready`]; `closed` is false only when the event tells neither of an end or an
     /// error nor of urgent data.
     pub fn on_event(&mut self, token: Token, closed: bool, out: Out<'_>) -> bool {
-        let Some(half) = self.by_token.get(&token).and_then(|id| self.halves.get_mut(id)) else {
-            return false;
+        let Some(id) = self.by_token.get(&token).copied() else {
+            return self.far_ready(token, out);
         };
+        if self.pump_ready(id, false, out) {
+            return true;
+        }
+        let Some(half) = self.halves.get_mut(&id) else { return false };
         half.ready(closed);
+        if half.is_dormant() {
+            self.go_on_recalling(id, out);
+            return true;
+        }
         // Keys typed after a change of the window's size shall not arrive before it.
         measure(half);
-        let id = half.id;
         half.pump(&self.registry, self.linked, out);
         self.note_busy(id);
         if self.is_listener(id) {
@@ -328,7 +356,7 @@ impl Relays {
         payload: &[u8],
         out: Out<'_>,
     ) -> Result<(), RelayError> {
-        if self.hear_listener(msg, out)? {
+        if self.hear_listener(msg, out)? || self.hear_direct(msg, out) {
             return Ok(());
         }
         let stream = msg.stream();
@@ -350,6 +378,9 @@ impl Relays {
 
     fn note_busy(&mut self, stream: StreamId) {
         let Some(half) = self.halves.get_mut(&stream) else { return };
+        if half.busy && half.note_message() {
+            self.grown_busy.push(stream);
+        }
         if half.busy && !std::mem::replace(&mut half.listed, true) {
             self.busy.push(stream);
             self.rest_at.get_or_insert_with(|| Instant::now() + REST);
@@ -394,6 +425,7 @@ impl Relays {
             half.resync(out);
             half.pump(&self.registry, true, out);
         }
+        self.recall_again(out);
     }
 
     /// The link is gone. Local objects are read on as far as the window allows.
@@ -506,6 +538,7 @@ impl Relays {
     /// Looks whether this process came to the foreground, and what the job has accepted.
     pub fn on_tick(&mut self, out: Out<'_>) {
         self.rest(out);
+        self.pump_more(out);
         self.find_accepted(out);
         self.accept_again(out);
         for id in &self.terminals {

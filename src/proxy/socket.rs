@@ -27,6 +27,7 @@ use nix::sys::socket::{recv, send, MsgFlags};
 use serde::{Deserialize, Serialize};
 
 use super::away::{AwayEnd, AwayState};
+use super::direct::Direct;
 use super::endpoint::{Endpoint, Role};
 use super::listener::Dial;
 use super::local::Local;
@@ -86,9 +87,35 @@ pub(super) struct Socket {
     shut: bool,
     /// The job has ended, and its sockets with it.
     pub ending: bool,
+    /// Messages of the relay, while it is not led past it.
+    pub messages: u32,
+    /// Others carry the bytes.
+    pub direct: Option<Direct>,
+}
+
+impl TcpState {
+    /// Both streams, what the job has not read, and what it has written beyond the relay's room;
+    /// nothing of a connection of which more is to be known.
+    pub(super) fn into_open(self) -> Option<(Sender, Receiver, Vec<u8>, Vec<u8>)> {
+        let Self { tx, rx, unread, unsent, open, dial, reset_here, reset_there } = self;
+        let ended = tx.closed() || rx.broken() || rx.has_ended() || reset_here || reset_there;
+        (open && dial.is_none() && !ended).then_some((tx, rx, unread, unsent))
+    }
 }
 
 impl Socket {
+    /// Nothing is to be done but to carry bytes.
+    pub fn is_plain(&self) -> bool {
+        let done = self.reset_here || self.reset_there || self.over_there || self.shut;
+        let waits = self.dial.is_some() || self.late.is_some() || self.skip > 0;
+        !done && !waits && !self.ending && self.direct.is_none()
+    }
+
+    /// The local socket is a new one.
+    pub fn renew(&mut self) {
+        (self.sent, self.total, self.shut, self.messages) = (VecDeque::new(), 0, false, 0);
+    }
+
     /// Bytes were read from the local socket.
     pub fn take(&mut self, bytes: &[u8], tx: &mut Sender) {
         let (known, bytes) = bytes.split_at(self.skip.min(bytes.len()));

@@ -66,6 +66,16 @@ pub enum RelayMsg {
     Forgotten { stream: StreamId },
     /// The connection was reset on this side.
     Reset { stream: StreamId },
+    /// The away half would lead a connection past the relay.
+    Want { stream: StreamId },
+    /// It may connect to the home's node with this key ([`super::direct`]).
+    Invite { stream: StreamId, key: [u8; 32] },
+    /// The relay shall carry it again.
+    Recall { stream: StreamId },
+    /// It will, when both sides have said their last word past it.
+    Recalling { stream: StreamId },
+    /// It does, from offset 0 both ways; with `eof`, nothing follows what came before.
+    Recalled { stream: StreamId, eof: bool },
     /// Keys below this offset were typed, edited and echoed at home before the relay took
     /// the terminal over.
     Typed { stream: StreamId, until: u64 },
@@ -88,6 +98,11 @@ impl RelayMsg {
             | Self::Taken { stream, .. }
             | Self::Over { stream }
             | Self::Forgotten { stream }
+            | Self::Want { stream }
+            | Self::Invite { stream, .. }
+            | Self::Recall { stream }
+            | Self::Recalling { stream }
+            | Self::Recalled { stream, .. }
             | Self::Typed { stream, .. } => stream,
         }
     }
@@ -202,6 +217,19 @@ impl Sender {
     /// [`Sender::end`], and one more for the eof.
     fn fin(&self) -> u64 {
         self.end().saturating_add(self.eof.into())
+    }
+
+    /// All that the peer has not consumed, and the offset where it begins.
+    #[must_use]
+    pub fn kept(&self) -> (u64, Vec<u8>) {
+        (self.acked, self.buffer.iter().copied().collect())
+    }
+
+    /// What stands from this offset on; `None` for one that was given up, or never pushed.
+    #[must_use]
+    pub fn kept_from(&self, offset: u64) -> Option<Vec<u8>> {
+        let from = usize::try_from(offset.checked_sub(self.acked)?).ok()?;
+        (from <= self.buffer.len()).then(|| self.buffer.range(from..).copied().collect())
     }
 
     /// No local byte is wanted any more.
@@ -350,6 +378,18 @@ impl Receiver {
     #[must_use]
     pub fn pending(&self) -> &[u8] {
         self.pending.as_slices().0
+    }
+
+    /// All that was not consumed.
+    #[must_use]
+    pub fn into_pending(self) -> Vec<u8> {
+        self.pending.into()
+    }
+
+    /// Nothing follows what is here.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.eof
     }
 
     /// All pending bytes in one slice.

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod handles;
+pub mod names;
 pub mod table;
 pub mod translate;
 

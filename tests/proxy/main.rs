@@ -1,6 +1,7 @@
 //! Relays with real pipes, terminals and programs, over a link that is cut, for jobs that
 //! move.
 
+mod direct;
 mod listeners;
 mod pipes;
 mod terminal;

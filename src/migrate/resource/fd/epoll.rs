@@ -45,13 +45,17 @@ struct Entry {
     data: u64,
 }
 
-/// One entry as fdinfo shows it.
+/// One entry as fdinfo shows it (proc_pid_fdinfo(5)).
 #[derive(Debug, PartialEq, Eq)]
-struct Shown {
-    tfd: i32,
-    events: u32,
-    data: u64,
-    ino: u64,
+pub struct Shown {
+    /// The number it was added by.
+    pub tfd: i32,
+    /// Of `struct epoll_event`.
+    pub events: u32,
+    /// Of `struct epoll_event`.
+    pub data: u64,
+    /// Inode of what it watches.
+    pub ino: u64,
 }
 
 pub(super) struct Epoll;
@@ -128,8 +132,11 @@ fn entries(view: &FdView) -> Result<Vec<Entry>, FdError> {
     Ok(entries)
 }
 
-/// Lines `tfd:  5 events:  1d data:  5  pos:0 ino:61af sdev:7`; tfd and pos are decimal.
-fn shown(view: &FdView) -> Result<Vec<Shown>, FdError> {
+/// The entries of an instance: lines `tfd:  5 events:  1d data:  5  pos:0 ino:61af sdev:7`; tfd and pos are decimal.
+///
+/// # Errors
+/// When a line has another form.
+pub fn shown(view: &FdView) -> Result<Vec<Shown>, FdError> {
     let parse = |line: &str| {
         let number = |key: &str, base| {
             let text = line.split_once(key)?.1.trim_start().split(' ').next()?;

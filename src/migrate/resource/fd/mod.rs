@@ -27,7 +27,7 @@ pub mod content;
 mod deleted;
 mod device;
 mod directory;
-mod epoll;
+pub mod epoll;
 mod eventfd;
 pub mod inet;
 mod inotify;

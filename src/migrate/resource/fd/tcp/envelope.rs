@@ -58,7 +58,7 @@ impl Envelope {
     /// Makes the namespace. The caller has one thread.
     ///
     /// # Errors
-    /// As [`Helper::start`].
+    /// The step that failed.
     pub fn open() -> io::Result<Self> {
         Helper::start(furnish, answer).map(|helper| Self { helper })
     }

@@ -112,7 +112,101 @@ impl Listener {
     }
 }
 
+/// Gives a socket that was just made what is to come last: options that others could be hindered by,
+/// and the directions that are shut down.
+///
+/// # Errors
+/// What was tried.
+pub fn dress(fd: &OwnedFd, state: &State) -> std::io::Result<()> {
+    let number = fd.as_raw_fd();
+    let all = match state {
+        State::Connection(connection) => &connection.options,
+        State::Listener(listener) => &listener.options,
+    };
+    options::set(number, all, When::Last)?;
+    let State::Connection(connection) = state else { return Ok(()) };
+    for (shut, how) in
+        [(connection.shut_read, Shutdown::Read), (connection.shut_write, Shutdown::Write)]
+    {
+        if shut {
+            // Its peer may have reset it meanwhile.
+            match shutdown(number, how) {
+                Ok(()) | Err(nix::Error::ENOTCONN) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A socket of the family that is wanted, which is being connected and does not block; one of IPv6
+/// connects to mapped addresses (ipv6(7)).
+///
+/// # Errors
+/// Those of connect(2); `EAFNOSUPPORT` for an address that the family does not have.
+pub fn start_connecting(to: SocketAddr, v6: bool) -> std::io::Result<std::net::TcpStream> {
+    use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType};
+    let (family, to) = match (to, v6) {
+        (SocketAddr::V4(v4), true) => {
+            (AddressFamily::Inet6, SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()))
+        }
+        (SocketAddr::V4(_), false) => (AddressFamily::Inet, to),
+        (SocketAddr::V6(_), true) => (AddressFamily::Inet6, to),
+        (SocketAddr::V6(_), false) => {
+            return Err(std::io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Stream, flags, None)?;
+    match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+        Ok(()) | Err(nix::Error::EINPROGRESS) => Ok(fd.into()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 impl Connection {
+    /// A connection in any state in which bytes may come or go; none otherwise.
+    ///
+    /// # Errors
+    /// When it is in a state or has an option that does not go along, or cannot be asked.
+    pub fn any(fd: &OwnedFd, view: &FdView) -> Result<Option<Self>, FdError> {
+        let state = state(fd).map_err(view.failed("ask for the state"))?;
+        match refused_state(state).is_none() && state != LISTEN {
+            true => Self::read(fd, state, view).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// As [`Connection::any`], if both directions are open.
+    ///
+    /// # Errors
+    /// As [`Connection::any`].
+    pub fn open(fd: &OwnedFd, view: &FdView) -> Result<Option<Self>, FdError> {
+        let state = state(fd).map_err(view.failed("ask for the state"))?;
+        let found = (state == ESTABLISHED).then(|| Self::read(fd, state, view)).transpose()?;
+        Ok(found.filter(|connection| !connection.shut_read))
+    }
+
+    /// As getsockname(2) and getpeername(2) show them.
+    #[must_use]
+    pub fn names(&self) -> (SocketAddr, SocketAddr) {
+        (self.own, self.peer)
+    }
+
+    /// Gives another socket the options of this one.
+    ///
+    /// # Errors
+    /// An option that is none of those that go along.
+    pub fn dress(&self, fd: &OwnedFd) -> std::io::Result<()> {
+        let mut all = [When::Early, When::Made, When::Last].into_iter();
+        all.try_for_each(|when| options::set(fd.as_raw_fd(), &self.options, when))
+    }
+
+    /// It has these addresses.
+    pub fn rename(&mut self, own: SocketAddr, peer: SocketAddr) {
+        (self.own, self.peer) = (own, peer);
+    }
+
     /// Looks at a socket.
     fn read(fd: &OwnedFd, state: u8, view: &FdView) -> Result<Self, FdError> {
         let fail = |tried: &'static str| move |e: nix::Error| view.failed(tried)(e.into());
@@ -277,24 +371,7 @@ impl FdKind for Tcp {
         let fd = cx.provided(object).ok_or_else(|| {
             failed("restore a TCP socket: nothing is provided")(std::io::ErrorKind::NotFound.into())
         })?;
-        let all = match &state {
-            State::Connection(connection) => &connection.options,
-            State::Listener(listener) => &listener.options,
-        };
-        options::set(fd.as_raw_fd(), all, When::Last).map_err(failed("options of a TCP socket"))?;
-        let State::Connection(connection) = state else { return Ok(fd) };
-        let tried = || format!("restore the connection {} → {}", connection.own, connection.peer);
-        for (shut, how) in
-            [(connection.shut_read, Shutdown::Read), (connection.shut_write, Shutdown::Write)]
-        {
-            if shut {
-                // Its peer may have reset it meanwhile.
-                match shutdown(fd.as_raw_fd(), how) {
-                    Ok(()) | Err(nix::Error::ENOTCONN) => {}
-                    Err(e) => return Err(failed(tried())(e.into())),
-                }
-            }
-        }
+        dress(&fd, &state).map_err(failed("dress a TCP socket"))?;
         Ok(fd)
     }
 }
