@@ -199,6 +199,7 @@ const GUESTS: &[Guest] = &[
     guest("fd_signalfd").proves(&["signalfd"]),
     guest("signalfd_senders").proves(&["signalfd", "translated"]),
     guest("signalfd_readers").proves(&["signalfd"]),
+    guest("signalfd_killed").proves(&["signalfd", "translated"]),
     guest("signalfd_tree").proves(&["signalfd", "translated"]),
     guest("fd_epoll").proves(&["epoll"]),
     with("fd_epoll", &["closed-target"]),

@@ -24,9 +24,11 @@ use crate::migrate::resource::aio::Submitting;
 use crate::migrate::settle;
 use crate::migrate::transfer;
 use crate::syscalls::handles::Handles;
+use crate::syscalls::names::Names;
 use crate::syscalls::translate::signalfd::Signalfds;
 use crate::syscalls::translate::{self, numbers, Translation};
 use crate::syscalls::{self, AtExit};
+use crate::tracer::inject::InjectError;
 use crate::tracer::memory::stat_field;
 use crate::tracer::{filter, raw, stop, Exit, Stop, Wait};
 
@@ -63,6 +65,8 @@ pub struct Session {
     /// A `syscall` instruction of processes that were restored here.
     insns: BTreeMap<i32, u64>,
     pub handles: Handles,
+    /// The addresses of connections as the job knows them, where the kernel has others.
+    pub names: Names,
     /// The job has no namespaces here.
     pub translation: Option<Translation>,
     /// Signalfds of a translated job.
@@ -90,6 +94,7 @@ impl Session {
             vdsos: BTreeMap::new(),
             insns: BTreeMap::new(),
             handles,
+            names: Names::default(),
             translation: None,
             signalfds: Signalfds::default(),
             ended: None,
@@ -396,6 +401,9 @@ impl Session {
             syscalls::answer(tid, libc::ENOSYS)?;
             return raw::cont(tid, 0);
         }
+        if self.names.answer(tid)? {
+            return raw::cont(tid, 0);
+        }
         let at_exit = match self.translate(tid)? {
             Some(call) => Some(AtExit::Translated(call)),
             None => syscalls::at_entry(tid)?,
@@ -424,8 +432,21 @@ impl Session {
                 let signalfd =
                     matches!(&at_exit, AtExit::Translated(call) if call.makes_signalfd());
                 at_exit.finish(tid, task.pid, &mut self.handles)?;
-                if signalfd {
-                    self.signalfds.add(task.pid, tid).map_err(io::Error::other)?;
+                let added = if signalfd { self.signalfds.add(task.pid, tid) } else { Ok(()) };
+                match added {
+                    Ok(()) => {}
+                    // It was killed meanwhile.
+                    Err(InjectError::Died { exit, .. }) => {
+                        self.gone(tid, exit);
+                        return Ok(());
+                    }
+                    Err(InjectError::Unexpected { stop: Stop::Exiting, .. }) => {
+                        return self.resume(tid, Stop::Exiting);
+                    }
+                    Err(InjectError::Trace { source, .. } | InjectError::Call { source, .. }) => {
+                        return Err(source);
+                    }
+                    Err(e) => return Err(io::Error::other(e)),
                 }
             }
         }

@@ -65,7 +65,12 @@ impl Supervisor {
         for process in self.processes() {
             for view in views(process.host_pid) {
                 if seen.insert((view.dev, view.ino)) {
-                    all.extend(connection(process.pid, &view, bind));
+                    let mut found = connection(process.pid, &view, bind);
+                    if let (Some(one), Some(pair)) = (&mut found, self.session.names.get(view.ino))
+                    {
+                        (one.own, one.peer) = (pair.own, pair.peer);
+                    }
+                    all.extend(found);
                 }
             }
         }

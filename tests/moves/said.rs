@@ -83,7 +83,7 @@ fn of_proc(job: &Job<'_>, file: &str) -> Result<String> {
 }
 
 /// `inspect` where the job is, as a document.
-fn inspected(job: &Job<'_>) -> Result<Value> {
+pub fn inspected(job: &Job<'_>) -> Result<Value> {
     let text = job.hosts.run(job.at, &["inspect", &job.name, "--json"])?.good("inspect")?;
     serde_json::from_str(&text).with_context(|| text.clone())
 }

@@ -145,7 +145,7 @@ impl Mover {
     }
 
     /// A connection to whoever has this job on another node.
-    fn connect_job(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
+    pub(super) fn connect_job(&mut self, host: &(NodeId, String)) -> Result<LinkKey> {
         let peer = node::peers::by_id(&self.sup.state, host.0)?;
         let peer = peer.ok_or_else(|| anyhow::anyhow!("is no member any more"))?;
         let tls = node::tls(&self.sup.state)?;

@@ -296,6 +296,10 @@ impl Mover {
     /// A connection that the node daemon hands over.
     pub(super) fn connection(&mut self, fd: Option<OwnedFd>) {
         let Some(fd) = fd else { return };
+        let fd = match self.direct_connection(fd) {
+            Some(fd) => fd,
+            None => return,
+        };
         let accepted = node::tls(&self.sup.state)
             .and_then(|tls| Ok(Link::accept(std::net::TcpStream::from(fd), &tls)?))
             .and_then(|link| self.add_link(link));

@@ -11,6 +11,7 @@
 mod agent;
 mod decisions;
 mod dialing;
+mod direct;
 mod dumpable;
 mod end;
 mod hook;
@@ -42,6 +43,7 @@ use crate::node;
 use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
 use agent::{Agent, Seeker};
 use dialing::Dialing;
+use direct::Directs;
 use signals::Forward;
 use standin::StandIn;
 use status::{Asked, Looked};
@@ -174,6 +176,8 @@ pub struct Mover {
     idle_terminal: Option<PtyPair>,
     /// None of the job's sockets listens for the home without it.
     dialing: Option<Dialing>,
+    /// Connections that are led past their relays.
+    directs: Directs,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -225,6 +229,7 @@ impl Mover {
             early: VecDeque::new(),
             idle_terminal: None,
             dialing: None,
+            directs: Directs::default(),
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,
@@ -252,6 +257,7 @@ impl Mover {
             self.serve_links()?;
             self.serve_agent();
             self.seek_home();
+            self.serve_directs();
             if self.rest()? {
                 continue;
             }
@@ -274,7 +280,8 @@ impl Mover {
         let tick = self.home.iter().chain(&self.away).filter_map(Relays::tick).min();
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
-        [tick, retry, seek].into_iter().flatten().min()
+        let direct = self.directs.due_in();
+        [tick, retry, seek, direct].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.
@@ -284,7 +291,8 @@ impl Mover {
         let settled = self.settle();
         // A link with more to read than it was given room for reports no new event.
         let held_back = |p: &Peer| p.over.is_none() && (p.link.paused() || p.more) && !p.is_full();
-        let at_once = !settled || self.has_to_dial() || self.links.values().any(held_back);
+        let more = self.home.as_ref().is_some_and(Relays::has_more);
+        let at_once = !settled || more || self.has_to_dial() || self.links.values().any(held_back);
         self.sup.step(if at_once { Some(Duration::ZERO) } else { timeout })?;
         while let Some(ready) = self.sup.ready.pop_front() {
             if self.link_ready(&ready) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
+use super::direct::Directs;
 use super::{stream_key, Class, LinkKey, Mover, StreamKey};
 use crate::control::{ConnectionStatus, Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::ids::Epoch;
@@ -41,13 +42,15 @@ impl Mover {
         self.sup.board.blockers = self.blockers();
         self.sup.board.depends = self.depends();
         let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
-        self.sup.status(&|view| binding(view, streams, restored, home))
+        let directs = &self.directs;
+        self.sup.status(&|view| binding(view, streams, restored, home, directs))
     }
 
     /// The job's TCP connections.
     pub(super) fn connections(&self) -> Vec<ConnectionStatus> {
         let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
-        self.sup.connections(&|view| binding(view, streams, restored, home))
+        let directs = &self.directs;
+        self.sup.connections(&|view| binding(view, streams, restored, home, directs))
     }
 
     /// The blockers that can be known without a target.
@@ -181,8 +184,11 @@ fn binding(
     streams: &BTreeMap<StreamKey, u32>,
     restored: &HashSet<(u64, u64)>,
     home: &str,
+    directs: &Directs,
 ) -> String {
-    if streams.contains_key(&stream_key(view)) {
+    if directs.has(view.ino) {
+        format!("{FORWARDED} via {home}, direct")
+    } else if streams.contains_key(&stream_key(view)) {
         format!("{FORWARDED} via {home}")
     } else if restored.contains(&(view.dev, view.ino)) {
         "recreated".into()
@@ -255,6 +261,10 @@ mod tests {
         let view = FdView { dev: 1, ino: 2, mode: libc::S_IFIFO, ..FdView::default() };
         let key = stream_key(&view);
         let none = (BTreeMap::new(), HashSet::new());
+        let directs = Directs::default();
+        let binding = |view: &FdView, streams: &_, restored: &_, home: &str| {
+            binding(view, streams, restored, home, &directs)
+        };
         assert_eq!(binding(&view, &none.0, &none.1, "a"), "native");
         let restored = HashSet::from([(1, 2)]);
         assert_eq!(binding(&view, &none.0, &restored, "a"), "recreated");

@@ -19,7 +19,7 @@ use crate::supervisor::End;
 
 /// The frozen job and what must be undone if it does not go.
 pub(in crate::supervisor::moves) struct Frozen {
-    pub(super) job: FrozenJob,
+    pub(in crate::supervisor::moves) job: FrozenJob,
     /// Away halves that were frozen.
     pub(super) states: Vec<AwayState>,
     /// Home halves were made for this move.
@@ -74,7 +74,7 @@ impl Mover {
     }
 
     /// Stops every thread.
-    pub(super) fn freeze(&mut self) -> Step1<Frozen> {
+    pub(in crate::supervisor::moves) fn freeze(&mut self) -> Step1<Frozen> {
         let session = &mut self.sup.session;
         let frozen = freeze::freeze(session);
         session.settle_births();
@@ -120,7 +120,7 @@ impl Mover {
     }
 
     /// The job goes on here as if nothing had happened.
-    pub(super) fn thaw(&mut self, frozen: &Frozen) {
+    pub(in crate::supervisor::moves) fn thaw(&mut self, frozen: &Frozen) {
         let away = |state: &&AwayState| !frozen.new_home && !frozen.begun.contains(&state.stream);
         for state in frozen.states.iter().filter(away) {
             let put_back = self.relay(Side::Away, |relays, out| relays.unfreeze(state, out));

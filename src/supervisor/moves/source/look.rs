@@ -167,19 +167,22 @@ impl Mover {
     }
 
     /// Host pids of the job's processes, the first one first.
-    pub(super) fn pids(&self) -> Vec<i32> {
+    pub(in crate::supervisor::moves) fn pids(&self) -> Vec<i32> {
         let root = self.sup.session.root;
         let others = self.sup.session.processes().into_iter().filter(|pid| *pid != root);
         std::iter::once(root).chain(others).collect()
     }
 
-    pub(super) fn files(&self, pids: &[i32]) -> std::io::Result<Files> {
+    pub(in crate::supervisor::moves) fn files(&self, pids: &[i32]) -> std::io::Result<Files> {
         let apart: Vec<i32> = self.apart(pids)?.into_iter().map(|(_, tid)| tid).collect();
         Files::read_with(pids, &apart, |pid, fd| self.sup.session.handles.annotation(pid, fd))
     }
 
     /// Threads of these processes that have a descriptor table apart from their process: both.
-    pub(super) fn apart(&self, pids: &[i32]) -> std::io::Result<Vec<(i32, i32)>> {
+    pub(in crate::supervisor::moves) fn apart(
+        &self,
+        pids: &[i32],
+    ) -> std::io::Result<Vec<(i32, i32)>> {
         let threads = self.sup.session.tasks.values().map(|task| (task.pid, task.tid));
         let pids: BTreeSet<i32> = pids.iter().copied().collect();
         thread_files::apart(threads.filter(|(pid, tid)| pid != tid && pids.contains(pid)))

@@ -31,11 +31,10 @@ use crate::tracer::raw;
 use freezing::job_clocks;
 pub(in crate::supervisor::moves) use freezing::Frozen;
 use look::{Patience, PASSING};
-pub(in crate::supervisor::moves) use outcome::Stopped;
 use outcome::{
-    cancelled, fd_stopped, millis, out_of_order, own, part_stopped, refuse_blockers, refused,
-    stopped, Laps, Step1,
+    cancelled, fd_stopped, millis, out_of_order, part_stopped, refuse_blockers, refused, Laps,
 };
+pub(in crate::supervisor::moves) use outcome::{own, stopped, Step1, Stopped};
 
 /// Without a sign of the target for so long a move is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,6 +134,7 @@ impl Mover {
 
     fn try_migrate(&mut self, id: MoveId, to: &str) -> Step1<MoveReport> {
         let mut laps = Laps::new();
+        self.recall_all()?;
         let local = self.look_again()?;
         if self.early_freeze.is_some() {
             laps.freeze();
@@ -313,7 +313,9 @@ impl Mover {
             }
             match self.send_frozen(target, frozen, &agreed, (&plan, &handed), laps) {
                 // Nothing has been sent yet; the program is about to close it.
-                Err(s) if PASSING.contains(&s.code) && !patience.is_over() => {}
+                Err(s)
+                    if (PASSING.contains(&s.code) || s.code == send::KILLED)
+                        && !patience.is_over() => {}
                 done => return done,
             }
             if let Some(frozen) = held.take() {

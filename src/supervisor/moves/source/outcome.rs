@@ -11,13 +11,17 @@ use crate::migrate::resource::PartError;
 pub(in crate::supervisor::moves) struct Stopped {
     pub(super) exit: u8,
     pub(super) code: &'static str,
-    pub(super) text: String,
+    pub(in crate::supervisor::moves) text: String,
     pub(super) findings: Vec<Finding>,
 }
 
-pub(super) type Step1<T> = std::result::Result<T, Box<Stopped>>;
+pub(in crate::supervisor::moves) type Step1<T> = std::result::Result<T, Box<Stopped>>;
 
-pub(super) fn stopped(exit: u8, code: &'static str, text: impl Into<String>) -> Box<Stopped> {
+pub(in crate::supervisor::moves) fn stopped(
+    exit: u8,
+    code: &'static str,
+    text: impl Into<String>,
+) -> Box<Stopped> {
     Box::new(Stopped { exit, code, text: text.into(), findings: Vec::new() })
 }
 
@@ -26,7 +30,7 @@ pub(super) fn cancelled() -> Box<Stopped> {
 }
 
 /// Errors of this supervisor itself.
-pub(super) fn own(e: impl std::fmt::Display) -> Box<Stopped> {
+pub(in crate::supervisor::moves) fn own(e: impl std::fmt::Display) -> Box<Stopped> {
     stopped(11, "VOS-SUPERVISOR", format!("{e:#}"))
 }
 

@@ -37,13 +37,22 @@ use crate::migrate::stops;
 use crate::migrate::terminals::{self, Terminal};
 use crate::migrate::thread_files;
 use crate::proxy::{AwayState, HomeEnd, JobControl};
-use crate::tracer::memory::PageMap;
+use crate::tracer::memory::{task_state, PageMap};
 
 /// Bytes that may wait for the network.
 const WINDOW: usize = 1 << 20;
 
 /// Which object of an image is the job's end of which stream.
 type Streams = Vec<(u32, u32)>;
+
+/// A member of the job was killed just before it was frozen, or while it is.
+pub(super) const KILLED: &str = "VOS-EXITED";
+
+/// A process of the frozen job that has ended.
+fn ended(job: &FrozenJob) -> Option<i32> {
+    let is_alive = |pid: i32| !matches!(task_state(pid), None | Some('Z' | 'X'));
+    job.processes.iter().map(|process| process.pid).find(|pid| !is_alive(*pid))
+}
 
 impl Mover {
     /// Sends the content of files that the target lacks.
@@ -133,8 +142,12 @@ impl Mover {
     ) -> Step1<JobImage> {
         reached("frozen");
         let leave = if agreed.foreign_vdso { leaving::leave_vdso } else { leaving::finish_clocks };
-        frozen.job.processes.iter_mut().try_for_each(leave).map_err(part_stopped)?;
-        let (parcel, bulk) = self.capture(frozen, agreed, plan)?;
+        let left = frozen.job.processes.iter_mut().try_for_each(leave).map_err(part_stopped);
+        let captured = left.and_then(|()| self.capture(frozen, agreed, plan));
+        let (parcel, bulk) = captured.map_err(|failed| match ended(&frozen.job) {
+            Some(pid) => stopped(11, KILLED, format!("process {pid} was killed meanwhile")),
+            None => failed,
+        })?;
         laps.lap("capture");
         let mut files = parcel.image.processes.iter().flat_map(|p| &p.memory.files);
         let ahead = files.all(|file| agreed.mapped.contains(file));

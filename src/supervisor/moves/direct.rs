@@ -1,0 +1,555 @@
+//! Busy connections are led past their relays, and back before the job moves on.
+//!
+//! ```text
+//! Want ─► Invite ─► connect to home's node, show the key ─► taken ─► (job frozen) hand over, swap
+//! ```
+//! See [`crate::proxy::direct`] for what is said, and [`crate::migrate::swap`] for how the job gets
+//! another socket.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use mio::{Interest, Token};
+
+use super::source::{own, stopped, Frozen, Step1};
+use super::{stream_key, Mover, Side, StreamKey};
+use crate::ids::JobId;
+use crate::migrate::files::Files;
+use crate::migrate::freeze::FrozenProcess;
+use crate::migrate::resource::fd::tcp::envelope::Envelopes;
+use crate::migrate::resource::fd::{tcp, CaptureCx, FdView};
+use crate::migrate::swap::{self, Swaps};
+use crate::node;
+use crate::proxy::direct::{Key, Preface};
+use crate::proxy::{addresses, Relays, StreamId};
+use crate::syscalls::names;
+use crate::tracer::Stop;
+
+/// A connection that is not answered for so long stays with its relay.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Those that are taken within this time are handed over together.
+const TOGETHER: Duration = Duration::from_millis(20);
+
+/// After a failure all stay with their relays for so long.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// So long the home may take what comes before the bytes of the frozen job.
+const FROZEN: Duration = Duration::from_secs(2);
+
+/// Who waits at the home for a job that was stopped is stopped as well, and woken by a connection.
+const WAKE: Duration = Duration::from_millis(200);
+
+/// So long the home may take to carry connections again.
+const RECALLED: Duration = Duration::from_secs(10);
+
+/// Ways past relays.
+#[derive(Debug, Default)]
+pub(super) struct Directs {
+    asked: BTreeMap<StreamId, Asked>,
+    /// The sockets that the job has got, by their inodes.
+    open: BTreeMap<StreamId, u64>,
+    /// Nothing is begun before.
+    not_before: Option<Instant>,
+}
+
+/// A way that is being made.
+#[derive(Debug)]
+struct Asked {
+    since: Instant,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// No invitation has come.
+    Wanted,
+    /// The key is to be shown, or its answer is awaited.
+    Connecting(Connecting),
+    /// The home has taken it.
+    Taken(TcpStream),
+}
+
+#[derive(Debug)]
+struct Connecting {
+    stream: TcpStream,
+    token: Token,
+    key: Key,
+    shown: bool,
+}
+
+impl Directs {
+    /// Is this one of the sockets that the job has got? By its inode.
+    pub(super) fn has(&self, inode: u64) -> bool {
+        self.open.values().any(|open| *open == inode)
+    }
+
+    /// Time until something is to be looked at without an event.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let due = |asked: &Asked| match asked.step {
+            Step::Taken(_) => asked.since + TOGETHER,
+            _ => asked.since + PATIENCE,
+        };
+        let first = self.asked.values().map(due).min()?;
+        let first = self.not_before.map_or(first, |at| first.max(at));
+        Some(first.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Mover {
+    /// May connections be led past their relays now?
+    fn goes_direct(&self) -> bool {
+        let here = self.agent.is_none() && !self.left && !self.arriving && !self.is_home();
+        let rests = self.moving.is_none() && !self.frozen && self.asleep.is_none();
+        let session = &self.sup.session;
+        let seen = self.sup.job.meta.filtered && session.translation.is_none();
+        here && rests && seen && session.ended.is_none() && self.relay_link.is_some()
+    }
+
+    /// Begins, goes on with and ends what there is to do for busy connections.
+    pub(super) fn serve_directs(&mut self) {
+        if !self.goes_direct() {
+            return self.give_up_asked(&"not now");
+        }
+        if self.directs.not_before.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let busy = self.away.as_mut().map(Relays::take_busy).unwrap_or_default();
+        for stream in busy {
+            let asked = Asked { since: Instant::now(), step: Step::Wanted };
+            if !self.directs.open.contains_key(&stream)
+                && self.directs.asked.insert(stream, asked).is_none()
+            {
+                self.relay(Side::Away, |relays, out| relays.want(stream, out));
+            }
+        }
+        let invitations = self.away.as_mut().map(Relays::take_invitations).unwrap_or_default();
+        for (stream, key) in invitations {
+            if let Err(error) = self.accept_invitation(stream, key) {
+                self.stays(stream, &error);
+            }
+        }
+        self.go_on_connecting();
+        let taken = |asked: &Asked| matches!(asked.step, Step::Taken(_));
+        let all = self.directs.asked.values();
+        let due = all.clone().any(|a| taken(a) && a.since.elapsed() >= TOGETHER);
+        if due || (all.len() > 0 && all.clone().all(taken)) {
+            self.hand_over_taken();
+        }
+    }
+
+    /// Connects to where the invitation came from.
+    fn accept_invitation(&mut self, stream: StreamId, key: Key) -> Result<()> {
+        if !matches!(self.directs.asked.get(&stream), Some(Asked { step: Step::Wanted, .. })) {
+            return Ok(());
+        }
+        let home = node::peers::by_id(&self.sup.state, self.home_node.0)?;
+        let home = home.context("the home is no member any more")?;
+        let to = home.addr.to_socket_addrs()?.next().context("the home has no address")?;
+        let v6 = self.is_v6(stream)?;
+        let connecting = tcp::start_connecting(to, v6)?;
+        let fd = connecting.as_raw_fd();
+        let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
+        let step = Step::Connecting(Connecting { stream: connecting, token, key, shown: false });
+        self.directs.asked.insert(stream, Asked { since: Instant::now(), step });
+        Ok(())
+    }
+
+    /// Is the job's socket one of IPv6?
+    fn is_v6(&mut self, stream: StreamId) -> Result<bool> {
+        let (view, files) = self.socket_of(stream)?;
+        let dup = files.dup(&view)?;
+        let (own, _) = addresses(&dup).context("it has no addresses")?;
+        Ok(own.is_ipv6())
+    }
+
+    /// The job's socket of a stream, in the running or frozen job.
+    fn socket_of(&mut self, stream: StreamId) -> Result<(FdView, Files)> {
+        let files = self.files(&self.pids())?;
+        self.learn_accepted(&files);
+        let view = self.find_socket(stream, &files).context("the job has closed it")?;
+        Ok((view, files))
+    }
+
+    fn find_socket(&self, stream: StreamId, files: &Files) -> Option<FdView> {
+        let key = self.streams.iter().find(|(_, of)| **of == stream)?.0;
+        files.views.objects.iter().find(|view| stream_key(view) == *key).cloned()
+    }
+
+    fn go_on_connecting(&mut self) {
+        let job = self.sup.job.id;
+        let mut done = Vec::new();
+        for (stream, asked) in &mut self.directs.asked {
+            if let Step::Connecting(connecting) = &mut asked.step {
+                match connecting.go_on(job) {
+                    Ok(false) if asked.since.elapsed() < PATIENCE => {}
+                    Ok(false) => done.push((*stream, Err(io::ErrorKind::TimedOut.into()))),
+                    Ok(true) => done.push((*stream, Ok(()))),
+                    Err(e) => done.push((*stream, Err(e))),
+                }
+            } else if asked.since.elapsed() >= PATIENCE {
+                done.push((*stream, Err(io::ErrorKind::TimedOut.into())));
+            }
+        }
+        for (stream, result) in done {
+            if let Err(e) = result {
+                self.stays(stream, &e);
+                continue;
+            }
+            let Some(socket) = self.forget_asked(stream) else { continue };
+            let step = Step::Taken(socket);
+            self.directs.asked.insert(stream, Asked { since: Instant::now(), step });
+        }
+    }
+
+    /// The socket of a way that was being made, which nothing is waited for on any more.
+    fn forget_asked(&mut self, stream: StreamId) -> Option<TcpStream> {
+        match self.directs.asked.remove(&stream)?.step {
+            Step::Wanted => None,
+            Step::Taken(socket) => Some(socket),
+            Step::Connecting(Connecting { stream: socket, token, .. }) => {
+                if let Err(e) = self.sup.deregister(socket.as_raw_fd(), token) {
+                    tracing::debug!("epoll: {e}");
+                }
+                Some(socket)
+            }
+        }
+    }
+
+    fn give_up_asked(&mut self, why: &dyn std::fmt::Display) {
+        for stream in self.directs.asked.keys().copied().collect::<Vec<_>>() {
+            self.stays(stream, why);
+        }
+    }
+
+    /// A connection stays with its relay for now.
+    fn stays(&mut self, stream: StreamId, why: &dyn std::fmt::Display) {
+        tracing::debug!("connection {stream} stays with its relay: {why:#}");
+        drop(self.forget_asked(stream));
+        if let Some(away) = &mut self.away {
+            away.not_now(stream);
+        }
+    }
+
+    /// Gives the job the sockets that the home has taken.
+    fn hand_over_taken(&mut self) {
+        let is_taken = |asked: &Asked| matches!(asked.step, Step::Taken(_));
+        let all = self.directs.asked.iter().filter(|(_, asked)| is_taken(asked));
+        let streams: Vec<StreamId> = all.map(|(stream, _)| *stream).collect();
+        let frozen = match self.freeze_for_swap() {
+            Ok(frozen) => frozen,
+            Err(error) => {
+                streams.iter().for_each(|stream| self.stays(*stream, &error));
+                self.directs.not_before = Some(Instant::now() + PAUSE);
+                return;
+            }
+        };
+        let taken = streams.iter().filter_map(|id| Some((*id, self.forget_asked(*id)?))).collect();
+        if let Err(error) = self.hand_over(&frozen, taken) {
+            tracing::debug!("connections stay with their relays: {error:#}");
+            self.directs.not_before = Some(Instant::now() + PAUSE);
+        }
+        for stream in streams {
+            if !self.directs.open.contains_key(&stream) {
+                self.stays(stream, &"not this time");
+            }
+        }
+        self.thaw(&frozen);
+    }
+
+    /// Freezes the job as it can have sockets swapped.
+    fn freeze_for_swap(&mut self) -> Result<Frozen> {
+        let frozen = self.freeze().map_err(|stopped| anyhow::anyhow!("{}", stopped.text))?;
+        let signalled = |process: &FrozenProcess| {
+            process.threads.first().is_some_and(|first| matches!(first.stop, Stop::Signal(_)))
+        };
+        if frozen.job.processes.iter().any(signalled) {
+            self.thaw(&frozen);
+            anyhow::bail!("a signal is just being delivered");
+        }
+        Ok(frozen)
+    }
+
+    /// The descriptors of the frozen job, none of which is on its way or with the kernel.
+    fn all_files(&mut self, frozen: &Frozen) -> Result<Files> {
+        let files = self.files(&frozen.job.pids())?;
+        for view in &files.views.objects {
+            let carries = view.fdinfo.lines().filter_map(|line| line.strip_prefix("scm_fds:"));
+            let carries = carries.into_iter().any(|count| count.trim() != "0");
+            ensure!(!carries, "descriptors are on their way in {}", view.link);
+            ensure!(view.link != "anon_inode:[io_uring]", "it has an io_uring");
+        }
+        self.learn_accepted(&files);
+        Ok(files)
+    }
+
+    fn hand_over(&mut self, frozen: &Frozen, taken: BTreeMap<StreamId, TcpStream>) -> Result<()> {
+        let opened = frozen.job.processes.iter().any(|process| process.opened.is_some());
+        ensure!(!opened, "the job is not dumpable, and cannot be told its addresses");
+        let files = self.all_files(frozen)?;
+        let mut ready = Vec::new();
+        for (stream, mut socket) in taken {
+            let prepared = self
+                .find_socket(stream, &files)
+                .context("the job has closed it")
+                .and_then(|view| self.prepare_direct(stream, &mut socket, &view, &files));
+            match prepared {
+                Ok((exchange, connection)) => ready.push((stream, socket, exchange, connection)),
+                Err(error) => self.stays(stream, &error),
+            }
+        }
+        let exchanges: Vec<&Exchange> = ready.iter().map(|(_, _, exchange, _)| exchange).collect();
+        if let Err(error) = self.exchange(frozen, &exchanges) {
+            for (stream, ..) in ready {
+                self.relay(Side::Away, |relays, out| relays.take_back(stream, out));
+                self.stays(stream, &error);
+            }
+            return Err(error);
+        }
+        let mut refilled = Vec::new();
+        for (stream, mut socket, exchange, connection) in ready {
+            if let Err(e) = Relays::confirm_direct(&mut socket).and_then(|()| {
+                connection.dress(&exchange.new)?;
+                set_flags(&exchange.new, exchange.flags)
+            }) {
+                tracing::error!("connection {stream}: {e}");
+            }
+            let inode = inode_of(&exchange.new)?;
+            self.sup.session.names.insert(inode, names_of(&connection));
+            self.rename(stream, inode);
+            self.directs.open.insert(stream, inode);
+            tracing::debug!("connection {stream} goes past its relay");
+            if let Some(away) = &mut self.away {
+                away.handed_over(stream);
+            }
+            refilled.push((exchange.new, exchange.unread));
+        }
+        for (socket, unread) in refilled {
+            Relays::await_unread(socket.as_fd(), unread)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the other end is to have before the bytes of the job.
+    fn prepare_direct(
+        &mut self,
+        stream: StreamId,
+        socket: &mut TcpStream,
+        view: &FdView,
+        files: &Files,
+    ) -> Result<(Exchange, tcp::Connection)> {
+        ensure!(view.flags & libc::O_ASYNC == 0, "the job is told of it by signals");
+        let old = files.dup(view)?;
+        let connection = tcp::Connection::open(&old, view)?.context("it is shut down")?;
+        let new = OwnedFd::from(socket.try_clone()?);
+        let away = self.away.as_mut().context("no relays")?;
+        let handed = away.hand_over(stream, old.as_fd())?;
+        let (begin, unread) = handed.context("the relay is needed")?;
+        socket.set_write_timeout(Some(FROZEN))?;
+        if let Err(e) = socket.write_all(&begin) {
+            self.relay(Side::Away, |relays, out| relays.take_back(stream, out));
+            return Err(e.into());
+        }
+        let exchange = Exchange { inode: view.ino, old, new, flags: view.flags, unread };
+        Ok((exchange, connection))
+    }
+
+    /// Gives the frozen job other sockets, in all of its processes or in none.
+    fn exchange(&mut self, frozen: &Frozen, all: &[&Exchange]) -> Result<()> {
+        let pids = frozen.job.pids();
+        // Threads with a table of their own are like processes here.
+        let mut tables: Vec<(i32, i32)> = pids.iter().map(|pid| (*pid, *pid)).collect();
+        tables.extend(self.apart(&pids)?);
+        let (session, offset) = (&self.sup.session, self.vdso.syscall_offset());
+        let swap_all = |swaps: &Swaps| {
+            for (pid, tid) in &tables {
+                let insn = session.insn(*pid, offset);
+                let insn = insn.with_context(|| format!("no system call of {pid} is known"))?;
+                swap::swap(*tid, insn, swaps)?;
+            }
+            Ok(())
+        };
+        let inodes: Vec<u64> = all.iter().map(|exchange| exchange.inode).collect();
+        let tids: Vec<i32> = tables.iter().map(|(_, tid)| *tid).collect();
+        swap::check(&tids, &inodes)?;
+        let swaps: Swaps = all.iter().map(|exchange| (exchange.inode, &exchange.new)).collect();
+        swap_all(&swaps).inspect_err(|_| {
+            let back = all.iter().filter_map(|e| Some((inode_of(&e.new).ok()?, &e.old)));
+            if let Err(error) = swap_all(&back.collect()) {
+                tracing::error!("sockets that were replaced could not be put back: {error:#}");
+            }
+        })
+    }
+
+    /// The job's socket of a stream is another one now.
+    fn rename(&mut self, stream: StreamId, inode: u64) {
+        let key = self.streams.iter().find(|(_, of)| **of == stream).map(|(key, _)| *key);
+        let Some(key) = key else { return };
+        self.streams.remove(&key);
+        let new: StreamKey = (key.0, inode, key.2);
+        self.streams.insert(new, stream);
+        if self.restored.remove(&(key.0, key.1)) {
+            self.restored.insert((key.0, inode));
+        }
+    }
+
+    /// All connections are carried by their relays again, as the job is about to move.
+    pub(super) fn recall_all(&mut self) -> Step1<()> {
+        self.give_up_asked(&"the job is about to move");
+        self.directs.not_before = Some(Instant::now() + PAUSE);
+        let until = Instant::now() + RECALLED;
+        while !self.directs.open.is_empty() {
+            let recalled = self.freeze_for_swap().and_then(|frozen| {
+                let recalled = self.recall(&frozen);
+                self.thaw(&frozen);
+                recalled
+            });
+            match recalled {
+                Err(error) if Instant::now() > until => return Err(own(format!("{error:#}"))),
+                Err(error) => tracing::debug!("connections are not with their relays: {error:#}"),
+                Ok(()) => {}
+            }
+            self.wait_a_little()?;
+        }
+        let (mut waking, mut wake_at) = (None, Instant::now() + WAKE);
+        while self.away.as_ref().is_some_and(Relays::is_recalling) {
+            if Instant::now() > wake_at {
+                wake_at += WAKE;
+                waking.into_iter().for_each(|key| self.drop_link(key));
+                waking = self.connect_job(&self.home_node.clone()).ok();
+            }
+            if Instant::now() > until {
+                let home = &self.home_node.1;
+                let text = format!("{home}, which has the job's connections, does not answer");
+                return Err(stopped(11, "VOS-LINK", text));
+            }
+            self.wait_a_little()?;
+        }
+        waking.into_iter().for_each(|key| self.drop_link(key));
+        Ok(())
+    }
+
+    fn wait_a_little(&mut self) -> Step1<()> {
+        self.pump(Some(Duration::from_millis(10))).map_err(own)?;
+        self.serve_links().map_err(own)?;
+        self.requests_while_moving().map_err(own)
+    }
+
+    fn recall(&mut self, frozen: &Frozen) -> Result<()> {
+        let files = self.all_files(frozen)?;
+        let mut envelopes = Envelopes::default();
+        let mut ready = Vec::new();
+        for (stream, inode) in self.directs.open.clone() {
+            let Some(view) = self.find_socket(stream, &files) else {
+                // The job has closed it: what it wrote goes its way.
+                self.directs.open.remove(&stream);
+                self.sup.session.names.remove(inode);
+                continue;
+            };
+            let old = files.dup(&view)?;
+            let Some(mut connection) = tcp::Connection::any(&old, &view)? else {
+                self.directs.open.remove(&stream);
+                continue;
+            };
+            if let Some(pair) = self.sup.session.names.get(inode) {
+                connection.rename(pair.own, pair.peer);
+            }
+            let pair = envelopes.connect(&connection)?;
+            tcp::dress(&pair.job, &tcp::State::Connection(connection))?;
+            set_flags(&pair.job, view.flags)?;
+            let exchange = Exchange { inode, old, new: pair.job, flags: view.flags, unread: 0 };
+            ready.push((stream, exchange, pair.far));
+        }
+        let exchanges: Vec<&Exchange> = ready.iter().map(|(_, exchange, _)| exchange).collect();
+        self.exchange(frozen, &exchanges)?;
+        for (stream, exchange, far) in ready {
+            self.directs.open.remove(&stream);
+            self.sup.session.names.remove(exchange.inode);
+            self.rename(stream, inode_of(&exchange.new)?);
+            let was = exchange.old;
+            let recalled =
+                self.relay(Side::Away, |relays, out| relays.recall(stream, far, was, out));
+            recalled.context("no relays")??;
+        }
+        Ok(())
+    }
+
+    /// Takes a connection that shows the key of an invitation; gives any other back.
+    pub(super) fn direct_connection(&mut self, fd: OwnedFd) -> Option<OwnedFd> {
+        let mut stream = TcpStream::from(fd);
+        let mut first = [0; Preface::LEN];
+        let got = stream.peek(&mut first).unwrap_or(0);
+        if !Preface::is_begun(&first[..got]) {
+            return Some(stream.into());
+        }
+        let shown = Preface::read(&mut stream);
+        let id = self.sup.job.id;
+        let taken = match shown {
+            Ok(preface) if preface.job == id => self
+                .relay(Side::Home, |relays, _| relays.connected(&preface.key, stream))
+                .map_or(Ok(()), |taken| taken.map_err(anyhow::Error::from)),
+            Ok(_) => Err(anyhow::anyhow!("it is of another job")),
+            Err(e) => Err(e.into()),
+        };
+        if let Err(error) = taken {
+            tracing::warn!("a connection past a relay was refused: {error:#}");
+        }
+        None
+    }
+}
+
+/// A socket of the job, and the one that it is given instead.
+struct Exchange {
+    inode: u64,
+    old: OwnedFd,
+    new: OwnedFd,
+    /// Status flags of the old one.
+    flags: i32,
+    /// Bytes that the job has not read, and that are to come again.
+    unread: usize,
+}
+
+impl Connecting {
+    /// True when the home has taken it.
+    fn go_on(&mut self, job: JobId) -> io::Result<bool> {
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        if !self.shown {
+            match self.stream.peer_addr() {
+                Err(e) if e.kind() == io::ErrorKind::NotConnected => return Ok(false),
+                other => drop(other?),
+            }
+            self.stream.write_all(&Preface { job, key: self.key }.bytes())?;
+            self.shown = true;
+        }
+        match self.stream.read(&mut [0]) {
+            Ok(1) => {
+                self.stream.set_nonblocking(false)?;
+                Ok(true)
+            }
+            Ok(_) => Err(io::ErrorKind::ConnectionReset.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn names_of(connection: &tcp::Connection) -> names::Pair {
+    let (own, peer) = connection.names();
+    names::Pair { own, peer }
+}
+
+fn inode_of(fd: &OwnedFd) -> io::Result<u64> {
+    Ok(nix::sys::stat::fstat(fd)?.st_ino)
+}
+
+fn set_flags(fd: &OwnedFd, flags: i32) -> io::Result<()> {
+    use nix::fcntl::{fcntl, FcntlArg, OFlag};
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags)))?;
+    Ok(())
+}
