@@ -118,15 +118,29 @@ mod tests {
         use std::net::{TcpListener, TcpStream};
         use std::os::fd::AsRawFd;
 
-        use nix::sys::socket::{getpeername, SockaddrLike, SockaddrStorage};
-        for address in ["127.0.0.1:0", "[::1]:0"] {
+        use nix::sys::socket::{getpeername, SockaddrIn, SockaddrIn6};
+        let connected = |address| {
             let listener = TcpListener::bind(address).expect("listen");
-            let stream = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
-            let name: SockaddrStorage = getpeername(stream.as_raw_fd()).expect("name");
-            let wanted = bytes(stream.peer_addr().expect("name"));
-            assert_eq!(name.len() as usize, wanted.len());
-            let family = name.family().expect("family") as u16;
-            assert_eq!(wanted[..2], family.to_ne_bytes());
-        }
+            TcpStream::connect(listener.local_addr().expect("name")).expect("connect")
+        };
+        let v4 = connected("127.0.0.1:0");
+        let name: SockaddrIn = getpeername(v4.as_raw_fd()).expect("name");
+        let name: &libc::sockaddr_in = name.as_ref();
+        let mut wanted = name.sin_family.to_ne_bytes().to_vec();
+        wanted.extend(name.sin_port.to_ne_bytes());
+        wanted.extend(name.sin_addr.s_addr.to_ne_bytes());
+        wanted.extend(name.sin_zero);
+        assert_eq!(bytes(v4.peer_addr().expect("name")), wanted);
+        assert_eq!(wanted.len(), size_of::<libc::sockaddr_in>());
+        let v6 = connected("[::1]:0");
+        let name: SockaddrIn6 = getpeername(v6.as_raw_fd()).expect("name");
+        let name: &libc::sockaddr_in6 = name.as_ref();
+        let mut wanted = name.sin6_family.to_ne_bytes().to_vec();
+        wanted.extend(name.sin6_port.to_ne_bytes());
+        wanted.extend(name.sin6_flowinfo.to_ne_bytes());
+        wanted.extend(name.sin6_addr.s6_addr);
+        wanted.extend(name.sin6_scope_id.to_ne_bytes());
+        assert_eq!(bytes(v6.peer_addr().expect("name")), wanted);
+        assert_eq!(wanted.len(), size_of::<libc::sockaddr_in6>());
     }
 }
