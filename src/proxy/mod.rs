@@ -324,9 +324,9 @@ impl Relays {
     /// error nor of urgent data.
     pub fn on_event(&mut self, token: Token, closed: bool, out: Out<'_>) -> bool {
         let Some(id) = self.by_token.get(&token).copied() else {
-            return self.far_ready(token, out);
+            return self.far_ready(token, closed, out);
         };
-        if self.pump_ready(id, false, out) {
+        if self.pump_ready(id, false, closed, out) {
             return true;
         }
         let Some(half) = self.halves.get_mut(&id) else { return false };

@@ -48,8 +48,10 @@ impl Recalling {
 impl Relays {
     /// Connections that have become busy since the last call.
     pub fn take_busy(&mut self) -> Vec<StreamId> {
-        let mut busy = std::mem::take(&mut self.grown_busy);
-        busy.retain(|id| self.halves.get(id).is_some_and(Endpoint::may_be_direct));
+        let grown = std::mem::take(&mut self.grown_busy);
+        let may = |id: &StreamId| self.halves.get(id).is_some_and(Endpoint::may_be_direct);
+        let (busy, others): (Vec<_>, Vec<_>) = grown.into_iter().partition(may);
+        others.into_iter().for_each(|id| self.not_now(id));
         busy
     }
 

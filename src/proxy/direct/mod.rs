@@ -218,9 +218,9 @@ impl Relays {
     }
 
     /// An event of a socket between the nodes. False when the token is of none.
-    pub(super) fn far_ready(&mut self, token: Token, out: Out<'_>) -> bool {
+    pub(super) fn far_ready(&mut self, token: Token, closed: bool, out: Out<'_>) -> bool {
         let Some(stream) = self.far_tokens.get(&token).copied() else { return false };
-        if !self.pump_ready(stream, true, out) {
+        if !self.pump_ready(stream, true, closed, out) {
             self.go_on_recalling(stream, out);
         }
         true

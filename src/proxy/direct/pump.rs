@@ -9,7 +9,7 @@ use mio::{Interest, Token};
 
 use super::super::endpoint::{with_buffer, Endpoint, Out, Role};
 use super::super::local::{Got, Local, Put};
-use super::super::stream::{RelayMsg, StreamId};
+use super::super::stream::{RelayMsg, StreamId, CHUNK};
 use super::super::{is_away, raw, RelayError, Relays};
 use super::{Begin, Direct, Key, HOLDS, LENGTH};
 use crate::ids::random_bytes;
@@ -26,6 +26,8 @@ struct Flow {
     pending: VecDeque<u8>,
     readable: bool,
     writable: bool,
+    /// The last event told of bytes and nothing else: a read that leaves room has taken all.
+    bytes_only: bool,
     /// Nothing follows what was read.
     ended: bool,
     /// Its other end was told so.
@@ -66,7 +68,10 @@ impl Flow {
                 Ok(got)
             })?;
             match got {
-                Got::Bytes(n) => room = room.saturating_sub(n),
+                Got::Bytes(n) => {
+                    self.readable = n == CHUNK || !self.bytes_only;
+                    room = room.saturating_sub(n);
+                }
                 Got::Later => self.readable = false,
                 Got::Eof => self.ended = true,
                 Got::Refused | Got::Reset => return Err(WasReset),
@@ -151,12 +156,12 @@ impl Pump {
         }
     }
 
-    fn ready(&mut self, far: bool) {
+    fn ready(&mut self, far: bool, closed: bool) {
         let (reads, writes) = match far {
             true => (&mut self.to_near, &mut self.to_far),
             false => (&mut self.to_far, &mut self.to_near),
         };
-        reads.readable = true;
+        (reads.readable, reads.bytes_only) = (true, !closed);
         writes.writable = true;
     }
 
@@ -164,7 +169,7 @@ impl Pump {
     fn read_begin(&mut self) -> Result<Option<Begin>, WasReset> {
         loop {
             if let Some((begin, len)) = parse_begin(&self.begin).map_err(|_| WasReset)? {
-                let all = len as u64 + begin.written + 1;
+                let all = (len as u64).saturating_add(begin.written).saturating_add(1);
                 if self.begin.len() as u64 >= all {
                     let rest = self.begin.split_off(len);
                     self.begin = rest;
@@ -259,13 +264,14 @@ impl Relays {
         &mut self,
         stream: StreamId,
         far: bool,
+        closed: bool,
         out: Out<'_>,
     ) -> bool {
         let Some(pump) = self.pumps.get_mut(&stream) else { return false };
         if pump.near.is_none() && !far {
             return false;
         }
-        pump.ready(far);
+        pump.ready(far, closed);
         self.go_on_pumping(stream, out);
         true
     }

@@ -6,7 +6,7 @@
 //! See [`crate::proxy::direct`] for what is said, and [`crate::migrate::swap`] for how the job gets
 //! another socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -127,12 +127,7 @@ impl Mover {
                 self.relay(Side::Away, |relays, out| relays.want(stream, out));
             }
         }
-        let invitations = self.away.as_mut().map(Relays::take_invitations).unwrap_or_default();
-        for (stream, key) in invitations {
-            if let Err(error) = self.accept_invitation(stream, key) {
-                self.stays(stream, &error);
-            }
-        }
+        self.accept_invitations();
         self.go_on_connecting();
         let taken = |asked: &Asked| matches!(asked.step, Step::Taken(_));
         let all = self.directs.asked.values();
@@ -142,37 +137,55 @@ impl Mover {
         }
     }
 
-    /// Connects to where the invitation came from.
-    fn accept_invitation(&mut self, stream: StreamId, key: Key) -> Result<()> {
-        if !matches!(self.directs.asked.get(&stream), Some(Asked { step: Step::Wanted, .. })) {
-            return Ok(());
+    fn accept_invitations(&mut self) {
+        let invitations = self.away.as_mut().map(Relays::take_invitations).unwrap_or_default();
+        let is_wanted = |asked: &Asked| matches!(asked.step, Step::Wanted);
+        let wanted = |stream: &StreamId| self.directs.asked.get(stream).is_some_and(is_wanted);
+        let wanted: Vec<_> = invitations.into_iter().filter(|(stream, _)| wanted(stream)).collect();
+        if wanted.is_empty() {
+            return;
         }
+        self.forget_closed();
+        let files = self.files(&self.pids());
+        for (stream, key) in wanted {
+            let accepted = match &files {
+                Ok(files) => self.accept_invitation(stream, key, files),
+                Err(e) => Err(anyhow::anyhow!("its descriptors: {e}")),
+            };
+            if let Err(error) = accepted {
+                self.stays(stream, &error);
+            }
+        }
+    }
+
+    /// Connections that are over have no names here any more.
+    fn forget_closed(&mut self) {
+        let Some(away) = &self.away else { return };
+        let live: BTreeSet<StreamId> = away.streams().collect();
+        let names = &mut self.sup.session.names;
+        self.directs.open.retain(|stream, inode| {
+            let lives = live.contains(stream);
+            if !lives {
+                names.remove(*inode);
+            }
+            lives
+        });
+    }
+
+    /// Connects to where the invitation came from.
+    fn accept_invitation(&mut self, stream: StreamId, key: Key, files: &Files) -> Result<()> {
+        self.learn_accepted(files);
+        let view = self.find_socket(stream, files).context("the job has closed it")?;
+        let (own, _) = addresses(&files.dup(&view)?).context("it has no addresses")?;
         let home = node::peers::by_id(&self.sup.state, self.home_node.0)?;
         let home = home.context("the home is no member any more")?;
         let to = home.addr.to_socket_addrs()?.next().context("the home has no address")?;
-        let v6 = self.is_v6(stream)?;
-        let connecting = tcp::start_connecting(to, v6)?;
+        let connecting = tcp::start_connecting(to, own.is_ipv6())?;
         let fd = connecting.as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
         let step = Step::Connecting(Connecting { stream: connecting, token, key, shown: false });
         self.directs.asked.insert(stream, Asked { since: Instant::now(), step });
         Ok(())
-    }
-
-    /// Is the job's socket one of IPv6?
-    fn is_v6(&mut self, stream: StreamId) -> Result<bool> {
-        let (view, files) = self.socket_of(stream)?;
-        let dup = files.dup(&view)?;
-        let (own, _) = addresses(&dup).context("it has no addresses")?;
-        Ok(own.is_ipv6())
-    }
-
-    /// The job's socket of a stream, in the running or frozen job.
-    fn socket_of(&mut self, stream: StreamId) -> Result<(FdView, Files)> {
-        let files = self.files(&self.pids())?;
-        self.learn_accepted(&files);
-        let view = self.find_socket(stream, &files).context("the job has closed it")?;
-        Ok((view, files))
     }
 
     fn find_socket(&self, stream: StreamId, files: &Files) -> Option<FdView> {
