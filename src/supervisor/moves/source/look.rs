@@ -103,6 +103,22 @@ impl Mover {
 
     /// What is known here, of the running job.
     pub(super) fn look(&mut self) -> Step1<Local> {
+        match self.look_once() {
+            Err(_) if self.was_closed()? => self.look_once(),
+            done => done,
+        }
+    }
+
+    /// A process has closed itself while it was looked at (PR_SET_DUMPABLE): the job is frozen now.
+    pub(super) fn was_closed(&mut self) -> Step1<bool> {
+        let closed = self.early_freeze.is_none() && !self.are_open(&self.pids()).map_err(own)?;
+        if closed {
+            self.early_freeze = Some(self.freeze()?);
+        }
+        Ok(closed)
+    }
+
+    fn look_once(&mut self) -> Step1<Local> {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
             return Ok(without_leader(finding));
         }

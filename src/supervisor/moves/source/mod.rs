@@ -282,7 +282,13 @@ impl Mover {
             self.progress(to, Phase::Copy, text, None);
         }
         self.ship(target, &wanted)?;
-        let mut plan = self.plan()?;
+        let mut plan = match self.plan() {
+            Err(_) if self.was_closed()? => {
+                laps.freeze();
+                self.plan()?
+            }
+            plan => plan?,
+        };
         let mut handed = self.prepare(target, &mut plan, verdict.translated)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
