@@ -121,9 +121,10 @@ mod tests {
         use nix::sys::socket::{getpeername, SockaddrIn, SockaddrIn6};
         let connected = |address| {
             let listener = TcpListener::bind(address).expect("listen");
-            TcpStream::connect(listener.local_addr().expect("name")).expect("connect")
+            let stream = TcpStream::connect(listener.local_addr().expect("name"));
+            (stream.expect("connect"), listener)
         };
-        let v4 = connected("127.0.0.1:0");
+        let (v4, _listener) = connected("127.0.0.1:0");
         let name: SockaddrIn = getpeername(v4.as_raw_fd()).expect("name");
         let name: &libc::sockaddr_in = name.as_ref();
         let mut wanted = name.sin_family.to_ne_bytes().to_vec();
@@ -132,7 +133,7 @@ mod tests {
         wanted.extend(name.sin_zero);
         assert_eq!(bytes(v4.peer_addr().expect("name")), wanted);
         assert_eq!(wanted.len(), size_of::<libc::sockaddr_in>());
-        let v6 = connected("[::1]:0");
+        let (v6, _listener) = connected("[::1]:0");
         let name: SockaddrIn6 = getpeername(v6.as_raw_fd()).expect("name");
         let name: &libc::sockaddr_in6 = name.as_ref();
         let mut wanted = name.sin6_family.to_ne_bytes().to_vec();
