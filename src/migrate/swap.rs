@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use anyhow::{ensure, Context, Result};
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
 
-use crate::migrate::resource::fd::{self, epoll, FdView};
+use crate::migrate::resource::fd::{epoll, Views};
 use crate::migrate::resource::View;
 use crate::tracer::inject::{Arg, Program, Remote, Stub};
 use crate::tracer::raw;
@@ -47,14 +47,14 @@ struct Found {
     watches: Vec<Watch>,
 }
 
-/// Can these sockets of processes (host pids) be swapped?
+/// Can these sockets of the frozen processes be swapped?
 ///
 /// # Errors
 /// When an epoll instance watches one by a number that leads elsewhere now (questions 1 and 6 of
-/// epoll(7)); when a process cannot be looked at.
-pub fn check(pids: &[i32], inodes: &[u64]) -> Result<()> {
-    for &pid in pids {
-        let found = find(pid, |inode| inodes.contains(&inode))?;
+/// epoll(7)); when its list has another form.
+pub fn check(views: &Views, inodes: &[u64]) -> Result<()> {
+    for &pid in views.tables.keys() {
+        let found = find(views, pid, |inode| inodes.contains(&inode))?;
         for Watch { epoll, entry } in &found.watches {
             let own = |place: &Place| (place.number, place.inode) == (entry.tfd, entry.ino);
             ensure!(
@@ -68,13 +68,14 @@ pub fn check(pids: &[i32], inodes: &[u64]) -> Result<()> {
 }
 
 /// Swaps in one process, whose first thread is stopped, or for a stopped thread (host tid) that has a
-/// table of its own; `insn` is a `syscall` instruction in it.
+/// table of its own; `insn` is a `syscall` instruction in it. What `views` show of a table that was
+/// swapped for another process does no harm.
 ///
 /// # Errors
 /// What was tried; when a number was not given its new description, which none but a lack of memory
 /// can bring about, the process has some of the new ones.
-pub fn swap(pid: i32, insn: u64, swaps: &Swaps) -> Result<()> {
-    let found = find(pid, |inode| swaps.contains_key(&inode))?;
+pub fn swap(views: &Views, pid: i32, insn: u64, swaps: &Swaps) -> Result<()> {
+    let found = find(views, pid, |inode| swaps.contains_key(&inode))?;
     if found.places.is_empty() {
         return Ok(());
     }
@@ -195,29 +196,23 @@ fn put(
     }
     let outcome = remote.run(stub, program)?;
     outcome.all_ok()?;
-    // Another number of the instance has done it.
+    // Another number of the instance, or another process that has it, has done it.
     let known = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EEXIST));
     let failed = outcome.refused().find(|(_, e)| !known(e));
     failed.map_or(Ok(()), |(what, e)| Err(e).context(what))
 }
 
-fn find(pid: i32, wanted: impl Fn(u64) -> bool) -> Result<Found> {
+fn find(views: &Views, pid: i32, wanted: impl Fn(u64) -> bool) -> Result<Found> {
     let mut found = Found { places: Vec::new(), watches: Vec::new() };
-    let failed = || format!("descriptors of process {pid}");
-    for number in fd::numbers(pid).with_context(failed)? {
-        let link = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).with_context(failed)?;
-        let Some(link) = link.to_str() else { continue };
-        if link == "anon_inode:[eventpoll]" {
-            let view = FdView::read(pid, number).with_context(failed)?;
-            let entries = epoll::shown(&view)?.into_iter().filter(|entry| wanted(entry.ino));
-            found.watches.extend(entries.map(|entry| Watch { epoll: number, entry }));
+    for slot in views.tables.get(&pid).into_iter().flatten() {
+        let Some(view) = views.objects.get(slot.object as usize) else { continue };
+        if view.link == "anon_inode:[eventpoll]" {
+            let entries = epoll::shown(view)?.into_iter().filter(|entry| wanted(entry.ino));
+            found.watches.extend(entries.map(|entry| Watch { epoll: slot.fd, entry }));
         }
-        let inode = link.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
-        let Some(inode) = inode.and_then(|inode| inode.parse().ok()).filter(|i| wanted(*i)) else {
-            continue;
-        };
-        let (_, cloexec) = FdView::read_with_cloexec(pid, number).with_context(failed)?;
-        found.places.push(Place { number, inode, cloexec });
+        if view.file_type() == libc::S_IFSOCK && wanted(view.ino) {
+            found.places.push(Place { number: slot.fd, inode: view.ino, cloexec: slot.cloexec });
+        }
     }
     Ok(found)
 }

@@ -73,8 +73,8 @@ impl Relays {
     }
 
     /// What the other end is to be told before the bytes of the frozen job, with a duplicate of its
-    /// socket, and how many bytes the job has not read; nothing when the relay is needed. The half is frozen then: [`Relays::handed_over`] or
-    /// [`Relays::take_back`] follows.
+    /// socket, and how many bytes the job has not read; nothing when the relay is needed. The half is
+    /// frozen then: [`Relays::handed_over`] or [`Relays::take_back`] follows.
     ///
     /// # Errors
     /// As [`Relays::freeze`].

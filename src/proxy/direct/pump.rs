@@ -81,25 +81,15 @@ impl Flow {
 
     /// Writes what was just read, and keeps what is not taken.
     fn pass(&mut self, to: &Local, bytes: &[u8]) -> Result<(), WasReset> {
-        let mut done = 0;
-        while done < bytes.len() && self.writable {
-            match to.write(&bytes[done..]) {
-                Put::Bytes(n) if n > 0 => done += n,
-                Put::Bytes(_) | Put::Later => self.writable = false,
-                Put::Broken | Put::Reset => return Err(WasReset),
-            }
-        }
+        let done = put(to, bytes, &mut self.writable)?;
         self.pending.extend(&bytes[done..]);
         Ok(())
     }
 
     fn write(&mut self, to: &Local) -> Result<(), WasReset> {
         while self.writable && !self.pending.is_empty() {
-            match to.write(self.pending.as_slices().0) {
-                Put::Bytes(n) if n > 0 => drop(self.pending.drain(..n)),
-                Put::Bytes(_) | Put::Later => self.writable = false,
-                Put::Broken | Put::Reset => return Err(WasReset),
-            }
+            let done = put(to, self.pending.as_slices().0, &mut self.writable)?;
+            self.pending.drain(..done);
         }
         if self.pending.is_empty() {
             self.pending.shrink_to(0);
@@ -114,6 +104,19 @@ impl Flow {
         }
         self.shut &= self.pending.is_empty();
     }
+}
+
+/// Writes what is taken at once, and how much that is.
+fn put(to: &Local, bytes: &[u8], writable: &mut bool) -> Result<usize, WasReset> {
+    let mut done = 0;
+    while done < bytes.len() && *writable {
+        match to.write(&bytes[done..]) {
+            Put::Bytes(n) if n > 0 => done += n,
+            Put::Bytes(_) | Put::Later => *writable = false,
+            Put::Broken | Put::Reset => return Err(WasReset),
+        }
+    }
+    Ok(done)
 }
 
 /// The real socket and the job's, joined by the home agent.
@@ -242,13 +245,12 @@ impl Relays {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn connected(&mut self, key: &Key, far: TcpStream) -> Result<(), RelayError> {
+    pub fn connected(&mut self, key: &Key, mut far: TcpStream) -> Result<(), RelayError> {
         let Some(stream) = self.invited.remove(key) else {
             tracing::warn!("a connection with a key that is not good (any more)");
             return Ok(());
         };
         let failed = |e| RelayError::io(stream, "take a connection past the relay", e);
-        let mut far = far;
         far.set_nodelay(true).map_err(failed)?;
         far.write_all(&[HOLDS]).map_err(failed)?;
         let (mut far, token) = (Local::socket(far.into()), self.token(stream)?);

@@ -291,8 +291,7 @@ impl Mover {
     fn all_files(&mut self, frozen: &Frozen) -> Result<Files> {
         let files = self.files(&frozen.job.pids())?;
         for view in &files.views.objects {
-            let carries = view.fdinfo.lines().filter_map(|line| line.strip_prefix("scm_fds:"));
-            let carries = carries.into_iter().any(|count| count.trim() != "0");
+            let carries = view.field("scm_fds").is_some_and(|count| count != "0");
             ensure!(!carries, "descriptors are on their way in {}", view.link);
             ensure!(view.link != "anon_inode:[io_uring]", "it has an io_uring");
         }
@@ -316,7 +315,7 @@ impl Mover {
             }
         }
         let exchanges: Vec<&Exchange> = ready.iter().map(|(_, _, exchange, _)| exchange).collect();
-        if let Err(error) = self.exchange(frozen, &exchanges) {
+        if let Err(error) = self.exchange(frozen, &files, &exchanges) {
             for (stream, ..) in ready {
                 self.relay(Side::Away, |relays, out| relays.take_back(stream, out));
                 self.stays(stream, &error);
@@ -372,27 +371,27 @@ impl Mover {
     }
 
     /// Gives the frozen job other sockets, in all of its processes or in none.
-    fn exchange(&mut self, frozen: &Frozen, all: &[&Exchange]) -> Result<()> {
+    fn exchange(&mut self, frozen: &Frozen, files: &Files, all: &[&Exchange]) -> Result<()> {
         let pids = frozen.job.pids();
         // Threads with a table of their own are like processes here.
         let mut tables: Vec<(i32, i32)> = pids.iter().map(|pid| (*pid, *pid)).collect();
         tables.extend(self.apart(&pids)?);
         let (session, offset) = (&self.sup.session, self.vdso.syscall_offset());
-        let swap_all = |swaps: &Swaps| {
+        let swap_all = |files: &Files, swaps: &Swaps| {
             for (pid, tid) in &tables {
                 let insn = session.insn(*pid, offset);
                 let insn = insn.with_context(|| format!("no system call of {pid} is known"))?;
-                swap::swap(*tid, insn, swaps)?;
+                swap::swap(&files.views, *tid, insn, swaps)?;
             }
             Ok(())
         };
         let inodes: Vec<u64> = all.iter().map(|exchange| exchange.inode).collect();
-        let tids: Vec<i32> = tables.iter().map(|(_, tid)| *tid).collect();
-        swap::check(&tids, &inodes)?;
+        swap::check(&files.views, &inodes)?;
         let swaps: Swaps = all.iter().map(|exchange| (exchange.inode, &exchange.new)).collect();
-        swap_all(&swaps).inspect_err(|_| {
+        swap_all(files, &swaps).inspect_err(|_| {
             let back = all.iter().filter_map(|e| Some((inode_of(&e.new).ok()?, &e.old)));
-            if let Err(error) = swap_all(&back.collect()) {
+            let now = self.files(&pids).map_err(anyhow::Error::from);
+            if let Err(error) = now.and_then(|now| swap_all(&now, &back.collect())) {
                 tracing::error!("sockets that were replaced could not be put back: {error:#}");
             }
         })
@@ -478,7 +477,7 @@ impl Mover {
             ready.push((stream, exchange, pair.far));
         }
         let exchanges: Vec<&Exchange> = ready.iter().map(|(_, exchange, _)| exchange).collect();
-        self.exchange(frozen, &exchanges)?;
+        self.exchange(frozen, &files, &exchanges)?;
         for (stream, exchange, far) in ready {
             self.directs.open.remove(&stream);
             self.sup.session.names.remove(exchange.inode);

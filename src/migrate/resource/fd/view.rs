@@ -53,11 +53,7 @@ impl FdView {
         Self::read_with_cloexec(host_pid, fd).map(|(view, _)| view)
     }
 
-    /// The same, and whether the descriptor is closed at execve(2).
-    ///
-    /// # Errors
-    /// As [`FdView::read`].
-    pub fn read_with_cloexec(host_pid: i32, fd: i32) -> io::Result<(Self, bool)> {
+    fn read_with_cloexec(host_pid: i32, fd: i32) -> io::Result<(Self, bool)> {
         let mut view = Self { host_pid, fd, ..Self::default() };
         let proc = view.proc_path();
         view.link = fs::read_link(&proc)?.to_string_lossy().into_owned();

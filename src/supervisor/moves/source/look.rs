@@ -122,10 +122,7 @@ impl Mover {
         if let Some(finding) = preflight::leader_ended(self.sup.session.root) {
             return Ok(without_leader(finding));
         }
-        let pids = self.pids();
-        if !self.are_open(&pids).map_err(own)? {
-            self.early_freeze = Some(self.freeze()?);
-        }
+        self.was_closed()?;
         let pids = self.pids();
         let files = match self.files(&pids) {
             Ok(files) => files,
