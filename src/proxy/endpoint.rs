@@ -268,6 +268,7 @@ impl Endpoint {
     fn may_read(&mut self) -> bool {
         match (&mut self.role, &self.local) {
             (Role::HomeTty(tty), Some(local)) => tty.may_read(local.as_fd()),
+            (Role::Socket(socket), Some(_)) => !socket.held,
             (_, local) => local.is_some(),
         }
     }
@@ -427,7 +428,7 @@ impl Endpoint {
     }
 
     /// Says what was consumed, if that is much, the end, or wanted `now`.
-    fn acknowledge(&mut self, now: bool, out: Out<'_>) {
+    pub fn acknowledge(&mut self, now: bool, out: Out<'_>) {
         let Some(rx) = self.rx.as_ref().filter(|rx| !rx.broken()) else { return };
         let (offset, window) = rx.ack();
         let news = offset.saturating_sub(self.acknowledged);

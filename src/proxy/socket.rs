@@ -89,6 +89,8 @@ pub(super) struct Socket {
     pub ending: bool,
     /// Messages of the relay, while it is not led past it.
     pub messages: u32,
+    /// Nothing is read for the moment.
+    pub held: bool,
     /// Others carry the bytes.
     pub direct: Option<Direct>,
 }

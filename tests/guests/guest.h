@@ -183,6 +183,18 @@ __attribute__((noreturn)) static inline void guest_success(void)
     guest_success_quietly();
 }
 
+/* For how long the hypervisor has had the CPUs, nanoseconds (`steal` of proc_stat(5)): by so much a
+ * sleep may end later after a move. */
+static inline uint64_t guest_stolen_ns(void)
+{
+    unsigned long long steal = 0;
+    FILE *stat = fopen("/proc/stat", "re");
+    CHECK(stat != NULL, "/proc/stat: %s", strerror(errno));
+    CHECK_EQ(fscanf(stat, "cpu %*u %*u %*u %*u %*u %*u %*u %llu", &steal), 1, "/proc/stat");
+    fclose(stat);
+    return steal * (NS_PER_S / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
 /* Sum of the pauses of all moves so far, in nanoseconds. */
 static inline uint64_t guest_pauses_ns(void)
 {

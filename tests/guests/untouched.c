@@ -56,12 +56,14 @@ static void *sleeper(void *arg)
     size_t which = (size_t)arg;
     while (!guest_stopping()) {
         uint64_t before = clock_ns(CLOCK_MONOTONIC), pauses = guest_pauses_ns();
+        uint64_t stolen = guest_stolen_ns();
         int error = CALLS[which].call();
         uint64_t slept = clock_ns(CLOCK_MONOTONIC) - before;
         pauses = guest_pauses_ns() - pauses;
+        stolen = guest_stolen_ns() - stolen;
         CHECK(error == 0, "%s: %s", CALLS[which].name, strerror(error));
         CHECK(slept >= SLEEP_NS, "%s: only %llu ns", CALLS[which].name, (unsigned long long)slept);
-        CHECK(slept <= SLEEP_NS + SLACK_NS + pauses, "%s: %llu ns", CALLS[which].name,
+        CHECK(slept <= SLEEP_NS + SLACK_NS + pauses + stolen, "%s: %llu ns", CALLS[which].name,
               (unsigned long long)slept);
     }
     return NULL;

@@ -72,9 +72,23 @@ fn direct(guest: Guest, who: Who, worker: &mut Worker) -> Result<()> {
     for (turn, to) in [1, 2, 1, 0, 2].into_iter().enumerate() {
         talk.job.migrate(to).with_context(|| format!("move {turn}"))?;
         if to > 0 {
-            await_direct(&mut talk.job).with_context(|| format!("after move {turn}"))?;
+            await_binding(&mut talk.job, "direct").with_context(|| format!("after move {turn}"))?;
         }
         talk.job.await_progress(20).with_context(|| format!("after move {turn}"))?;
+    }
+    talk.finish().map(drop)
+}
+
+/// Each time the job comes home its connection is a native one again.
+fn native_again(guest: Guest, start: Start, who: Who, worker: &mut Worker) -> Result<()> {
+    let mut talk = Talk::start(worker.hosts(who)?, start, guest)?;
+    talk.job.await_ready()?;
+    for turn in 0..3 {
+        talk.job.migrate(1).with_context(|| format!("move {turn} away"))?;
+        talk.job.await_progress(20)?;
+        talk.job.migrate(0).with_context(|| format!("move {turn} home"))?;
+        await_binding(&mut talk.job, "native").with_context(|| format!("after move {turn}"))?;
+        talk.job.await_progress(20)?;
     }
     talk.finish().map(drop)
 }
@@ -91,7 +105,7 @@ fn direct_stopped(who: Who, worker: &mut Worker) -> Result<()> {
     let mut talk = Talk::start(worker.hosts(who)?, Start::Launched, tcp("tcp_stream", &["4"]))?;
     talk.job.await_ready()?;
     talk.job.migrate(1)?;
-    await_direct(&mut talk.job)?;
+    await_binding(&mut talk.job, "direct")?;
     signal(&talk.job, "-STOP")?;
     let is_stopped = |job: &Job<'_>| Ok::<bool, anyhow::Error>(job.ps()?["state"] == "STOPPED");
     until(SOON, "the stop", || Ok(is_stopped(&talk.job)?.then_some(())))?;
@@ -108,17 +122,17 @@ fn direct_stopped(who: Who, worker: &mut Worker) -> Result<()> {
     talk.finish().map(drop)
 }
 
-fn await_direct(job: &mut Job<'_>) -> Result<()> {
+/// Until all connections have a binding that ends so.
+fn await_binding(job: &mut Job<'_>, binding: &str) -> Result<()> {
     let until = Instant::now() + SOON;
     loop {
         let document = inspected(job)?;
         let all = document["network"].as_array().context("no network")?;
-        let is_direct =
-            |one: &Value| one["binding"].as_str().is_some_and(|b| b.ends_with("direct"));
-        if !all.is_empty() && all.iter().all(is_direct) {
+        let is_it = |one: &Value| one["binding"].as_str().is_some_and(|b| b.ends_with(binding));
+        if !all.is_empty() && all.iter().all(is_it) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "not direct: {}", document["network"]);
+        ensure!(Instant::now() < until, "not {binding}: {}", document["network"]);
         job.await_progress(1)?;
     }
 }
@@ -147,6 +161,14 @@ pub fn cells() -> Vec<Cell> {
         ] {
             let name = format!("direct/{}/{}", who.word(), guest.name());
             cells.push(Cell::new(name, move |w| direct(guest, who, w)).limit(120));
+        }
+        for (way, start) in [("launched", Start::Launched), ("attached", Start::Attached)] {
+            for guest in
+                [stream(&["4"]), stream(&["6"]), tcp("tcp_names", &["4"]), tcp("tcp_shared", &[])]
+            {
+                let name = format!("home/{way}/{}/{}", who.word(), guest.name());
+                cells.push(Cell::new(name, move |w| native_again(guest, start, who, w)));
+            }
         }
         let name = format!("direct/{}/stopped", who.word());
         cells.push(Cell::new(name, move |w| direct_stopped(who, w)));

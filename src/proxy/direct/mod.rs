@@ -27,6 +27,7 @@ use super::Relays;
 use crate::ids::JobId;
 
 mod away;
+mod homing;
 mod pump;
 
 pub(super) use pump::Pump;

@@ -188,7 +188,7 @@ impl Mover {
         Ok(())
     }
 
-    fn find_socket(&self, stream: StreamId, files: &Files) -> Option<FdView> {
+    pub(super) fn find_socket(&self, stream: StreamId, files: &Files) -> Option<FdView> {
         let key = self.streams.iter().find(|(_, of)| **of == stream)?.0;
         files.views.objects.iter().find(|view| stream_key(view) == *key).cloned()
     }
@@ -275,7 +275,7 @@ impl Mover {
     }
 
     /// Freezes the job as it can have sockets swapped.
-    fn freeze_for_swap(&mut self) -> Result<Frozen> {
+    pub(super) fn freeze_for_swap(&mut self) -> Result<Frozen> {
         let frozen = self.freeze().map_err(|stopped| anyhow::anyhow!("{}", stopped.text))?;
         let signalled = |process: &FrozenProcess| {
             process.threads.first().is_some_and(|first| matches!(first.stop, Stop::Signal(_)))
@@ -288,7 +288,7 @@ impl Mover {
     }
 
     /// The descriptors of the frozen job, none of which is on its way or with the kernel.
-    fn all_files(&mut self, frozen: &Frozen) -> Result<Files> {
+    pub(super) fn all_files(&mut self, frozen: &Frozen) -> Result<Files> {
         let files = self.files(&frozen.job.pids())?;
         for view in &files.views.objects {
             let carries = view.field("scm_fds").is_some_and(|count| count != "0");
@@ -371,7 +371,12 @@ impl Mover {
     }
 
     /// Gives the frozen job other sockets, in all of its processes or in none.
-    fn exchange(&mut self, frozen: &Frozen, files: &Files, all: &[&Exchange]) -> Result<()> {
+    pub(super) fn exchange(
+        &mut self,
+        frozen: &Frozen,
+        files: &Files,
+        all: &[&Exchange],
+    ) -> Result<()> {
         let pids = frozen.job.pids();
         // Threads with a table of their own are like processes here.
         let mut tables: Vec<(i32, i32)> = pids.iter().map(|pid| (*pid, *pid)).collect();
@@ -515,14 +520,14 @@ impl Mover {
 }
 
 /// A socket of the job, and the one that it is given instead.
-struct Exchange {
-    inode: u64,
-    old: OwnedFd,
-    new: OwnedFd,
+pub(super) struct Exchange {
+    pub(super) inode: u64,
+    pub(super) old: OwnedFd,
+    pub(super) new: OwnedFd,
     /// Status flags of the old one.
-    flags: i32,
+    pub(super) flags: i32,
     /// Bytes that the job has not read, and that are to come again.
-    unread: usize,
+    pub(super) unread: usize,
 }
 
 impl Connecting {
@@ -560,7 +565,7 @@ fn inode_of(fd: &OwnedFd) -> io::Result<u64> {
     Ok(nix::sys::stat::fstat(fd)?.st_ino)
 }
 
-fn set_flags(fd: &OwnedFd, flags: i32) -> io::Result<()> {
+pub(super) fn set_flags(fd: &OwnedFd, flags: i32) -> io::Result<()> {
     use nix::fcntl::{fcntl, FcntlArg, OFlag};
     fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags)))?;
     Ok(())

@@ -14,6 +14,7 @@ mod dialing;
 mod direct;
 mod dumpable;
 mod end;
+mod homing;
 mod hook;
 mod links;
 mod requests;
@@ -44,6 +45,7 @@ use crate::proxy::{Loopback, PtyPair, RelayMsg, Relays};
 use agent::{Agent, Seeker};
 use dialing::Dialing;
 use direct::Directs;
+use homing::Homing;
 use signals::Forward;
 use standin::StandIn;
 use status::{Asked, Looked};
@@ -178,6 +180,8 @@ pub struct Mover {
     dialing: Option<Dialing>,
     /// Connections that are led past their relays.
     directs: Directs,
+    /// The job has come home, and has relayed connections perhaps.
+    homing: Option<Homing>,
     /// Device and inode of descriptions that were made anew here.
     restored: HashSet<(u64, u64)>,
     /// What this node keeps for a job that is away, in words.
@@ -230,6 +234,7 @@ impl Mover {
             idle_terminal: None,
             dialing: None,
             directs: Directs::default(),
+            homing: None,
             restored: HashSet::new(),
             kept: String::new(),
             looked: None,
@@ -258,6 +263,7 @@ impl Mover {
             self.serve_agent();
             self.seek_home();
             self.serve_directs();
+            self.serve_homing()?;
             if self.rest()? {
                 continue;
             }
@@ -281,7 +287,7 @@ impl Mover {
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
         let direct = self.directs.due_in();
-        [tick, retry, seek, direct].into_iter().flatten().min()
+        [tick, retry, seek, direct, self.homing_in()].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::super::{Mover, Side};
-use super::outcome::{fd_stopped, own, part_stopped, stopped, Step1};
+use super::outcome::{fd_stopped, own, part_stopped, stopped, Laps, Step1};
 use crate::migrate::family;
 use crate::migrate::freeze::{self, FreezeError, FrozenJob};
 use crate::migrate::resource::creds::User;
@@ -46,8 +46,18 @@ impl Mover {
         Ok((u.nodename().to_string_lossy().into_owned(), domain.to_owned()))
     }
 
-    /// The frame as the running job is now.
-    pub(super) fn plan(&self) -> Step1<Plan> {
+    /// The frame as the running job is now. One that has closed itself is frozen for it.
+    pub(super) fn plan(&mut self, laps: &mut Laps) -> Step1<Plan> {
+        match self.plan_once() {
+            Err(_) if self.was_closed()? => {
+                laps.freeze();
+                self.plan_once()
+            }
+            plan => plan,
+        }
+    }
+
+    fn plan_once(&self) -> Step1<Plan> {
         let root = self.sup.session.root;
         let view = View::read_process(root).map_err(own)?;
         let pids = self.pids();

@@ -282,13 +282,7 @@ impl Mover {
             self.progress(to, Phase::Copy, text, None);
         }
         self.ship(target, &wanted)?;
-        let mut plan = match self.plan() {
-            Err(_) if self.was_closed()? => {
-                laps.freeze();
-                self.plan()?
-            }
-            plan => plan?,
-        };
+        let mut plan = self.plan(laps)?;
         let mut handed = self.prepare(target, &mut plan, verdict.translated)?;
         let mut forwarded = local.forwarded;
         forward_files(&verdict, &named.files, &mut forwarded);
@@ -331,7 +325,7 @@ impl Mover {
             self.pump(Some(Duration::from_millis(10))).map_err(own)?;
             self.requests_while_moving().map_err(own)?;
             // The ptys are no longer those of the frame, perhaps.
-            let now = self.plan()?;
+            let now = self.plan(laps)?;
             if !now.has_terminals_of(&plan) {
                 plan = now;
                 handed = self.prepare(target, &mut plan, translated)?;

@@ -24,6 +24,7 @@ use crate::node;
 use crate::proxy::Loopback;
 use crate::supervisor::job::{now_ms, start_time};
 use crate::supervisor::moves::dumpable::make_undumpable;
+use crate::supervisor::moves::homing::Homing;
 use crate::supervisor::session::{Session, Way};
 use crate::syscalls::translate::numbers;
 
@@ -294,6 +295,7 @@ impl Mover {
             if let (Some(home), Some(away)) = (&mut self.home, &mut self.away) {
                 home.disconnected();
                 self.loopback = Some(Loopback::join(home, away));
+                self.homing = Some(Homing::new());
             }
         } else if peer.0 == self.home_node.0 {
             self.relay_link = Some(key);
