@@ -13,6 +13,8 @@ mod connections;
 mod delayed;
 #[path = "moves/disturbed.rs"]
 mod disturbed;
+#[path = "moves/joined.rs"]
+mod joined;
 #[path = "moves/left.rs"]
 mod left;
 #[path = "moves/said.rs"]
@@ -1017,6 +1019,7 @@ fn cells() -> Vec<Cell> {
     cells.extend(delayed::cells());
     cells.push(Cell::new("refused/user/tcp_later", connected_later));
     cells.extend(connections::cells());
+    cells.extend(joined::cells());
     cells.push(Cell::new("callers/user/ten-thousand", callers::ten_thousand).limit(240));
     for of in ["counter", "ids", "fd_memfd", "threads", "own_ids"].map(guest) {
         let run = move |_: &mut Worker| other_user(of);

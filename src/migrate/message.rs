@@ -17,6 +17,8 @@
 //! Afterwards the link of source and target, or a new one, carries [`Msg::Relay`] and the
 //! job's signals and exit between home agent and host.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::image::JobInfo;
@@ -27,12 +29,12 @@ use super::resource::fd::BulkId;
 use super::resource::memory::FileId;
 use super::skeleton::Plan;
 use crate::control::{Finding, MoveEvent, MoveFailure, MoveReport, ProcessStatus};
-use crate::ids::{Epoch, MoveId, NodeId};
+use crate::ids::{Epoch, JobId, MoveId, NodeId};
 use crate::proxy::{AwayState, RelayMsg};
 use crate::tracer::Exit;
 
 /// Version of everything here and of the image; other versions are refused.
-pub const PROTOCOL: u32 = 13;
+pub const PROTOCOL: u32 = 14;
 
 /// One message; some carry a payload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -172,6 +174,37 @@ pub enum Msg {
     /// Host's node: the job is not here any more and has gone nowhere; its supervisor has died,
     /// and nobody knows how the job ended.
     Lost,
+
+    /// A job with the end `own` of the connection to `peer` would have one that leads straight to the
+    /// other end's job ([`crate::supervisor`]'s moves, `joining`).
+    Join {
+        job: JobId,
+        key: [u8; 32],
+        own: SocketAddr,
+        peer: SocketAddr,
+    },
+    /// The other job's supervisor waits for it: at the node's port, or at this one.
+    JoinReady {
+        port: Option<u16>,
+    },
+    /// The connection stays as it is, for this reason; it may be tried again if `ever`.
+    NoJoin {
+        why: String,
+        ever: bool,
+    },
+    /// The asking job is frozen, and the other one is to be.
+    JoinFreeze,
+    JoinFrozen,
+    /// Nothing of the asking job's is under way any more.
+    JoinSettle,
+    /// Nor of the other's, which has not read this (payload).
+    JoinUnread,
+    /// The other job gets the new connection; the asking one has not read this (payload).
+    JoinSwap,
+    /// The connection that was joined with this key takes its old way again on one side.
+    Part([u8; 32]),
+    /// And on the other.
+    Parted([u8; 32]),
 }
 
 /// What the target needs to judge a move.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::holder;
 use super::message::NodeMsg;
 use super::peers::{self, Own, Peer};
 use super::store::StoreError;
@@ -56,11 +57,15 @@ impl Host {
             NodeMsg::Join { secret, entry } => self.admit(peer, local, &secret, entry, trusted),
             _ if !trusted => Err("its key is not the one of a trusted node".to_owned()),
             NodeMsg::Ping => Ok(NodeMsg::Pong.into()),
+            NodeMsg::Who { own, peer } => {
+                let found = holder::of(&self.state, &[(own, peer)]).map_err(|e| e.to_string())?;
+                Ok(NodeMsg::Holder(found.into_iter().flatten().next()).into())
+            }
             NodeMsg::Sync(theirs) => {
                 let news = self.merge(peer, theirs)?;
                 Ok(Reply { answer: self.members(local)?, news })
             }
-            NodeMsg::Members(_) | NodeMsg::Refused(_) | NodeMsg::Pong => {
+            NodeMsg::Members(_) | NodeMsg::Refused(_) | NodeMsg::Pong | NodeMsg::Holder(_) => {
                 Err("it sent an answer where a question belongs".to_owned())
             }
         }

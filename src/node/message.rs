@@ -1,8 +1,11 @@
 //! What nodes say to each other on `node.vosrun`: one message per frame, no payload.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::Peer;
+use crate::ids::JobId;
 
 /// Largest message, bytes; [`super::peers::MAX_MEMBERS`] entries fit.
 pub const MAX_MESSAGE: usize = 256 << 10;
@@ -25,4 +28,10 @@ pub enum NodeMsg {
     Pong,
     /// The members that the sender knows; answered by [`Self::Members`].
     Sync(Vec<Peer>),
+    /// Which job here has the end `own` of the TCP connection to `peer`? Answered by [`Self::Holder`].
+    Who {
+        own: SocketAddr,
+        peer: SocketAddr,
+    },
+    Holder(Option<JobId>),
 }

@@ -25,6 +25,7 @@
 pub mod client;
 pub mod daemon;
 mod handover;
+pub mod holder;
 mod host;
 pub mod identity;
 pub mod message;

@@ -137,6 +137,11 @@ pub struct Relays {
     /// Connections that have become busy (away side).
     grown_busy: Vec<StreamId>,
     invitations: Vec<(StreamId, direct::Key)>,
+    meetings: Vec<direct::Meeting>,
+    /// Whether nothing is under way, and where the peer's stream ends.
+    quiet: BTreeMap<StreamId, (bool, u64)>,
+    /// Connections whose other end is to be looked for (home side).
+    wants: Vec<StreamId>,
     /// Invitations that are out, and connections that are led past their relays (home side).
     invited: BTreeMap<direct::Key, StreamId>,
     pumps: BTreeMap<StreamId, direct::Pump>,
@@ -163,6 +168,9 @@ impl Relays {
             far_tokens: BTreeMap::new(),
             grown_busy: Vec::new(),
             invitations: Vec::new(),
+            meetings: Vec::new(),
+            quiet: BTreeMap::new(),
+            wants: Vec::new(),
             invited: BTreeMap::new(),
             pumps: BTreeMap::new(),
             unfinished: Vec::new(),
@@ -425,6 +433,7 @@ impl Relays {
             half.resync(out);
             half.pump(&self.registry, true, out);
         }
+        self.rest_again(out);
         self.recall_again(out);
     }
 

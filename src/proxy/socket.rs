@@ -27,7 +27,7 @@ use nix::sys::socket::{recv, send, MsgFlags};
 use serde::{Deserialize, Serialize};
 
 use super::away::{AwayEnd, AwayState};
-use super::direct::Direct;
+use super::direct::{Direct, Key};
 use super::endpoint::{Endpoint, Role};
 use super::listener::Dial;
 use super::local::Local;
@@ -91,6 +91,8 @@ pub(super) struct Socket {
     pub messages: u32,
     /// Nothing is read for the moment.
     pub held: bool,
+    /// The key of the connection that it rests, or rested, for.
+    pub joined: Option<Key>,
     /// Others carry the bytes.
     pub direct: Option<Direct>,
 }
@@ -106,6 +108,11 @@ impl TcpState {
 }
 
 impl Socket {
+    /// That of an away half.
+    pub fn of_away() -> Self {
+        Self { away: true, ..Self::default() }
+    }
+
     /// Nothing is to be done but to carry bytes.
     pub fn is_plain(&self) -> bool {
         let done = self.reset_here || self.reset_there || self.over_there || self.shut;

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::term::{Termios, WindowSize};
+use crate::ids::{JobId, NodeId};
 
 /// Names one relayed object of a job: a pipe end, a file, a terminal or a connection. Both
 /// halves use the same number; the two directions of a terminal or connection share it.
@@ -66,8 +67,18 @@ pub enum RelayMsg {
     Forgotten { stream: StreamId },
     /// The connection was reset on this side.
     Reset { stream: StreamId },
-    /// The away half would lead a connection past the relay.
-    Want { stream: StreamId },
+    /// The away half would lead a connection past the relay; when `alone`, to its home only.
+    Want { stream: StreamId, alone: bool },
+    /// Its other end is that of a job, of which this node knows ([`super::direct`]).
+    Meet { stream: StreamId, node: NodeId, job: JobId },
+    /// The job is frozen, and its stream ends at `sent`: is anything under way?
+    Ask { stream: StreamId, sent: u64 },
+    /// Not at home, nor to or from the peer; the peer's stream ends at `sent`.
+    Quiet { stream: StreamId, quiet: bool, sent: u64 },
+    /// The job has a connection of its own, made with this key: the relay rests until it is recalled.
+    Rest { stream: StreamId, key: [u8; 32] },
+    /// The job has closed it.
+    Closed { stream: StreamId },
     /// It may connect to the home's node with this key ([`super::direct`]).
     Invite { stream: StreamId, key: [u8; 32] },
     /// The relay shall carry it again.
@@ -98,7 +109,12 @@ impl RelayMsg {
             | Self::Taken { stream, .. }
             | Self::Over { stream }
             | Self::Forgotten { stream }
-            | Self::Want { stream }
+            | Self::Want { stream, .. }
+            | Self::Meet { stream, .. }
+            | Self::Ask { stream, .. }
+            | Self::Quiet { stream, .. }
+            | Self::Rest { stream, .. }
+            | Self::Closed { stream }
             | Self::Invite { stream, .. }
             | Self::Recall { stream }
             | Self::Recalling { stream }

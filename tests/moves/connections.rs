@@ -123,7 +123,7 @@ fn direct_stopped(who: Who, worker: &mut Worker) -> Result<()> {
 }
 
 /// Until all connections have a binding that ends so.
-fn await_binding(job: &mut Job<'_>, binding: &str) -> Result<()> {
+pub fn await_binding(job: &mut Job<'_>, binding: &str) -> Result<()> {
     let until = Instant::now() + SOON;
     loop {
         let document = inspected(job)?;

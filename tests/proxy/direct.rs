@@ -30,7 +30,7 @@ fn go_direct(world: &mut World) -> bool {
     let until = Instant::now() + PATIENCE;
     let key = loop {
         assert!(Instant::now() < until, "no invitation");
-        world.at_away(|away, out| away.want(STREAM, out));
+        world.at_away(|away, out| away.want(STREAM, true, out));
         world.turn(Duration::from_millis(1));
         match world.away.take_invitations().pop() {
             Some((STREAM, key)) => break key,
@@ -243,7 +243,7 @@ fn a_key_is_good_for_once() {
 #[test]
 fn what_is_given_up_before_it_holds_leaves_the_relay_as_it_is() {
     let (mut world, peer) = connected();
-    world.at_away(|away, out| away.want(STREAM, out));
+    world.at_away(|away, out| away.want(STREAM, true, out));
     let mut key = None;
     world.until("an invitation", |w| {
         key = w.away.take_invitations().pop();

@@ -26,7 +26,7 @@ pub(in crate::proxy) struct Recalling {
     pub(super) was: Option<Local>,
     token: Token,
     /// All was read.
-    ended: bool,
+    pub(super) ended: bool,
     reset: bool,
     /// The home half knows that this is not the job's own word.
     pub(super) told: bool,
@@ -62,9 +62,9 @@ impl Relays {
         }
     }
 
-    /// Asks for an invitation.
-    pub fn want(&self, stream: StreamId, out: Out<'_>) {
-        out(RelayMsg::Want { stream }, &[]);
+    /// Asks for an invitation, or for who has the other end unless `alone`.
+    pub fn want(&self, stream: StreamId, alone: bool, out: Out<'_>) {
+        out(RelayMsg::Want { stream, alone }, &[]);
     }
 
     /// Invitations that have come.

@@ -13,7 +13,7 @@ impl Endpoint {
     }
 
     /// Has the socket here all that has come from the other half, and does more follow?
-    fn has_written(&self) -> bool {
+    pub(super) fn has_written(&self) -> bool {
         let all = self.rx.as_ref().is_some_and(|rx| rx.pending().is_empty() && !rx.has_ended());
         all && self.backlog.is_empty()
     }
@@ -61,23 +61,24 @@ impl Relays {
     }
 
     /// Freezes an away half whose job is frozen, with a duplicate of its socket, and takes what the job
-    /// has written. True when the job has read everything. [`Relays::take_back`] follows.
+    /// has written. How many bytes the job has not read; `None` when the relay is needed.
+    /// [`Relays::take_back`] follows, or [`Relays::joined`].
     ///
     /// # Errors
     /// As [`Relays::freeze`].
-    pub fn freeze_empty(
+    pub fn freeze_open(
         &mut self,
         stream: StreamId,
         job_end: BorrowedFd<'_>,
         out: Out<'_>,
-    ) -> Result<bool, RelayError> {
+    ) -> Result<Option<usize>, RelayError> {
         let failed = |e| RelayError::io(stream, "freeze", e);
         let half = self.halves.get_mut(&stream).ok_or_else(|| unknown(stream))?;
         half.frozen = true;
         let state = socket::freeze(half, Some(job_end)).map_err(failed)?;
         half.tx.iter_mut().for_each(|tx| tx.hold(false));
-        let Some((_, rx, unread, _)) = state.into_open() else { return Ok(false) };
+        let Some((_, rx, unread, _)) = state.into_open() else { return Ok(None) };
         half.pump(&self.registry, self.linked, out);
-        Ok(unread.is_empty() && rx.into_pending().is_empty())
+        Ok(Some(unread.len() + rx.into_pending().len()))
     }
 }

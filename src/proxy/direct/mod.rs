@@ -11,6 +11,8 @@
 //! * **Back** ([`Relays::recall`]): once both know of it, both sides shut down what they write, and
 //!   read what there still is to its end; then the relay begins anew.
 //!
+//! * **Between two jobs** (`joined`) the connection leads from one job's node to the other's.
+//!
 //! Ends of file, resets, full windows, keepalive and timeouts are those of TCP: nothing here keeps
 //! bytes but what one end does not take at the moment.
 
@@ -28,8 +30,10 @@ use crate::ids::JobId;
 
 mod away;
 mod homing;
+mod joined;
 mod pump;
 
+pub use joined::Meeting;
 pub(super) use pump::Pump;
 
 use away::Recalling;
@@ -44,7 +48,7 @@ const BUSY: u32 = 32;
 const LENGTH: usize = 4;
 
 /// The last byte before those of the job.
-const HOLDS: u8 = 1;
+pub const HOLDS: u8 = 1;
 
 /// The first bytes of such a connection, which no TLS record begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +138,16 @@ impl Endpoint {
         }
     }
 
+    fn recalling_ref(&self) -> Option<&Recalling> {
+        match &self.role {
+            Role::Socket(socket) => match &socket.direct {
+                Some(Direct::Recalling(recalling)) => Some(recalling),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     fn set_direct(&mut self, direct: Option<Direct>) {
         if let Role::Socket(socket) = &mut self.role {
             socket.direct = direct;
@@ -166,17 +180,16 @@ impl Relays {
     pub(super) fn hear_direct(&mut self, msg: &RelayMsg, out: Out<'_>) -> bool {
         let stream = msg.stream();
         match *msg {
-            RelayMsg::Want { .. } => self.invite(stream, out),
+            RelayMsg::Want { alone: true, .. } => self.invite(stream, out),
+            RelayMsg::Want { .. } => self.wants.push(stream),
+            RelayMsg::Meet { node, job, .. } => self.meetings.push((stream, node, job)),
+            RelayMsg::Ask { sent, .. } => self.answer_ask(stream, sent, out),
+            RelayMsg::Quiet { quiet, sent, .. } => drop(self.quiet.insert(stream, (quiet, sent))),
+            RelayMsg::Rest { key, .. } => self.hear_rest(stream, key),
+            RelayMsg::Closed { .. } => self.remove(stream),
             RelayMsg::Invite { key, .. } => self.invitations.push((stream, key)),
             RelayMsg::Recall { .. } => self.hear_recall(stream, out),
-            RelayMsg::Recalling { .. } => {
-                if let Some(recalling) = self.halves.get_mut(&stream).and_then(Endpoint::recalling)
-                {
-                    recalling.told = true;
-                    recalling.was.iter().for_each(Local::shut);
-                    self.go_on_recalling(stream, out);
-                }
-            }
+            RelayMsg::Recalling { .. } => self.hear_recalling(stream, out),
             RelayMsg::Recalled { eof, .. } => {
                 if let Some(recalling) = self.halves.get_mut(&stream).and_then(Endpoint::recalling)
                 {
@@ -202,13 +215,28 @@ impl Relays {
         true
     }
 
+    /// The other side knows that an end is not the job's own word.
+    fn hear_recalling(&mut self, stream: StreamId, out: Out<'_>) {
+        if let Some(recalling) = self.halves.get_mut(&stream).and_then(Endpoint::recalling) {
+            recalling.told = true;
+            recalling.was.iter().for_each(Local::shut);
+            self.go_on_recalling(stream, out);
+        }
+    }
+
     fn hear_recall(&mut self, stream: StreamId, out: Out<'_>) {
         if let Some(pump) = self.pumps.get_mut(&stream).filter(|pump| pump.near.is_some()) {
             pump.recalled = true;
             out(RelayMsg::Recalling { stream }, &[]);
             return self.go_on_pumping(stream, out);
         }
-        match self.halves.get(&stream) {
+        match self.halves.get_mut(&stream) {
+            // It rested.
+            Some(half) if half.is_dormant() => {
+                half.begin_anew();
+                out(RelayMsg::Recalled { stream, eof: false }, &[]);
+                half.pump(&self.registry, self.linked, out);
+            }
             // It was answered, and the answer was lost with a link.
             Some(half) => {
                 let eof = half.tx.as_ref().is_some_and(Sender::closed);

@@ -226,7 +226,8 @@ fn parse_begin(bytes: &[u8]) -> Result<Option<(Begin, usize)>, postcard::Error> 
 
 /// The home side.
 impl Relays {
-    pub(super) fn invite(&mut self, stream: StreamId, out: Out<'_>) {
+    /// Invites a connection to come past the relay.
+    pub fn invite(&mut self, stream: StreamId, out: Out<'_>) {
         let may = |half: &Endpoint| !is_away(half) && half.may_be_direct();
         if !self.halves.get(&stream).is_some_and(may) || self.pumps.contains_key(&stream) {
             return;

@@ -70,6 +70,11 @@ impl Agent {
         self.lost
     }
 
+    /// The job's host.
+    pub(super) fn host(&self) -> (NodeId, String) {
+        self.host.clone()
+    }
+
     /// The name of the job's host.
     pub(super) fn host_name(&self) -> &str {
         &self.host.1

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -76,13 +76,39 @@ enum Step {
 
 #[derive(Debug)]
 struct Connecting {
-    stream: TcpStream,
+    showing: Showing,
     token: Token,
+}
+
+/// A connection to another node, at which a key is shown.
+#[derive(Debug)]
+pub(super) struct Showing {
+    stream: TcpStream,
     key: Key,
     shown: bool,
 }
 
 impl Directs {
+    /// The job has got the socket with this inode.
+    pub(super) fn insert(&mut self, stream: StreamId, inode: u64) {
+        self.open.insert(stream, inode);
+    }
+
+    /// The stream of which this is the socket that the job has got, by its inode.
+    pub(super) fn stream_of(&self, inode: u64) -> Option<StreamId> {
+        self.open.iter().find(|(_, open)| **open == inode).map(|(stream, _)| *stream)
+    }
+
+    /// The sockets that the job has got, by their inodes.
+    pub(super) fn open(&self) -> impl Iterator<Item = (StreamId, u64)> + '_ {
+        self.open.iter().map(|(stream, inode)| (*stream, *inode))
+    }
+
+    /// Forgets one.
+    pub(super) fn forget(&mut self, stream: StreamId) {
+        self.open.remove(&stream);
+    }
+
     /// Is this one of the sockets that the job has got? By its inode.
     pub(super) fn has(&self, inode: u64) -> bool {
         self.open.values().any(|open| *open == inode)
@@ -124,9 +150,11 @@ impl Mover {
             if !self.directs.open.contains_key(&stream)
                 && self.directs.asked.insert(stream, asked).is_none()
             {
-                self.relay(Side::Away, |relays, out| relays.want(stream, out));
+                let alone = self.goes_alone(stream);
+                self.relay(Side::Away, |relays, out| relays.want(stream, alone, out));
             }
         }
+        self.accept_meetings();
         self.accept_invitations();
         self.go_on_connecting();
         let taken = |asked: &Asked| matches!(asked.step, Step::Taken(_));
@@ -135,6 +163,28 @@ impl Mover {
         if due || (all.len() > 0 && all.clone().all(taken)) {
             self.hand_over_taken();
         }
+    }
+
+    /// Joins connections whose other end was found.
+    fn accept_meetings(&mut self) {
+        let meetings = self.away.as_mut().map(Relays::take_meetings).unwrap_or_default();
+        for meeting in meetings {
+            let stream = meeting.0;
+            let open = self.directs.open.contains_key(&stream);
+            if self.forget_wanted(stream) && !open {
+                if let Err(error) = self.join(meeting) {
+                    self.stays(stream, &error);
+                    self.directs.not_before = Some(Instant::now() + PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Was another way wanted, and none begun?
+    fn forget_wanted(&mut self, stream: StreamId) -> bool {
+        let wanted = |asked: &Asked| matches!(asked.step, Step::Wanted);
+        self.directs.asked.get(&stream).is_some_and(wanted)
+            && self.directs.asked.remove(&stream).is_some()
     }
 
     fn accept_invitations(&mut self) {
@@ -180,10 +230,10 @@ impl Mover {
         let home = node::peers::by_id(&self.sup.state, self.home_node.0)?;
         let home = home.context("the home is no member any more")?;
         let to = home.addr.to_socket_addrs()?.next().context("the home has no address")?;
-        let connecting = tcp::start_connecting(to, own.is_ipv6())?;
-        let fd = connecting.as_raw_fd();
+        let showing = Showing::begin(to, own.is_ipv6(), key)?;
+        let fd = showing.stream.as_raw_fd();
         let token = self.sup.register(fd, Interest::READABLE | Interest::WRITABLE)?;
-        let step = Step::Connecting(Connecting { stream: connecting, token, key, shown: false });
+        let step = Step::Connecting(Connecting { showing, token });
         self.directs.asked.insert(stream, Asked { since: Instant::now(), step });
         Ok(())
     }
@@ -198,7 +248,7 @@ impl Mover {
         let mut done = Vec::new();
         for (stream, asked) in &mut self.directs.asked {
             if let Step::Connecting(connecting) = &mut asked.step {
-                match connecting.go_on(job) {
+                match connecting.showing.go_on(job) {
                     Ok(false) if asked.since.elapsed() < PATIENCE => {}
                     Ok(false) => done.push((*stream, Err(io::ErrorKind::TimedOut.into()))),
                     Ok(true) => done.push((*stream, Ok(()))),
@@ -220,11 +270,11 @@ impl Mover {
     }
 
     /// The socket of a way that was being made, which nothing is waited for on any more.
-    fn forget_asked(&mut self, stream: StreamId) -> Option<TcpStream> {
+    pub(super) fn forget_asked(&mut self, stream: StreamId) -> Option<TcpStream> {
         match self.directs.asked.remove(&stream)?.step {
             Step::Wanted => None,
             Step::Taken(socket) => Some(socket),
-            Step::Connecting(Connecting { stream: socket, token, .. }) => {
+            Step::Connecting(Connecting { showing: Showing { stream: socket, .. }, token }) => {
                 if let Err(e) = self.sup.deregister(socket.as_raw_fd(), token) {
                     tracing::debug!("epoll: {e}");
                 }
@@ -403,7 +453,7 @@ impl Mover {
     }
 
     /// The job's socket of a stream is another one now.
-    fn rename(&mut self, stream: StreamId, inode: u64) {
+    pub(super) fn rename(&mut self, stream: StreamId, inode: u64) {
         let key = self.streams.iter().find(|(_, of)| **of == stream).map(|(key, _)| *key);
         let Some(key) = key else { return };
         self.streams.remove(&key);
@@ -421,7 +471,7 @@ impl Mover {
         let until = Instant::now() + RECALLED;
         while !self.directs.open.is_empty() {
             let recalled = self.freeze_for_swap().and_then(|frozen| {
-                let recalled = self.recall(&frozen);
+                let recalled = self.recall(&frozen, None);
                 self.thaw(&frozen);
                 recalled
             });
@@ -434,15 +484,18 @@ impl Mover {
         }
         let (mut waking, mut wake_at) = (None, Instant::now() + WAKE);
         while self.away.as_ref().is_some_and(Relays::is_recalling) {
-            if Instant::now() > wake_at {
+            self.serve_parting();
+            if Instant::now() > wake_at && !self.is_home() {
                 wake_at += WAKE;
                 waking.into_iter().for_each(|key| self.drop_link(key));
                 waking = self.connect_job(&self.home_node.clone()).ok();
             }
             if Instant::now() > until {
-                let home = &self.home_node.1;
-                let text = format!("{home}, which has the job's connections, does not answer");
-                return Err(stopped(11, "VOS-LINK", text));
+                let who = match self.parts_with() {
+                    Some(node) => format!("node {node}, where a job is that this one talks to,"),
+                    None => format!("{}, which has the job's connections,", self.home_node.1),
+                };
+                return Err(stopped(11, "VOS-LINK", format!("{who} does not answer")));
             }
             self.wait_a_little()?;
         }
@@ -450,26 +503,30 @@ impl Mover {
         Ok(())
     }
 
-    fn wait_a_little(&mut self) -> Step1<()> {
+    pub(super) fn wait_a_little(&mut self) -> Step1<()> {
         self.pump(Some(Duration::from_millis(10))).map_err(own)?;
         self.serve_links().map_err(own)?;
         self.requests_while_moving().map_err(own)
     }
 
-    fn recall(&mut self, frozen: &Frozen) -> Result<()> {
+    /// All of them, or this one.
+    pub(super) fn recall(&mut self, frozen: &Frozen, only: Option<StreamId>) -> Result<()> {
         let files = self.all_files(frozen)?;
         let mut envelopes = Envelopes::default();
         let mut ready = Vec::new();
-        for (stream, inode) in self.directs.open.clone() {
+        let wanted = |stream: &StreamId| only.is_none_or(|only| only == *stream);
+        for (stream, inode) in self.directs.open.clone().into_iter().filter(|(s, _)| wanted(s)) {
             let Some(view) = self.find_socket(stream, &files) else {
                 // The job has closed it: what it wrote goes its way.
                 self.directs.open.remove(&stream);
                 self.sup.session.names.remove(inode);
+                self.forget_joined(stream);
                 continue;
             };
             let old = files.dup(&view)?;
             let Some(mut connection) = tcp::Connection::any(&old, &view)? else {
                 self.directs.open.remove(&stream);
+                self.forget_joined(stream);
                 continue;
             };
             if let Some(pair) = self.sup.session.names.get(inode) {
@@ -491,6 +548,7 @@ impl Mover {
             let recalled =
                 self.relay(Side::Away, |relays, out| relays.recall(stream, far, was, out));
             recalled.context("no relays")??;
+            self.begin_parting(stream);
         }
         Ok(())
     }
@@ -506,6 +564,7 @@ impl Mover {
         let shown = Preface::read(&mut stream);
         let id = self.sup.job.id;
         let taken = match shown {
+            Ok(preface) if preface.job == id && self.is_expected(&preface, &stream) => Ok(()),
             Ok(preface) if preface.job == id => self
                 .relay(Side::Home, |relays, _| relays.connected(&preface.key, stream))
                 .map_or(Ok(()), |taken| taken.map_err(anyhow::Error::from)),
@@ -530,9 +589,19 @@ pub(super) struct Exchange {
     pub(super) unread: usize,
 }
 
-impl Connecting {
-    /// True when the home has taken it.
-    fn go_on(&mut self, job: JobId) -> io::Result<bool> {
+impl Showing {
+    /// Begins to connect, by a socket of IPv6 if so.
+    pub(super) fn begin(to: SocketAddr, v6: bool, key: Key) -> io::Result<Self> {
+        Ok(Self { stream: tcp::start_connecting(to, v6)?, key, shown: false })
+    }
+
+    /// The connection, once it is taken.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// True when it is taken by who waits for this job's.
+    pub(super) fn go_on(&mut self, job: JobId) -> io::Result<bool> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
         }
@@ -556,12 +625,12 @@ impl Connecting {
     }
 }
 
-fn names_of(connection: &tcp::Connection) -> names::Pair {
+pub(super) fn names_of(connection: &tcp::Connection) -> names::Pair {
     let (own, peer) = connection.names();
     names::Pair { own, peer }
 }
 
-fn inode_of(fd: &OwnedFd) -> io::Result<u64> {
+pub(super) fn inode_of(fd: &OwnedFd) -> io::Result<u64> {
     Ok(nix::sys::stat::fstat(fd)?.st_ino)
 }
 

@@ -154,14 +154,14 @@ impl Mover {
         let old = files.dup(&view)?;
         let connection = tcp::Connection::open(&old, &view)?.context("it is shut down")?;
         let frozen =
-            |relays: &mut Relays, out: Out<'_>| relays.freeze_empty(stream, old.as_fd(), out);
-        let has_read = self.relay(Side::Away, frozen).context("no relays")??;
+            |relays: &mut Relays, out: Out<'_>| relays.freeze_open(stream, old.as_fd(), out);
+        let unread = self.relay(Side::Away, frozen).context("no relays")??;
         // What the job has written goes to the real socket now.
         while !self.settle() {}
         self.acknowledge(stream);
         let is_empty = |relays: &Relays| relays.has_sent(stream) && relays.has_written(stream);
         let all = [&self.home, &self.away].into_iter().flatten().all(is_empty);
-        ensure!(has_read, "the job has not read all");
+        ensure!(unread == Some(0), "the job has not read all");
         ensure!(all, "its peer does not take all");
         let home = self.home.as_ref().context("no relays")?;
         let new: OwnedFd = home.real_socket(stream).context("no socket")?.try_clone_to_owned()?;

@@ -13,6 +13,7 @@ use crate::ids::{Epoch, NodeId};
 use crate::migrate::message::Msg;
 use crate::migrate::transport::{Link, LinkError};
 use crate::node;
+use crate::syscalls::names;
 
 /// A peer that says nothing is asked after so long (TCP_KEEPIDLE of tcp(7)).
 const KEEPALIVE: Duration = Duration::from_secs(3);
@@ -221,6 +222,11 @@ impl Mover {
                 self.please_move(key, &to, translate)?;
             }
             Msg::Report(report) => self.reported(*report),
+            Msg::Join { job, key: with, own, peer } => {
+                self.answer_join(key, (job, with), names::Pair { own, peer });
+            }
+            Msg::Part(with) => self.answer_part(key, with),
+            Msg::Parted(with) => self.hear_parted(with),
             other if self.agent.is_some() => self.hear_host(key, other)?,
             other => tracing::debug!("unexpected: {other:?}"),
         }

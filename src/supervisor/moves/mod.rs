@@ -16,7 +16,9 @@ mod dumpable;
 mod end;
 mod homing;
 mod hook;
+mod joining;
 mod links;
+mod parting;
 mod requests;
 mod signals;
 mod source;
@@ -46,6 +48,7 @@ use agent::{Agent, Seeker};
 use dialing::Dialing;
 use direct::Directs;
 use homing::Homing;
+use joining::Joins;
 use signals::Forward;
 use standin::StandIn;
 use status::{Asked, Looked};
@@ -180,6 +183,8 @@ pub struct Mover {
     dialing: Option<Dialing>,
     /// Connections that are led past their relays.
     directs: Directs,
+    /// Connections that are joined with other jobs.
+    joins: Joins,
     /// The job has come home, and has relayed connections perhaps.
     homing: Option<Homing>,
     /// Device and inode of descriptions that were made anew here.
@@ -234,6 +239,7 @@ impl Mover {
             idle_terminal: None,
             dialing: None,
             directs: Directs::default(),
+            joins: Joins::default(),
             homing: None,
             restored: HashSet::new(),
             kept: String::new(),
@@ -262,7 +268,9 @@ impl Mover {
             self.serve_links()?;
             self.serve_agent();
             self.seek_home();
+            self.serve_wants();
             self.serve_directs();
+            self.serve_joined();
             self.serve_homing()?;
             if self.rest()? {
                 continue;
@@ -287,7 +295,7 @@ impl Mover {
         let retry = self.agent.as_ref().and_then(|a| a.retry_in(self.relay_link.is_some()));
         let seek = self.is_lost().then(|| self.seeker.in_time());
         let direct = self.directs.due_in();
-        [tick, retry, seek, direct, self.homing_in()].into_iter().flatten().min()
+        [tick, retry, seek, direct, self.homing_in(), self.joined_in()].into_iter().flatten().min()
     }
 
     /// One round of events: the supervisor's, the relays', the links'.

@@ -54,6 +54,15 @@ impl Mover {
         Ok(())
     }
 
+    /// Takes connections of other nodes, and nothing else of what is asked.
+    pub(super) fn take_connections(&mut self) -> Result<()> {
+        let is_one = |pending: &Pending| matches!(pending.request, Request::Connection);
+        let all = std::mem::take(&mut self.sup.pending);
+        let (connections, others): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(is_one);
+        self.sup.pending = others;
+        connections.into_iter().try_for_each(|pending| self.request(pending))
+    }
+
     /// Requests that may be answered in the middle of a move.
     pub(super) fn requests_while_moving(&mut self) -> Result<()> {
         let mut later = VecDeque::new();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::direct::Directs;
+use super::joining::Joins;
 use super::{stream_key, Class, LinkKey, Mover, StreamKey};
 use crate::control::{ConnectionStatus, Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::ids::Epoch;
@@ -42,15 +43,15 @@ impl Mover {
         self.sup.board.blockers = self.blockers();
         self.sup.board.depends = self.depends();
         let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
-        let directs = &self.directs;
-        self.sup.status(&|view| binding(view, streams, restored, home, directs))
+        let (directs, joins) = (&self.directs, &self.joins);
+        self.sup.status(&|view| binding(view, streams, restored, home, directs, joins))
     }
 
     /// The job's TCP connections.
     pub(super) fn connections(&self) -> Vec<ConnectionStatus> {
         let (streams, restored, home) = (&self.streams, &self.restored, &self.home_node.1);
-        let directs = &self.directs;
-        self.sup.connections(&|view| binding(view, streams, restored, home, directs))
+        let (directs, joins) = (&self.directs, &self.joins);
+        self.sup.connections(&|view| binding(view, streams, restored, home, directs, joins))
     }
 
     /// The blockers that can be known without a target.
@@ -178,15 +179,18 @@ impl Mover {
     }
 }
 
-/// `native`, `recreated`, `forwarded via a`.
+/// `native`, `recreated`, `joined`, `forwarded via a`.
 fn binding(
     view: &FdView,
     streams: &BTreeMap<StreamKey, u32>,
     restored: &HashSet<(u64, u64)>,
     home: &str,
     directs: &Directs,
+    joins: &Joins,
 ) -> String {
-    if directs.has(view.ino) {
+    if joins.has(directs.stream_of(view.ino)) {
+        "joined".into()
+    } else if directs.has(view.ino) {
         format!("{FORWARDED} via {home}, direct")
     } else if streams.contains_key(&stream_key(view)) {
         format!("{FORWARDED} via {home}")
@@ -261,9 +265,9 @@ mod tests {
         let view = FdView { dev: 1, ino: 2, mode: libc::S_IFIFO, ..FdView::default() };
         let key = stream_key(&view);
         let none = (BTreeMap::new(), HashSet::new());
-        let directs = Directs::default();
+        let (directs, joins) = (Directs::default(), Joins::default());
         let binding = |view: &FdView, streams: &_, restored: &_, home: &str| {
-            binding(view, streams, restored, home, &directs)
+            binding(view, streams, restored, home, &directs, &joins)
         };
         assert_eq!(binding(&view, &none.0, &none.1, "a"), "native");
         let restored = HashSet::from([(1, 2)]);

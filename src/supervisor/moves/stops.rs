@@ -95,7 +95,7 @@ impl Mover {
     pub(super) fn serve_standin(&mut self) {
         let Some(standin) = &mut self.standin else { return };
         for signal in standin.take(&mut self.sup) {
-            if signal == libc::SIGWINCH && self.home.is_some() {
+            if signal == libc::SIGWINCH && self.home.is_some() && !self.joins.only {
                 // The job's own terminal raises it when it gets the new size.
                 self.relay(Side::Home, |relays, out| relays.on_winch(out));
             } else {
@@ -109,7 +109,8 @@ impl Mover {
         if self.agent.is_some() {
             return Ok(());
         }
-        if self.home.is_none() && self.away.is_none() && self.asleep.is_none() {
+        let native = (self.home.is_none() && self.away.is_none()) || self.joins.only;
+        if native && self.asleep.is_none() {
             return self.sup.stop_with_job();
         }
         let away = self.loopback.is_none();

@@ -346,6 +346,7 @@ impl Mover {
     }
 
     fn become_agent(&mut self, target: &Target, processes: Vec<ProcessStatus>) {
+        self.joins.only = false;
         self.sup.away = true;
         self.sup.board.state = Some(crate::control::JobState::Away);
         self.sup.board.moved_to = Some(target.name.clone());

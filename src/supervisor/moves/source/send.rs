@@ -316,10 +316,8 @@ impl Mover {
                 keys.push((object, stream_key(view)));
             }
         }
-        if self.away.is_some() || !self.is_home() {
-            self.freeze_away(frozen, &ends)?;
-            self.begin_more(frozen, ends)?;
-        } else {
+        self.freeze_away(frozen, &ends)?;
+        if self.is_home() {
             self.begin_home(frozen, ends)?;
         }
         let mut streams = Vec::new();
@@ -349,46 +347,50 @@ impl Mover {
         Ok(())
     }
 
+    /// Begins to relay what is not relayed yet: everything, or connections that the job has made
+    /// since it came home.
     fn begin_home(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
-        let mut home = self.new_relays().map_err(own)?;
-        let pid = self.sup.session.root;
-        let group = self.group_at_terminal(&frozen.job.pids()).map_err(own)?;
-        let control = match self.sup.job.meta.attached {
-            true => JobControl::Of(pid),
-            false if group == getpgrp() => JobControl::Own,
-            false => JobControl::OwnFor(group.as_raw()),
+        let first = self.away.is_none();
+        if first {
+            self.home = Some(self.new_relays().map_err(own)?);
+            frozen.new_home = true;
+            self.streams.clear();
+        }
+        let all = first || self.joins.only;
+        let new = |(key, _): &(StreamKey, OwnedFd)| {
+            (all || key.2 == Class::Connection) && !self.streams.contains_key(key)
         };
-        self.streams.clear();
-        for (stream, (key, fd)) in (1..).zip(ends) {
+        let new: Vec<_> = ends.into_iter().filter(new).collect();
+        let control = match new.iter().any(|(key, _)| key.2 == Class::Terminal) {
+            true => self.job_control(frozen).map_err(own)?,
+            false => JobControl::Own,
+        };
+        // Lost with a supervisor.
+        let Some(home) = &mut self.home else { return Ok(()) };
+        for (key, fd) in new {
             let end = match key.2 {
                 Class::Terminal => HomeEnd::Terminal(fd, control),
                 Class::Read => HomeEnd::Input(fd),
                 Class::Written => HomeEnd::Output(fd),
                 Class::Connection => socket_end(fd),
             };
+            let stream = home.new_stream();
+            if !first {
+                frozen.begun.push(stream);
+            }
             frozen.states.push(home.add_home(stream, end).map_err(own)?);
             self.streams.insert(key, stream);
         }
-        self.home = Some(home);
-        frozen.new_home = true;
         Ok(())
     }
 
-    /// Connections that the job has made since it came home.
-    fn begin_more(&mut self, frozen: &mut Frozen, ends: BTreeMap<StreamKey, OwnedFd>) -> Step1<()> {
-        let Some(home) = self.home.as_mut().filter(|_| self.home_node.0 == self.here) else {
-            return Ok(());
-        };
-        let known = |key: &StreamKey| self.streams.contains_key(key);
-        let new: Vec<_> =
-            ends.into_iter().filter(|(k, _)| k.2 == Class::Connection && !known(k)).collect();
-        for (key, fd) in new {
-            let stream = home.new_stream();
-            frozen.begun.push(stream);
-            frozen.states.push(home.add_home(stream, socket_end(fd)).map_err(own)?);
-            self.streams.insert(key, stream);
-        }
-        Ok(())
+    fn job_control(&self, frozen: &Frozen) -> std::io::Result<JobControl> {
+        let group = self.group_at_terminal(&frozen.job.pids())?;
+        Ok(match self.sup.job.meta.attached {
+            true => JobControl::Of(self.sup.session.root),
+            false if group == getpgrp() => JobControl::Own,
+            false => JobControl::OwnFor(group.as_raw()),
+        })
     }
 
     /// The foreground group of the job's terminal if that is a group of the job, else that of
