@@ -201,6 +201,11 @@ pub enum Msg {
     JoinUnread,
     /// The other job gets the new connection; the asking one has not read this (payload).
     JoinSwap,
+    /// The other job has the new connection, which has taken what the asking job has not read, or
+    /// some of it.
+    JoinWritten {
+        all: bool,
+    },
     /// The connection that was joined with this key takes its old way again on one side.
     Part([u8; 32]),
     /// And on the other.

@@ -28,7 +28,8 @@ pub fn of(state: &StateDir, all: &[Ends]) -> io::Result<Vec<Option<JobId>>> {
     if inodes.iter().all(Option::is_none) {
         return Ok(found);
     }
-    let jobs = fs::canonicalize(state.path().join("jobs"))?;
+    // There is none as long as there has been no job.
+    let Ok(jobs) = fs::canonicalize(state.path().join("jobs")) else { return Ok(found) };
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;

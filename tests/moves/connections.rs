@@ -25,7 +25,7 @@ const SLOW: &str = "10mbit";
 
 const MANY: usize = 100;
 
-fn own_hosts(count: usize) -> Result<Hosts> {
+pub fn own_hosts(count: usize) -> Result<Hosts> {
     ensure!(is_root(), "SKIP needs root: only hosts with links of their own");
     Hosts::start(Who::Root, count)
 }

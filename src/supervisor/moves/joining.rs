@@ -9,6 +9,7 @@
 //! JoinSettle ──────────────────────►  … nor to the other job
 //!        ◄────────────── JoinUnread   what that job has not read
 //! JoinSwap, with what this has not ►  gives its job the new socket
+//!        ◄───────────── JoinWritten
 //! ═══ HOLDS on the new connection ◄═  and the same bytes
 //! ═══ HOLDS, and its bytes ════════►  from here on both have it; before, both go back
 //! ```
@@ -51,11 +52,12 @@ const HELD: Duration = Duration::from_secs(10);
 /// A connection with more bytes that a job has not read stays as it is for now.
 const MOST: usize = 512 << 10;
 
-/// So many bytes a new connection takes at once; of both directions only one may have more.
+/// So many bytes any new connection takes at once; of both directions only one may have more than is
+/// taken.
 const FITS: usize = 48 << 10;
 
 /// So often it is tried; then the connection goes past its relay alone.
-const TRIES: u32 = 4;
+const TRIES: u32 = 8;
 
 /// A node that is asked for the other end of a connection answers within so long.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -273,10 +275,15 @@ impl Mover {
         };
         self.await_quiet(stream, until)?;
         let unread = self.unread_of(stream, &held)?;
-        may_pass(&theirs, &unread)?;
+        ensure!(theirs.len().max(unread.len()) <= MOST, "the jobs have much to read");
         self.send(link, &Msg::JoinSwap, &unread);
         new.set_read_timeout(Some(FROZEN))?;
         new.set_write_timeout(Some(HELD))?;
+        let (Msg::JoinWritten { all }, _) = self.hear_join(link, until)? else {
+            bail!("no JoinWritten")
+        };
+        // One side goes on before the other has written everything.
+        ensure!(all || theirs.len() <= FITS, "both jobs have much to read");
         await_holds(&mut new)?;
         let exchange = self.put_in(frozen, held, &new)?;
         let bytes = [&[HOLDS], &theirs[..]].concat();
@@ -481,13 +488,14 @@ impl Mover {
         *joining = Some(stream);
         self.send(link, &Msg::JoinUnread, &unread);
         let (Msg::JoinSwap, theirs) = self.hear_join(link, until)? else { bail!("no JoinSwap") };
-        may_pass(&theirs, &unread)?;
         new.set_nonblocking(false)?;
         new.set_write_timeout(Some(HELD))?;
         new.set_read_timeout(Some(HELD))?;
         let exchange = self.put_in(frozen, held, &new)?;
         let bytes = [&[HOLDS], &theirs[..]].concat();
         let begun = begin_to_write(&mut new, &bytes).map_err(anyhow::Error::from);
+        let all = begun.as_ref().is_ok_and(|begun| *begun == bytes.len());
+        self.send(link, &Msg::JoinWritten { all }, &[]);
         let begun = match begun.and_then(|begun| await_holds(&mut new).map(|()| begun)) {
             Ok(begun) => begun,
             Err(error) => {
@@ -681,13 +689,6 @@ fn begin_to_write(new: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     };
     new.set_nonblocking(false)?;
     result
-}
-
-/// May so much pass to both sides? One side goes on before the other has passed all.
-fn may_pass(one: &[u8], other: &[u8]) -> Result<()> {
-    let (less, more) = (one.len().min(other.len()), one.len().max(other.len()));
-    ensure!(less <= FITS && more <= MOST, "the jobs have much to read");
-    Ok(())
 }
 
 /// The other side has its new socket.
