@@ -4,12 +4,16 @@
 //!   host c                 host a: the job's home             host b
 //!   client ═══ leg 1 ═══ server, alone or under vosrun
 //!   client ═══ leg 1 ═══ home agent │ ssh │ socat ═══ leg 2 ═══ server
+//!                        client under vosrun      ═══ leg 2 ═══ server, joined
+//!                                                          client and server, joined
 //! ```
 //! Hosts are network namespaces, joined by veth pairs. Each way has a server of its own and a
 //! connection that stays; all ways are measured in turns, for one size of message after the other.
 //!
 //! * Before a move the client's connection with a server under vosrun is compared with one to the same
 //!   program beside it: leg 1.
+//! * What is joined is compared with a native connection between the same two hosts, or of two programs on
+//!   the same host.
 //! * What is forwarded is compared with two native connections: leg 1, and leg 2, from `a` to a server
 //!   on `b`. The native **round trip** is the sum of both, the native **bandwidth** that of the slower
 //!   leg, which is all that one connection by way of `a` could get if `a` cost nothing.
@@ -25,7 +29,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 
 use common::ends::{socat, ssh, Client, Running};
@@ -60,9 +64,24 @@ enum Way {
     Forwarded = 7004,
     Ssh = 7005,
     Socat = 7006,
+    /// Both ends are jobs, on `a` and on `b`.
+    Joined = 7007,
+    /// Two programs on `b`, and two jobs there.
+    Loopback = 7008,
+    Together = 7009,
 }
 
-const WAYS: [Way; 6] = [Way::Leg1, Way::Leg2, Way::Before, Way::Forwarded, Way::Ssh, Way::Socat];
+const WAYS: [Way; 9] = [
+    Way::Leg1,
+    Way::Leg2,
+    Way::Before,
+    Way::Forwarded,
+    Way::Ssh,
+    Way::Socat,
+    Way::Joined,
+    Way::Loopback,
+    Way::Together,
+];
 
 impl Way {
     fn port(self) -> u16 {
@@ -86,6 +105,9 @@ struct Table {
     /// Of each link.
     rate: Option<&'static str>,
     before: Wanted,
+    /// Of ends on two nodes, and on one.
+    joined: Wanted,
+    together: Wanted,
     /// Native over forwarded; for 32 KiB only when `last`.
     forwarded: Wanted,
     last: bool,
@@ -97,6 +119,8 @@ const TABLES: [Table; 3] = [
         what: What::RoundTrip,
         rate: None,
         before: Wanted::AtLeast(0.99),
+        joined: Wanted::AtLeast(0.97),
+        together: Wanted::AtLeast(1.0),
         // 1.3 times as long.
         forwarded: Wanted::AtLeast(0.77),
         last: false,
@@ -106,6 +130,8 @@ const TABLES: [Table; 3] = [
         what: What::Bandwidth,
         rate: None,
         before: Wanted::AtLeast(0.99),
+        joined: Wanted::AtLeast(0.97),
+        together: Wanted::AtLeast(1.0),
         forwarded: Wanted::AtLeast(0.75),
         last: true,
     },
@@ -114,6 +140,8 @@ const TABLES: [Table; 3] = [
         what: What::Bandwidth,
         rate: Some("1gbit"),
         before: Wanted::AtLeast(0.99),
+        joined: Wanted::AtLeast(0.97),
+        together: Wanted::AtLeast(1.0),
         forwarded: Wanted::AtLeast(0.95),
         last: true,
     },
@@ -187,7 +215,7 @@ fn bench(failures: &mut Vec<(String, anyhow::Error)>) -> Result<()> {
 /// All ways, each with its server, connected.
 struct Ways {
     clients: BTreeMap<Way, Client>,
-    _jobs: [Job; 2],
+    _jobs: Vec<Job>,
     _others: Vec<Running>,
 }
 
@@ -199,19 +227,42 @@ impl Ways {
             Running::start(command.args(["serve", &way.port().to_string()]))
         };
         let mut others = vec![server(a, Way::Leg1)?, server(b, Way::Leg2)?];
+        others.push(server(b, Way::Loopback)?);
         others.extend(ssh(scratch, a, Way::Ssh.port(), b, Way::Leg2.port())?);
         others.push(socat(a, Way::Socat.port(), b, Way::Leg2.port())?);
-        let jobs = [scene.job(Way::Before.port())?, scene.job(Way::Forwarded.port())?];
+        let of_job = [Way::Before, Way::Forwarded, Way::Joined, Way::Together];
+        let jobs = of_job.map(|way| scene.job(way.port()));
+        let jobs = jobs.into_iter().collect::<Result<Vec<Job>>>()?;
         let mut clients = BTreeMap::new();
         for way in WAYS {
             let client = match way {
                 Way::Leg2 => Client::connect(a, program, &b.address, way.port())?,
+                Way::Loopback => Client::connect(b, program, &b.address, way.port())?,
+                Way::Joined | Way::Together => {
+                    let name = format!("client{}", way.port());
+                    Client::job(&scene.nodes, &name, program, &a.address, way.port())?
+                }
                 _ => scene.client(way.port())?,
             };
             clients.insert(way, client);
         }
-        scene.first_move(&jobs[1])?;
-        Ok(Self { clients, _jobs: jobs, _others: others })
+        for job in &jobs[1..] {
+            scene.first_move(job)?;
+        }
+        retry(Duration::from_secs(10), || {
+            scene.nodes.migrate(&format!("client{}", Way::Together.port()), 0)
+        })?;
+        let mut ways = Self { clients, _jobs: jobs, _others: others };
+        for way in [Way::Joined, Way::Together] {
+            let name = format!("server{}", way.port());
+            retry(Duration::from_secs(20), || {
+                ways.measure(way, What::RoundTrip, SIZES[0])?;
+                let bindings = scene.nodes.bindings(&name, 1)?;
+                ensure!(bindings == ["joined"], "{name} is not joined but {bindings:?}");
+                Ok(())
+            })?;
+        }
+        Ok(ways)
     }
 
     /// The cost of one way.
@@ -294,6 +345,18 @@ fn size_rows(ways: &mut Ways, table: &Table, name: &str, size: u32, repeats: usi
     line(table, name, "both legs", &native, None, None);
     let leg1 = Some((&costs[&Way::Leg1], table.before));
     line(table, name, "before", &costs[&Way::Before], leg1, None);
+    line(table, name, "leg 2 alone", &costs[&Way::Leg2], None, None);
+    line(
+        table,
+        name,
+        "joined",
+        &costs[&Way::Joined],
+        Some((&costs[&Way::Leg2], table.joined)),
+        None,
+    );
+    line(table, name, "loopback", &costs[&Way::Loopback], None, None);
+    let loopback = Some((&costs[&Way::Loopback], table.together));
+    line(table, name, "one node", &costs[&Way::Together], loopback, None);
     line(table, name, "forwarded", &forwarded, Some((&native, judged)), None);
     for (way, word) in [(Way::Ssh, "ssh -L"), (Way::Socat, "socat")] {
         let against = Some((&forwarded, ahead));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::net::Net;
+use super::nodes::Nodes;
 use super::{run, words, Scratch};
 
 /// No answer takes longer.
@@ -50,6 +51,26 @@ impl Client {
     pub fn connect(from: &Net, program: &Path, address: &str, port: u16) -> Result<Self> {
         let mut command = from.command(&program.to_string_lossy());
         command.args(["client", address, &port.to_string()]);
+        Self::start(command)
+    }
+
+    /// The same under vosrun, on node `a`: a job of this name.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn job(
+        nodes: &Nodes,
+        name: &str,
+        program: &Path,
+        address: &str,
+        port: u16,
+    ) -> Result<Self> {
+        let mut command = nodes.launch(name, program);
+        command.args(["client", address, &port.to_string()]);
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;

@@ -96,6 +96,25 @@ impl Nodes {
         Ok(())
     }
 
+    /// `vosrun --name NAME -- PROGRAM` on node `a`; arguments of the program may follow.
+    pub fn launch(&self, name: &str, program: &Path) -> Command {
+        let mut command = self.vosrun(0);
+        command.args(["--name", name, "--"]).arg(program);
+        command
+    }
+
+    /// The bindings of a job's TCP connections, asked for on the node where it is.
+    ///
+    /// # Errors
+    /// When `inspect` fails.
+    pub fn bindings(&self, job: &str, node: usize) -> Result<Vec<String>> {
+        let text = run(self.vosrun(node).args(["inspect", job, "--json"]), self.limit)?;
+        let document: Value = serde_json::from_str(&text)?;
+        let all = document["network"].as_array().context("no network")?;
+        let bindings = all.iter().filter_map(|one| one["binding"].as_str());
+        Ok(bindings.map(str::to_owned).collect())
+    }
+
     /// Moves a job from one node (0 is `a`) to the other; the report of `migrate --json`.
     ///
     /// # Errors
@@ -135,8 +154,8 @@ impl Job {
     /// # Errors
     /// When it cannot be started or does not say that it is ready.
     pub fn start(nodes: &Nodes, name: &str, program: &Path, args: &[&str]) -> Result<Self> {
-        let mut command = nodes.vosrun(0);
-        command.args(["--name", name, "--"]).arg(program).args(args);
+        let mut command = nodes.launch(name, program);
+        command.args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child =
             command.spawn().with_context(|| format!("cannot start {}", words(&command)))?;

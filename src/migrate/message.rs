@@ -176,7 +176,7 @@ pub enum Msg {
     Lost,
 
     /// A job with the end `own` of the connection to `peer` would have one that leads straight to the
-    /// other end's job ([`crate::supervisor`]'s moves, `joining`).
+    /// other end's job ([`crate::supervisor`]'s moves, `joined`).
     Join {
         job: JobId,
         key: [u8; 32],

@@ -140,6 +140,8 @@ pub struct Relays {
     meetings: Vec<direct::Meeting>,
     /// Whether nothing is under way, and where the peer's stream ends.
     quiet: BTreeMap<StreamId, (bool, u64)>,
+    /// The last question about that.
+    asked: u64,
     /// Connections whose other end is to be looked for (home side).
     wants: Vec<StreamId>,
     /// Invitations that are out, and connections that are led past their relays (home side).
@@ -170,6 +172,7 @@ impl Relays {
             invitations: Vec::new(),
             meetings: Vec::new(),
             quiet: BTreeMap::new(),
+            asked: 0,
             wants: Vec::new(),
             invited: BTreeMap::new(),
             pumps: BTreeMap::new(),

@@ -71,10 +71,11 @@ pub enum RelayMsg {
     Want { stream: StreamId, alone: bool },
     /// Its other end is that of a job, of which this node knows ([`super::direct`]).
     Meet { stream: StreamId, node: NodeId, job: JobId },
-    /// The job is frozen, and its stream ends at `sent`: is anything under way?
-    Ask { stream: StreamId, sent: u64 },
-    /// Not at home, nor to or from the peer; the peer's stream ends at `sent`.
-    Quiet { stream: StreamId, quiet: bool, sent: u64 },
+    /// The job is frozen, and its stream ends at `sent`: is anything under way? No two have the same
+    /// number.
+    Ask { stream: StreamId, number: u64, sent: u64 },
+    /// The answer: when `quiet`, not at home, nor to or from the peer, whose stream ends at `sent`.
+    Quiet { stream: StreamId, number: u64, quiet: bool, sent: u64 },
     /// The job has a connection of its own, made with this key: the relay rests until it is recalled.
     Rest { stream: StreamId, key: [u8; 32] },
     /// The job has closed it.

@@ -2,6 +2,7 @@
 //! move.
 
 mod direct;
+mod joined;
 mod listeners;
 mod pipes;
 mod terminal;

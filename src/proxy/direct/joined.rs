@@ -64,13 +64,13 @@ impl Relays {
         out(RelayMsg::Meet { stream, node, job }, &[]);
     }
 
-    pub(super) fn answer_ask(&mut self, stream: StreamId, came: u64, out: Out<'_>) {
+    pub(super) fn answer_ask(&mut self, stream: StreamId, number: u64, came: u64, out: Out<'_>) {
         let Some(half) = self.halves.get_mut(&stream) else { return };
         half.ready(false);
         half.pump(&self.registry, self.linked, out);
         let quiet = half.is_quiet(came) && !half.is_dormant();
         let sent = half.tx.as_ref().map_or(0, Sender::end);
-        out(RelayMsg::Quiet { stream, quiet, sent }, &[]);
+        out(RelayMsg::Quiet { stream, number, quiet, sent }, &[]);
     }
 
     pub(super) fn hear_rest(&mut self, stream: StreamId, key: Key) {
@@ -126,7 +126,8 @@ impl Relays {
         self.quiet.remove(&stream);
         let Some(half) = self.halves.get(&stream) else { return };
         let sent = half.tx.as_ref().map_or(0, Sender::end);
-        out(RelayMsg::Ask { stream, sent }, &[]);
+        self.asked += 1;
+        out(RelayMsg::Ask { stream, number: self.asked, sent }, &[]);
     }
 
     /// What was answered: true when nothing is under way between the job and the real socket's peer.

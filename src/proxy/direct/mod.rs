@@ -183,8 +183,12 @@ impl Relays {
             RelayMsg::Want { alone: true, .. } => self.invite(stream, out),
             RelayMsg::Want { .. } => self.wants.push(stream),
             RelayMsg::Meet { node, job, .. } => self.meetings.push((stream, node, job)),
-            RelayMsg::Ask { sent, .. } => self.answer_ask(stream, sent, out),
-            RelayMsg::Quiet { quiet, sent, .. } => drop(self.quiet.insert(stream, (quiet, sent))),
+            RelayMsg::Ask { number, sent, .. } => self.answer_ask(stream, number, sent, out),
+            // An earlier question's may come late.
+            RelayMsg::Quiet { number, quiet, sent, .. } if number == self.asked => {
+                self.quiet.insert(stream, (quiet, sent));
+            }
+            RelayMsg::Quiet { .. } => {}
             RelayMsg::Rest { key, .. } => self.hear_rest(stream, key),
             RelayMsg::Closed { .. } => self.remove(stream),
             RelayMsg::Invite { key, .. } => self.invitations.push((stream, key)),

@@ -15,19 +15,17 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use mio::{Interest, Token};
 
+use super::exchange::{inode_of, set_flags, Exchange};
 use super::source::{own, stopped, Frozen, Step1};
 use super::{stream_key, Mover, Side, StreamKey};
 use crate::ids::JobId;
 use crate::migrate::files::Files;
-use crate::migrate::freeze::FrozenProcess;
 use crate::migrate::resource::fd::tcp::envelope::Envelopes;
 use crate::migrate::resource::fd::{tcp, CaptureCx, FdView};
-use crate::migrate::swap::{self, Swaps};
 use crate::node;
 use crate::proxy::direct::{Key, Preface};
 use crate::proxy::{addresses, Relays, StreamId};
 use crate::syscalls::names;
-use crate::tracer::Stop;
 
 /// A connection that is not answered for so long stays with its relay.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -212,6 +210,7 @@ impl Mover {
     fn forget_closed(&mut self) {
         let Some(away) = &self.away else { return };
         let live: BTreeSet<StreamId> = away.streams().collect();
+        self.joins.forget_all_but(&live);
         let names = &mut self.sup.session.names;
         self.directs.open.retain(|stream, inode| {
             let lives = live.contains(stream);
@@ -324,31 +323,6 @@ impl Mover {
         self.thaw(&frozen);
     }
 
-    /// Freezes the job as it can have sockets swapped.
-    pub(super) fn freeze_for_swap(&mut self) -> Result<Frozen> {
-        let frozen = self.freeze().map_err(|stopped| anyhow::anyhow!("{}", stopped.text))?;
-        let signalled = |process: &FrozenProcess| {
-            process.threads.first().is_some_and(|first| matches!(first.stop, Stop::Signal(_)))
-        };
-        if frozen.job.processes.iter().any(signalled) {
-            self.thaw(&frozen);
-            anyhow::bail!("a signal is just being delivered");
-        }
-        Ok(frozen)
-    }
-
-    /// The descriptors of the frozen job, none of which is on its way or with the kernel.
-    pub(super) fn all_files(&mut self, frozen: &Frozen) -> Result<Files> {
-        let files = self.files(&frozen.job.pids())?;
-        for view in &files.views.objects {
-            let carries = view.field("scm_fds").is_some_and(|count| count != "0");
-            ensure!(!carries, "descriptors are on their way in {}", view.link);
-            ensure!(view.link != "anon_inode:[io_uring]", "it has an io_uring");
-        }
-        self.learn_accepted(&files);
-        Ok(files)
-    }
-
     fn hand_over(&mut self, frozen: &Frozen, taken: BTreeMap<StreamId, TcpStream>) -> Result<()> {
         let opened = frozen.job.processes.iter().any(|process| process.opened.is_some());
         ensure!(!opened, "the job is not dumpable, and cannot be told its addresses");
@@ -418,38 +392,6 @@ impl Mover {
         }
         let exchange = Exchange { inode: view.ino, old, new, flags: view.flags, unread };
         Ok((exchange, connection))
-    }
-
-    /// Gives the frozen job other sockets, in all of its processes or in none.
-    pub(super) fn exchange(
-        &mut self,
-        frozen: &Frozen,
-        files: &Files,
-        all: &[&Exchange],
-    ) -> Result<()> {
-        let pids = frozen.job.pids();
-        // Threads with a table of their own are like processes here.
-        let mut tables: Vec<(i32, i32)> = pids.iter().map(|pid| (*pid, *pid)).collect();
-        tables.extend(self.apart(&pids)?);
-        let (session, offset) = (&self.sup.session, self.vdso.syscall_offset());
-        let swap_all = |files: &Files, swaps: &Swaps| {
-            for (pid, tid) in &tables {
-                let insn = session.insn(*pid, offset);
-                let insn = insn.with_context(|| format!("no system call of {pid} is known"))?;
-                swap::swap(&files.views, *tid, insn, swaps)?;
-            }
-            Ok(())
-        };
-        let inodes: Vec<u64> = all.iter().map(|exchange| exchange.inode).collect();
-        swap::check(&files.views, &inodes)?;
-        let swaps: Swaps = all.iter().map(|exchange| (exchange.inode, &exchange.new)).collect();
-        swap_all(files, &swaps).inspect_err(|_| {
-            let back = all.iter().filter_map(|e| Some((inode_of(&e.new).ok()?, &e.old)));
-            let now = self.files(&pids).map_err(anyhow::Error::from);
-            if let Err(error) = now.and_then(|now| swap_all(&now, &back.collect())) {
-                tracing::error!("sockets that were replaced could not be put back: {error:#}");
-            }
-        })
     }
 
     /// The job's socket of a stream is another one now.
@@ -578,17 +520,6 @@ impl Mover {
     }
 }
 
-/// A socket of the job, and the one that it is given instead.
-pub(super) struct Exchange {
-    pub(super) inode: u64,
-    pub(super) old: OwnedFd,
-    pub(super) new: OwnedFd,
-    /// Status flags of the old one.
-    pub(super) flags: i32,
-    /// Bytes that the job has not read, and that are to come again.
-    pub(super) unread: usize,
-}
-
 impl Showing {
     /// Begins to connect, by a socket of IPv6 if so.
     pub(super) fn begin(to: SocketAddr, v6: bool, key: Key) -> io::Result<Self> {
@@ -628,14 +559,4 @@ impl Showing {
 pub(super) fn names_of(connection: &tcp::Connection) -> names::Pair {
     let (own, peer) = connection.names();
     names::Pair { own, peer }
-}
-
-pub(super) fn inode_of(fd: &OwnedFd) -> io::Result<u64> {
-    Ok(nix::sys::stat::fstat(fd)?.st_ino)
-}
-
-pub(super) fn set_flags(fd: &OwnedFd, flags: i32) -> io::Result<()> {
-    use nix::fcntl::{fcntl, FcntlArg, OFlag};
-    fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags)))?;
-    Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 
-use super::direct::{set_flags, Exchange};
+use super::exchange::{set_flags, Exchange};
 use super::source::Frozen;
 use super::{Class, Mover, Side};
 use crate::migrate::files::Files;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::direct::Directs;
-use super::joining::Joins;
+use super::joined::Joins;
 use super::{stream_key, Class, LinkKey, Mover, StreamKey};
 use crate::control::{ConnectionStatus, Finding, JobStatus, MoveEvent, MoveReport, Phase, Reply};
 use crate::ids::Epoch;

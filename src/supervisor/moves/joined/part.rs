@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::homing::Homing;
-use super::joining::Partner;
-use super::{LinkKey, Mover, Side};
+use super::{Homing, LinkKey, Mover, Partner, Side};
 use crate::ids::NodeId;
 use crate::migrate::message::Msg;
 use crate::migrate::transport::Service;
@@ -31,7 +29,7 @@ pub(super) struct Parting {
 
 impl Mover {
     /// The job has a socket of its relay again: the other side has to do the same.
-    pub(super) fn begin_parting(&mut self, stream: StreamId) {
+    pub(in crate::supervisor::moves) fn begin_parting(&mut self, stream: StreamId) {
         let Some(partner) = self.joins.all.remove(&stream) else { return };
         let parting = Parting { stream, partner, link: None, next_try: Instant::now() };
         self.joins.parting.push(parting);
@@ -41,7 +39,7 @@ impl Mover {
     }
 
     /// Tells the others, as long as they have not answered.
-    pub(super) fn serve_parting(&mut self) {
+    pub(in crate::supervisor::moves) fn serve_parting(&mut self) {
         let mut all = std::mem::take(&mut self.joins.parting);
         all.retain_mut(|parting| !self.has_parted(parting));
         // What came meanwhile.
@@ -73,12 +71,12 @@ impl Mover {
     }
 
     /// The node that has not answered.
-    pub(super) fn parts_with(&self) -> Option<NodeId> {
+    pub(in crate::supervisor::moves) fn parts_with(&self) -> Option<NodeId> {
         self.joins.parting.first().map(|parting| parting.partner.node)
     }
 
     /// The other job has left the connection.
-    pub(super) fn answer_part(&mut self, link: LinkKey, key: Key) {
+    pub(in crate::supervisor::moves) fn answer_part(&mut self, link: LinkKey, key: Key) {
         if let Err(error) = self.part(key) {
             // It asks again.
             tracing::debug!("a connection is not parted: {error:#}");
@@ -99,7 +97,7 @@ impl Mover {
     }
 
     /// Both have left it.
-    pub(super) fn hear_parted(&mut self, key: Key) {
+    pub(in crate::supervisor::moves) fn hear_parted(&mut self, key: Key) {
         let mut all = std::mem::take(&mut self.joins.parting);
         let done: Vec<Parting> = all.extract_if(.., |one| one.partner.key == key).collect();
         self.joins.parting = all;
@@ -110,7 +108,7 @@ impl Mover {
     }
 
     /// A connection that the job has closed is kept nowhere.
-    pub(super) fn forget_joined(&mut self, stream: StreamId) {
+    pub(in crate::supervisor::moves) fn forget_joined(&mut self, stream: StreamId) {
         if self.joins.all.remove(&stream).is_some() {
             self.streams.retain(|_, known| *known != stream);
             self.relay(Side::Away, |relays, out| relays.forget_joined(stream, out));
@@ -118,7 +116,7 @@ impl Mover {
     }
 
     /// Looks whether the job has closed some, and goes on parting.
-    pub(super) fn serve_joined(&mut self) {
+    pub(in crate::supervisor::moves) fn serve_joined(&mut self) {
         if !self.joins.parting.is_empty() {
             self.serve_parting();
         }
@@ -145,7 +143,7 @@ impl Mover {
     }
 
     /// Time until they are looked at again.
-    pub(super) fn joined_in(&self) -> Option<Duration> {
+    pub(in crate::supervisor::moves) fn joined_in(&self) -> Option<Duration> {
         let next = self.joins.parting.iter().map(|parting| parting.next_try).min();
         let look = self.joins.look_at.filter(|_| !self.joins.all.is_empty());
         let at = [next, look].into_iter().flatten().min()?;
@@ -156,7 +154,11 @@ impl Mover {
     ///
     /// # Errors
     /// When it is not in time.
-    pub(super) fn recall_one(&mut self, stream: StreamId, until: Instant) -> Result<()> {
+    pub(in crate::supervisor::moves) fn recall_one(
+        &mut self,
+        stream: StreamId,
+        until: Instant,
+    ) -> Result<()> {
         if self.directs.open().all(|(open, _)| open != stream) {
             return Ok(());
         }
