@@ -468,7 +468,7 @@ impl Mover {
             let old = files.dup(&view)?;
             let Some(mut connection) = tcp::Connection::any(&old, &view)? else {
                 self.directs.open.remove(&stream);
-                self.forget_joined(stream);
+                self.is_over(stream);
                 continue;
             };
             if let Some(pair) = self.sup.session.names.get(inode) {

@@ -49,7 +49,7 @@ impl Mover {
 
     /// May this job's connections be joined now?
     fn may_join(&self) -> bool {
-        let here = self.agent.is_none() && !self.left && !self.arriving && self.standin.is_none();
+        let here = self.agent.is_none() && !self.left && !self.arriving;
         let rests = self.moving.is_none() && !self.frozen && self.asleep.is_none();
         here && rests && self.sup.session.ended.is_none() && self.early_freeze.is_none()
     }

@@ -17,8 +17,11 @@ use crate::migrate::transport::Service;
 use crate::proxy::direct::{Meeting, HOLDS};
 use crate::proxy::{addresses, StreamId};
 
-/// So often it is tried; then the connection goes past its relay alone.
-const TRIES: u32 = 8;
+/// So often the other supervisor is asked in vain; then the connection goes past its relay alone.
+const TRIES: u32 = 32;
+
+/// Jobs that were frozen in vain count as so many more.
+const FROZEN_TRY: u32 = 3;
 
 impl Mover {
     /// Is a connection to be led past its relay without asking who has the other end?
@@ -35,6 +38,7 @@ impl Mover {
         (stream, node, job): Meeting,
     ) -> Result<()> {
         let mut at = node;
+        *self.joins.tries.entry(stream).or_default() += 1;
         // Its home may have to tell where it is.
         for _hop in 0..2 {
             let link = self.link_to(at, Service::Job(job))?;
@@ -88,7 +92,7 @@ impl Mover {
             ensure!(Instant::now() < until, "the other node does not take the connection");
             self.pump(Some(Duration::from_millis(2)))?;
         }
-        *self.joins.tries.entry(stream).or_default() += 1;
+        *self.joins.tries.entry(stream).or_default() += FROZEN_TRY;
         let frozen = self.freeze_for_swap()?;
         let joined = self.join_frozen(link, stream, &frozen, new.into_stream(), partner);
         if joined.is_err() {

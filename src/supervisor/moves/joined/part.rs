@@ -15,6 +15,9 @@ use crate::proxy::{Relays, StreamId};
 /// Between two looks whether the job has closed one.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 
+/// So long it is tried to part a connection of which the other job's supervisor has spoken.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Between two tries to reach the other job's supervisor.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -24,6 +27,8 @@ pub(super) struct Parting {
     stream: StreamId,
     partner: Partner,
     link: Option<LinkKey>,
+    /// It was asked in vain.
+    tried: bool,
     next_try: Instant,
 }
 
@@ -31,7 +36,8 @@ impl Mover {
     /// The job has a socket of its relay again: the other side has to do the same.
     pub(in crate::supervisor::moves) fn begin_parting(&mut self, stream: StreamId) {
         let Some(partner) = self.joins.all.remove(&stream) else { return };
-        let parting = Parting { stream, partner, link: None, next_try: Instant::now() };
+        let next_try = Instant::now();
+        let parting = Parting { stream, partner, link: None, tried: false, next_try };
         self.joins.parting.push(parting);
         if self.is_home() {
             self.homing = Some(Homing::new());
@@ -49,23 +55,33 @@ impl Mover {
 
     fn has_parted(&mut self, parting: &mut Parting) -> bool {
         let over = |m: &Self, link: LinkKey| m.links.get(&link).is_none_or(|l| l.over.is_some());
-        if parting.link.is_some_and(|link| !over(self, link)) || Instant::now() < parting.next_try {
+        if parting.link.is_some_and(|link| !over(self, link)) {
             return false;
         }
-        parting.next_try = Instant::now() + RETRY;
-        parting.link.take().into_iter().for_each(|link| self.drop_link(link));
-        // Its socket is closed: nobody is there to be told.
+        if let Some(link) = parting.link.take() {
+            self.drop_link(link);
+            parting.tried = true;
+        }
+        // Its socket is closed, and nobody is there to be told. One that has only said its last word
+        // would answer.
         let is_closed = |away: &Relays| away.has_come_to_its_end(parting.stream);
-        if self.away.as_ref().is_none_or(is_closed) {
+        if parting.tried && self.away.as_ref().is_none_or(is_closed) {
             self.relay(Side::Away, |relays, out| relays.parted(parting.stream, out));
             return true;
         }
+        if Instant::now() < parting.next_try {
+            return false;
+        }
+        parting.next_try = Instant::now() + RETRY;
         match self.link_to(parting.partner.node, Service::Job(parting.partner.job)) {
             Ok(link) => {
                 self.send(link, &Msg::Part(parting.partner.key), &[]);
                 parting.link = Some(link);
             }
-            Err(e) => tracing::debug!("the other job of connection {}: {e:#}", parting.stream),
+            Err(e) => {
+                parting.tried = true;
+                tracing::debug!("the other job of connection {}: {e:#}", parting.stream);
+            }
         }
         false
     }
@@ -77,10 +93,14 @@ impl Mover {
 
     /// The other job has left the connection.
     pub(in crate::supervisor::moves) fn answer_part(&mut self, link: LinkKey, key: Key) {
-        if let Err(error) = self.part(key) {
-            // It asks again.
+        let until = Instant::now() + PATIENCE;
+        while let Err(error) = self.part(key) {
             tracing::debug!("a connection is not parted: {error:#}");
-            return self.drop_link(link);
+            let waited = self.pump(Some(Duration::from_millis(10)));
+            if waited.is_err() || Instant::now() > until {
+                // It asks again.
+                return self.drop_link(link);
+            }
         }
         self.hear_parted(key);
         self.send(link, &Msg::Parted(key), &[]);
@@ -105,6 +125,11 @@ impl Mover {
             self.relay(Side::Away, |relays, out| relays.parted(stream, out));
             link.into_iter().for_each(|link| self.drop_link(link));
         }
+    }
+
+    /// A connection that is over is not joined any more.
+    pub(in crate::supervisor::moves) fn is_over(&mut self, stream: StreamId) {
+        self.joins.all.remove(&stream);
     }
 
     /// A connection that the job has closed is kept nowhere.
