@@ -6,6 +6,7 @@
  *   e  sends back whatever comes
  *   i  the same with all bits inverted
  *   s  sends a pattern for ever, and checks the same pattern in what comes
+ *   k  the same, and goes on after the end of file until the connection is closed
  *   q  sends 1000 bytes of the pattern for each byte that comes
  *   w  reads nothing until GUEST_MEET.go is there, then as `s` without sending
  *   r  when GUEST_MEET.go is there: sends 5 bytes, and resets the connection

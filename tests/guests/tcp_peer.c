@@ -44,18 +44,23 @@ static void answer(int fd)
     }
 }
 
-static void stream(int fd)
+/* With `on`, its own bytes go on after the end of file. */
+static void stream(int fd, int on)
 {
     static unsigned char in[65536], out[20000];
     uint64_t got = 0, sent = 0;
     size_t ready = 0, done = 0;
+    int ended = 0;
     for (;;) {
-        struct pollfd p = {.fd = fd, .events = POLLIN | POLLOUT};
+        struct pollfd p = {.fd = fd, .events = ended ? POLLOUT : POLLIN | POLLOUT};
         SYS(poll(&p, 1, -1));
-        if (p.revents & (POLLIN | POLLHUP | POLLERR)) {
+        if (ended && p.revents & (POLLHUP | POLLERR))
+            return;
+        if (!ended && p.revents & (POLLIN | POLLHUP | POLLERR)) {
             ssize_t n = SYS(recv(fd, in, sizeof(in), 0));
-            if (!n)
+            if (!n && !on)
                 return;
+            ended = !n;
             tcp_check(in, (size_t)n, got);
             got += (uint64_t)n;
         }
@@ -66,7 +71,10 @@ static void stream(int fd)
                 done = 0;
                 usleep(1000);
             }
-            ssize_t n = SYS(send(fd, out + done, ready - done, MSG_NOSIGNAL | MSG_DONTWAIT));
+            ssize_t n = send(fd, out + done, ready - done, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (n < 0 && ended)
+                return;
+            CHECK(n >= 0, "send: %s", strerror(errno));
             done += (size_t)n;
             sent += (uint64_t)n;
         }
@@ -99,7 +107,8 @@ static void serve(int fd)
     switch (what) {
     case 'e': echo(fd, 0); break;
     case 'i': echo(fd, 0xff); break;
-    case 's': stream(fd); break;
+    case 's': stream(fd, 0); break;
+    case 'k': stream(fd, 1); break;
     case 'q': answer(fd); break;
     case 'w': await_go(); check_all(fd); break;
     case 'r': reset(fd); break;

@@ -1,6 +1,7 @@
 //! Connections between two jobs, wherever each of them is: every byte once and in order, by a
 //! connection that leads straight from one to the other.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -23,12 +24,15 @@ fn await_joined(job: &mut Job<'_>, peer: &mut Job<'_>) -> Result<()> {
 
 /// The job, and the program that it talks to, which is a job as well.
 fn start<'h>(guest: Guest, hosts: &'h Hosts) -> Result<(Job<'h>, Job<'h>)> {
-    let meet = hosts.fresh_dir("meet")?.join("point");
+    start_at(guest, hosts, &hosts.fresh_dir("meet")?.join("point"))
+}
+
+fn start_at<'h>(guest: Guest, hosts: &'h Hosts, meet: &Path) -> Result<(Job<'h>, Job<'h>)> {
     let source = guest.peer.context("a guest with a peer")?;
-    let other = Program::new(build::guest(source, Flavour::Plain)?).env("GUEST_MEET", &meet);
+    let other = Program::new(build::guest(source, Flavour::Plain)?).env("GUEST_MEET", meet);
     let mut peer = Job::start(hosts, Start::Launched, other)?;
     peer.await_ready()?;
-    let program = guest.program()?.env("GUEST_MEET", &meet);
+    let program = guest.program()?.env("GUEST_MEET", meet);
     let mut job = Job::start(hosts, Start::Launched, program)?;
     job.await_ready()?;
     Ok((job, peer))
@@ -86,6 +90,23 @@ fn ended(who: Who, worker: &mut Worker) -> Result<()> {
     peer.finish().map(drop)
 }
 
+/// One direction is shut down while they are joined; the other goes on, wherever both go.
+fn halved(who: Who, worker: &mut Worker) -> Result<()> {
+    let hosts = worker.hosts(who)?;
+    let meet = hosts.fresh_dir("meet")?.join("point");
+    let (mut job, mut peer) = start_at(tcp("tcp_halved", &[]), hosts, &meet)?;
+    job.migrate(1)?;
+    await_joined(&mut job, &mut peer)?;
+    std::fs::write(meet.with_extension("half"), "")?;
+    job.await_progress(20)?;
+    job.migrate(2).context("the one that has shut down")?;
+    job.await_progress(20)?;
+    peer.migrate(1).context("its peer")?;
+    job.await_progress(20)?;
+    job.end_well()?;
+    peer.finish().map(drop)
+}
+
 pub fn cells() -> Vec<Cell> {
     let mut cells = vec![Cell::new("joined/root/cut", |_| cut()).limit(120)];
     for who in [Who::Root, Who::User] {
@@ -99,6 +120,8 @@ pub fn cells() -> Vec<Cell> {
             let name = format!("joined/{}/{}", who.word(), guest.name());
             cells.push(Cell::new(name, move |w| joined(guest, who, w)).limit(120));
         }
+        let name = format!("joined/{}/halved", who.word());
+        cells.push(Cell::new(name, move |w| halved(who, w)));
         let name = format!("joined/{}/ended", who.word());
         cells.push(Cell::new(name, move |w| ended(who, w)));
     }
