@@ -7,7 +7,7 @@ import struct
 import sys
 
 server = ('127.0.0.1', int(sys.argv[1]))
-MOST = 200000
+MOST = 1000000
 NAMES = 200
 PATIENCE = 60
 
