@@ -9,7 +9,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use super::{
     await_holds, await_unread, begin_to_write, hold, Frozen, Held, Partner, FITS, FROZEN, HELD,
-    READY,
+    MOST_PATIENT, READY,
 };
 use super::{stream_key, LinkKey, Mover, Side};
 use crate::ids::JobId;
@@ -129,7 +129,8 @@ impl Mover {
         partner: Partner,
         joining: &mut Option<StreamId>,
     ) -> Result<()> {
-        let until = Instant::now() + FROZEN;
+        // The other side gives up earlier, by its link.
+        let until = Instant::now() + MOST_PATIENT * FROZEN;
         let held = match end {
             End::Relayed(stream) => self.hold_relayed(frozen, *stream)?,
             End::Native(inode) => self.hold_native(frozen, *inode)?,
@@ -138,12 +139,12 @@ impl Mover {
         let (Msg::JoinSettle, _) = self.hear_join(link, until)? else { bail!("no JoinSettle") };
         let (stream, unread) = match end {
             End::Relayed(stream) => {
-                self.await_quiet(*stream, until)?;
+                self.await_quiet(link, *stream, until)?;
                 (*stream, self.unread_of(*stream, &held)?)
             }
             End::Native(_) => {
                 while Relays::is_under_way(held.old.as_fd())? {
-                    ensure!(Instant::now() < until, "something is under way");
+                    ensure!(self.waits(link, until), "something is under way");
                     self.pump(Some(Duration::from_millis(1)))?;
                 }
                 self.add_joined(&held, partner.key)?

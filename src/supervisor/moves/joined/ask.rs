@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 
 use super::{
-    await_holds, await_unread, begin_to_write, Frozen, Partner, FITS, FROZEN, HELD, MOST, READY,
+    await_holds, await_unread, begin_to_write, Frozen, Partner, FITS, FROZEN, HELD, MOST,
+    MOST_PATIENT, READY,
 };
 use super::{LinkKey, Mover, Showing, Side};
 use crate::ids::{random_bytes, JobId, NodeId};
@@ -92,9 +93,14 @@ impl Mover {
             ensure!(Instant::now() < until, "the other node does not take the connection");
             self.pump(Some(Duration::from_millis(2)))?;
         }
-        *self.joins.tries.entry(stream).or_default() += FROZEN_TRY;
+        let tries = self.joins.tries.entry(stream).or_default();
+        // A busy machine may need longer.
+        let patience = FROZEN * (*tries / FROZEN_TRY + 1).min(MOST_PATIENT);
+        *tries += FROZEN_TRY;
         let frozen = self.freeze_for_swap()?;
-        let joined = self.join_frozen(link, stream, &frozen, new.into_stream(), partner);
+        let until = Instant::now() + patience;
+        let new = new.into_stream();
+        let joined = self.join_frozen((link, until), stream, &frozen, new, partner);
         if joined.is_err() {
             self.relay(Side::Away, |relays, out| relays.take_back(stream, out));
         }
@@ -104,26 +110,25 @@ impl Mover {
 
     fn join_frozen(
         &mut self,
-        link: LinkKey,
+        (link, until): (LinkKey, Instant),
         stream: StreamId,
         frozen: &Frozen,
         mut new: TcpStream,
         partner: Partner,
     ) -> Result<()> {
-        let until = Instant::now() + FROZEN;
         let held = self.hold_relayed(frozen, stream)?;
         self.send(link, &Msg::JoinFreeze, &[]);
         let (Msg::JoinFrozen, _) = self.hear_join(link, until)? else { bail!("no JoinFrozen") };
-        self.await_quiet(stream, until)?;
+        self.await_quiet(link, stream, until)?;
         self.send(link, &Msg::JoinSettle, &[]);
         let (Msg::JoinUnread, theirs) = self.hear_join(link, until)? else {
             bail!("no JoinUnread")
         };
-        self.await_quiet(stream, until)?;
+        self.await_quiet(link, stream, until)?;
         let unread = self.unread_of(stream, &held)?;
         ensure!(theirs.len().max(unread.len()) <= MOST, "the jobs have much to read");
         self.send(link, &Msg::JoinSwap, &unread);
-        new.set_read_timeout(Some(FROZEN))?;
+        new.set_read_timeout(Some(MOST_PATIENT * FROZEN))?;
         new.set_write_timeout(Some(HELD))?;
         let (Msg::JoinWritten { all }, _) = self.hear_join(link, until)? else {
             bail!("no JoinWritten")

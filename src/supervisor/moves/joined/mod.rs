@@ -50,6 +50,9 @@ const READY: Duration = Duration::from_secs(2);
 /// So long both may be frozen before either has a new socket.
 const FROZEN: Duration = Duration::from_millis(400);
 
+/// And so many times as long when that was not enough.
+const MOST_PATIENT: u32 = 4;
+
 /// So long the other job's supervisor is waited for once this job has its new socket.
 const HELD: Duration = Duration::from_secs(10);
 
@@ -146,8 +149,13 @@ impl Mover {
         }
     }
 
+    /// Does the other supervisor wait as well?
+    fn waits(&self, link: LinkKey, until: Instant) -> bool {
+        self.links.get(&link).is_some_and(|peer| peer.over.is_none()) && Instant::now() < until
+    }
+
     /// Until nothing is under way between this frozen job and the peer of its real socket.
-    fn await_quiet(&mut self, stream: StreamId, until: Instant) -> Result<()> {
+    fn await_quiet(&mut self, link: LinkKey, stream: StreamId, until: Instant) -> Result<()> {
         loop {
             self.relay(Side::Away, |relays, out| relays.ask(stream, out));
             let quiet = loop {
@@ -155,13 +163,13 @@ impl Mover {
                 if let Some(quiet) = self.away.as_mut().and_then(|away| away.is_quiet(stream)) {
                     break quiet;
                 }
-                ensure!(Instant::now() < until, "its home does not answer");
+                ensure!(self.waits(link, until), "its home does not answer");
                 self.pump(Some(Duration::from_millis(1)))?;
             };
             if quiet {
                 return Ok(());
             }
-            ensure!(Instant::now() < until, "something is under way");
+            ensure!(self.waits(link, until), "something is under way");
             self.pump(Some(Duration::from_millis(1)))?;
         }
     }
